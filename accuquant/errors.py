@@ -1,0 +1,74 @@
+"""The exceptions that AccuQuant raises on purpose.
+
+AccuQuantError              exit code 1
+ +-- UsageError             exit code 2: an argument or an option is wrong
+ +-- MissingDependencyError a package that this command needs is not installed
+ +-- SourceError            a pipeline folder, Hub id or .onnx cannot be read or is not supported
+ +-- RecipeError            a recipe file is corrupt, too new, or belongs to another model
+ +-- CalibrationError       calibration cannot start, resume or finish
+ +-- ExportError            a graph cannot be lowered to QDQ form
+ +-- EngineError            an exported model cannot be loaded, built or run
+ +-- VerificationError      outputs cannot be compared
+"""
+
+from __future__ import annotations
+
+
+class AccuQuantError(Exception):
+    """A failure that the user can act on: `subject: got ..., expected .... remedy`.
+
+    `subject` names the thing that is wrong (a file, a layer, an option), `got` what was found,
+    `expected` what would have been right, `remedy` the next thing to do.
+    """
+
+    exit_code = 1
+
+    def __init__(self, subject: str, *, got: str, expected: str, remedy: str) -> None:
+        self.subject = subject
+        self.got = got
+        self.expected = expected
+        self.remedy = remedy
+        super().__init__(f"{subject}: got {got}, expected {expected}. {remedy.rstrip('.')}.")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.subject, self.got, self.expected, self.remedy)
+
+
+def _rebuild(
+    kind: type[AccuQuantError], subject: str, got: str, expected: str, remedy: str
+) -> AccuQuantError:
+    return kind(subject, got=got, expected=expected, remedy=remedy)
+
+
+class UsageError(AccuQuantError):
+    """An argument or an option is wrong."""
+
+    exit_code = 2
+
+
+class MissingDependencyError(AccuQuantError):
+    """A package that this command needs is not installed."""
+
+
+class SourceError(AccuQuantError):
+    """A pipeline folder, a Hub id or an .onnx file cannot be read or is not supported."""
+
+
+class RecipeError(AccuQuantError):
+    """A recipe file is corrupt, too new, or belongs to another model."""
+
+
+class CalibrationError(AccuQuantError):
+    """Calibration cannot start, resume or finish."""
+
+
+class ExportError(AccuQuantError):
+    """A graph cannot be lowered to QDQ form."""
+
+
+class EngineError(AccuQuantError):
+    """An exported model cannot be loaded, built or run."""
+
+
+class VerificationError(AccuQuantError):
+    """Outputs cannot be compared."""

@@ -1,0 +1,106 @@
+"""The manifest of an exported folder: accuquant.json, which says what the folder holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accuquant._files import sha256_of_file, write_text
+from accuquant.errors import AccuQuantError, EngineError
+from accuquant.groups import StepGroups
+from accuquant.signature import Signature
+
+MANIFEST_NAME = "accuquant.json"
+RECIPE_NAME = "recipe.safetensors"
+FORMAT_VERSION = 1
+_REMEDY = "Run `accuquant export` again"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an exported folder holds.
+
+    `graphs` lists .onnx paths relative to the folder: one for the lowering "rescale", one a step
+    group (noisiest first) for "per-group". `component` is the pipeline's attribute that the graphs
+    replace ("unet" or "transformer"). `num_inference_steps` is the calibrated number of steps.
+    `files` maps each relative path to its SHA-256.
+    """
+
+    pipeline_class: str
+    component: str
+    lowering: str
+    precision: str
+    opset: int
+    graphs: tuple[str, ...]
+    groups: StepGroups
+    signature: Signature
+    model_hash: str
+    num_inference_steps: int
+    accuquant_version: str
+    source: str = ""
+    files: dict[str, str] = field(default_factory=dict)
+
+    def save(self, folder: Path) -> None:
+        """Write accuquant.json into `folder`, atomically."""
+        data = asdict(self)
+        data["format_version"] = FORMAT_VERSION
+        data["groups"] = list(self.groups.edges)
+        data["signature"] = self.signature.to_dict()
+        write_text(folder / MANIFEST_NAME, json.dumps(data, indent=2, sort_keys=True) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Manifest:
+        """Read accuquant.json from `folder`. Raises EngineError where it is missing or damaged."""
+        path = Path(folder) / MANIFEST_NAME
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            return cls._from_dict(data)
+        except FileNotFoundError:
+            raise EngineError(
+                f"folder '{folder}'",
+                got=f"no {MANIFEST_NAME}",
+                expected="a folder that `accuquant export` wrote",
+                remedy="Check the path, or export the pipeline first",
+            ) from None
+        except AccuQuantError:
+            raise
+        except (OSError, KeyError, TypeError, ValueError) as fault:
+            raise EngineError(
+                f"manifest '{path}'",
+                got=f"{type(fault).__name__}: {fault}",
+                expected="the JSON that `accuquant export` writes",
+                remedy=f"The file is damaged. {_REMEDY}",
+            ) from fault
+
+    def check_files(self, folder: Path) -> None:
+        """Raise EngineError unless every listed file is there with the recorded SHA-256."""
+        for name, digest in self.files.items():
+            path = Path(folder) / name
+            if not path.is_file():
+                got = "no such file"
+            elif sha256_of_file(path) != digest:
+                got = "other bytes than were exported"
+            else:
+                continue
+            raise EngineError(
+                f"'{path}'", got=got, expected=f"SHA-256 {digest[:12]}...", remedy=_REMEDY
+            )
+
+    @classmethod
+    def _from_dict(cls, data: Mapping[str, Any]) -> Manifest:
+        version = data.get("format_version")
+        if version != FORMAT_VERSION:
+            raise EngineError(
+                "manifest",
+                got=f"format version {version!r}",
+                expected=f"version {FORMAT_VERSION}",
+                remedy=f"Upgrade AccuQuant. Or: {_REMEDY.lower()}",
+            )
+        fields = {key: value for key, value in data.items() if key != "format_version"}
+        fields["groups"] = StepGroups(tuple(fields["groups"]))
+        fields["signature"] = Signature.from_dict(fields["signature"])
+        fields["graphs"] = tuple(str(graph) for graph in fields["graphs"])
+        return cls(**fields)

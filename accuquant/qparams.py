@@ -1,0 +1,168 @@
+"""The quantizer that every stage shares: symmetric weights, per-tensor activations, int8 levels."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from accuquant.errors import RecipeError
+
+FloatArray = npt.NDArray[np.floating[Any]]
+
+#: Layer kind -> the axis of its weight that counts output channels, which weight scales keep.
+WEIGHT_AXIS = {"conv2d": 0, "linear": 0, "conv_transpose2d": 1}
+
+
+def level_bounds(bits: int) -> tuple[int, int]:
+    """Return (qmin, qmax) of a signed grid: 8 bits -> (-128, 127), 4 bits -> (-8, 7)."""
+    if not 2 <= bits <= 8:
+        raise RecipeError(
+            "bits",
+            got=str(bits),
+            expected="an integer from 2 to 8",
+            remedy="Calibrate again with --weight-bits and --activation-bits in that range",
+        )
+    return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+
+
+def quantize(
+    x: FloatArray, scale: FloatArray | float, bits: int = 8, *, zero_point: int = 0
+) -> npt.NDArray[np.int8]:
+    """Return clamp(round_half_even(x / scale) + zero_point, qmin, qmax) as int8, like QuantizeLinear.
+
+    `scale` broadcasts against `x`. Divides by the scale (multiplying by 1 / scale rounds otherwise).
+    """
+    qmin, qmax = level_bounds(bits)
+    levels = np.rint(np.asarray(x, np.float32) / np.asarray(scale, np.float32)) + zero_point
+    return np.clip(levels, qmin, qmax).astype(np.int8)
+
+
+def along_axis(scale: FloatArray, ndim: int, axis: int) -> FloatArray:
+    """Reshape `scale` [O] to broadcast along `axis` of an array with `ndim` axes."""
+    shape = [1] * ndim
+    shape[axis] = -1
+    return scale.reshape(shape)
+
+
+def fingerprint(weight: FloatArray) -> str:
+    """Return a SHA-256 that names a weight by content, the same for its fp32 and its fp16 copy.
+
+    The bytes hashed are the shape and the values rounded to float16.
+    """
+    with np.errstate(over="ignore"):
+        half = np.ascontiguousarray(np.asarray(weight, np.float16))
+    digest = hashlib.sha256(repr(half.shape).encode())
+    digest.update(half.tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class LayerQParams:
+    """How one layer is quantized: one weight, its input activation, G step groups.
+
+    `weight_scale` [O] runs along `axis` of the weight (`weight_shape`). `activation_scale` [G] has one
+    scale for each step group; `zero_point` is shared by all of them. With zero_point = z the input
+    x becomes (clamp(round(x / s) + z, qmin, qmax) - z) * s: z = 0 is the symmetric quantizer that
+    TensorRT runs as it is, any other z is lowered to a constant shift before a symmetric one.
+    `weight_levels` (int8, `weight_shape`) is set where the rounding was learned; None means
+    round-to-nearest of weight / weight_scale. Axes: WEIGHT_AXIS.
+    """
+
+    name: str
+    kind: str
+    weight_shape: tuple[int, ...]
+    fingerprint: str
+    weight_scale: npt.NDArray[np.float32]
+    activation_scale: npt.NDArray[np.float32]
+    weight_bits: int = 8
+    activation_bits: int = 8
+    zero_point: int = 0
+    weight_levels: npt.NDArray[np.int8] | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in WEIGHT_AXIS:
+            raise self._error(
+                f"layer kind {self.kind!r}",
+                f"one of {', '.join(WEIGHT_AXIS)}",
+                "The file was written by another version of AccuQuant, or is damaged",
+            )
+        level_bounds(self.weight_bits)
+        qmin, qmax = level_bounds(self.activation_bits)
+        if not qmin <= self.zero_point <= qmax:
+            raise self._error(
+                f"zero_point {self.zero_point}",
+                f"an integer in [{qmin}, {qmax}] for {self.activation_bits}-bit activations",
+                "Run `accuquant calibrate` again",
+            )
+        self._check_scale("weight scale", self.weight_scale, self.weight_shape[self.axis])
+        self._check_scale("activation scale", self.activation_scale, None)
+        self._check_levels()
+
+    @property
+    def axis(self) -> int:
+        """The axis of the weight that `weight_scale` runs along."""
+        return WEIGHT_AXIS[self.kind]
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether the activation scale differs between step groups."""
+        return bool(np.any(self.activation_scale != self.activation_scale[0]))
+
+    def quantized_weight(self, weight: FloatArray) -> npt.NDArray[np.int8]:
+        """Return the int8 levels of `weight` [*weight_shape]: learned ones, else round-to-nearest."""
+        if tuple(weight.shape) != self.weight_shape:
+            raise self._error(
+                f"a weight of shape {tuple(weight.shape)}",
+                f"{self.weight_shape}",
+                "The recipe was calibrated from another checkpoint; run `accuquant calibrate` again",
+            )
+        if self.weight_levels is not None:
+            return self.weight_levels
+        scale = along_axis(self.weight_scale, weight.ndim, self.axis)
+        return quantize(weight, scale, self.weight_bits)
+
+    def with_activation_scale(self, scale: npt.NDArray[np.float32]) -> LayerQParams:
+        """Return a copy with another `activation_scale` [G]."""
+        return replace(self, activation_scale=np.asarray(scale, np.float32))
+
+    def _check_scale(self, what: str, scale: FloatArray, length: int | None) -> None:
+        wanted = f"({length},) for axis {self.axis} of weight {list(self.weight_shape)}"
+        if scale.ndim != 1 or scale.size == 0 or (length is not None and scale.shape != (length,)):
+            raise self._error(
+                f"a {what} of shape {scale.shape}",
+                wanted if length is not None else "one value for each step group",
+                "The recipe was calibrated from another checkpoint; run `accuquant calibrate` again",
+            )
+        bad = ~(np.isfinite(scale) & (scale > 0))
+        if bad.any():
+            index = int(np.argmax(bad))
+            raise self._error(
+                f"{what}[{index}] = {scale[index]}",
+                "a finite value above 0",
+                "The file is damaged or was edited; run `accuquant calibrate` again",
+            )
+
+    def _check_levels(self) -> None:
+        if self.weight_levels is None:
+            return
+        qmin, qmax = level_bounds(self.weight_bits)
+        levels = self.weight_levels
+        if levels.dtype != np.int8 or levels.shape != self.weight_shape:
+            raise self._error(
+                f"weight levels of type {levels.dtype} and shape {levels.shape}",
+                f"int8 {self.weight_shape}",
+                "The recipe was calibrated from another checkpoint; run `accuquant calibrate` again",
+            )
+        if levels.min() < qmin or levels.max() > qmax:
+            raise self._error(
+                f"weight levels from {levels.min()} to {levels.max()}",
+                f"levels in [{qmin}, {qmax}] for {self.weight_bits}-bit weights",
+                "The file is damaged or was edited; run `accuquant calibrate` again",
+            )
+
+    def _error(self, got: str, expected: str, remedy: str) -> RecipeError:
+        return RecipeError(f"layer '{self.name}'", got=got, expected=expected, remedy=remedy)
