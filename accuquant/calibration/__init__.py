@@ -1,0 +1,6 @@
+"""Calibration: learn activation scales over several simulated denoising steps."""
+
+from .calibrate import calibrate
+from .settings import CalibrationSettings
+
+__all__ = ["CalibrationSettings", "calibrate"]

@@ -1,0 +1,100 @@
+"""Watch a float network on its trajectories, and turn what its layers see into qparams."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from accuquant.network import layer_kind, quantizable_layers, weight_of
+from .observer import choose_zero_point, observer_named, weight_scale
+from accuquant.qparams import WEIGHT_AXIS, LayerQParams, fingerprint
+
+#: Values kept for each layer and step group: enough for a stable MSE search, small for 200 layers.
+SAMPLES = 32768
+Samples = dict[str, list[npt.NDArray[np.float32]]]
+
+
+class ActivationSampler:
+    """Collects a random sample, and the extremes, of every layer's input in every step group."""
+
+    def __init__(self, names: Sequence[str], calls: Sequence[int], seed: int) -> None:
+        """Prepare for `calls[g]` calls of the network in step group g."""
+        self._rng = torch.Generator().manual_seed(seed)
+        self._per_call = [max(64, SAMPLES // max(1, count)) for count in calls]
+        self._kept: dict[str, list[list[Tensor]]] = {n: [[] for _ in calls] for n in names}
+        self._last: tuple[Tensor, Tensor] | None = None
+        self.group = 0
+
+    def observe(self, name: str, x: Tensor) -> None:
+        """Keep some values of a layer's input `x` [any shape]."""
+        if self._last is None or self._last[0] is not x:
+            self._last = (x, self._draw(x.detach().reshape(-1)))
+        # layers that read one tensor (to_q, to_k, to_v) get one sample, so that they share a QDQ pair
+        self._kept[name][self.group].append(self._last[1])
+
+    def _draw(self, flat: Tensor) -> Tensor:
+        count = min(self._per_call[self.group], flat.numel())
+        picks = torch.randint(flat.numel(), (count,), generator=self._rng).to(flat.device)
+        return torch.cat([flat[picks], torch.stack(flat.aminmax())]).cpu()
+
+    @contextmanager
+    def watch(self, network: nn.Module) -> Iterator[None]:
+        """Observe the layers' inputs in every call of `network` inside the block."""
+        layers = quantizable_layers(network)
+        hooks = [
+            layers[name].register_forward_pre_hook(lambda _m, args, name=name: self.observe(name, args[0]))
+            for name in self._kept
+        ]
+        try:
+            yield
+        finally:
+            self._last = None
+            for hook in hooks:
+                hook.remove()
+
+    def samples(self) -> Samples:
+        """Return for each layer one array [N] for each step group, in random order."""
+        return {n: [_shuffled(torch.cat(group)) for group in groups] for n, groups in self._kept.items()}
+
+
+def _shuffled(values: Tensor) -> npt.NDArray[np.float32]:
+    order = torch.randperm(values.numel(), generator=torch.Generator().manual_seed(0))
+    return values[order].numpy()
+
+
+def initial_qparams(
+    network: nn.Module,
+    samples: Samples,
+    *,
+    weight_bits: int,
+    activation_bits: int,
+    observer: str = "mse",
+    affine: bool = True,
+) -> dict[str, LayerQParams]:
+    """Return the qparams of every sampled layer: weight scales, zero_points, scales per step group."""
+    find_scale = observer_named(observer)
+    layers = quantizable_layers(network)
+    qparams = {}
+    for name, groups in samples.items():
+        kind = layer_kind(layers[name])
+        assert kind is not None
+        weight = weight_of(layers[name]).numpy(force=True)
+        zero_point = choose_zero_point(groups, activation_bits) if affine else 0
+        scales = [find_scale(values, activation_bits, zero_point) for values in groups]
+        qparams[name] = LayerQParams(
+            name=name,
+            kind=kind,
+            weight_shape=tuple(weight.shape),
+            fingerprint=fingerprint(weight),
+            weight_scale=weight_scale(weight, weight_bits, WEIGHT_AXIS[kind]),
+            activation_scale=np.asarray(scales, np.float32),
+            weight_bits=weight_bits,
+            activation_bits=activation_bits,
+            zero_point=zero_point,
+        )
+    return qparams

@@ -1,0 +1,127 @@
+"""The four ways to differentiate the end of several simulated denoising steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from accuquant.denoising import DenoisingProcess, NetworkFn, ProcessState
+from accuquant.errors import UsageError
+from .trajectory import TrajectoryBatch
+
+#: (end point of the quantized branch, end point of the full-precision branch) -> scalar loss
+LossFn = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive steps of one batch: both branches fork from its full-precision latents.
+
+    `steps` are loop indices. The target is the full-precision latent after the last of them.
+    """
+
+    batch: TrajectoryBatch
+    steps: range
+
+    @property
+    def start(self) -> Tensor:
+        """The common latents [B, C, H, W] before the first step."""
+        return self.batch.latents[self.steps.start]
+
+    @property
+    def target(self) -> Tensor:
+        """The full-precision latents [B, C, H, W] after the last step."""
+        return self.batch.latents[self.steps.stop]
+
+
+GradientArm = Callable[[DenoisingProcess, NetworkFn, Segment, LossFn], float]
+
+
+@torch.no_grad()
+def rollout(process: DenoisingProcess, network: NetworkFn, segment: Segment) -> tuple[list[Tensor], list[ProcessState]]:
+    """Run the quantized branch on its own outputs -> M + 1 latents, and the sampler's M states."""
+    generators = process.restore_state(segment.batch.states[segment.steps.start])
+    latents, states = [segment.start], []
+    for step in segment.steps:
+        states.append(process.save_state(generators))
+        latents.append(process.step(network, latents[-1], step, generators))
+    return latents, states
+
+
+def accuquant(process: DenoisingProcess, network: NetworkFn, segment: Segment, loss_fn: LossFn) -> float:
+    """Copy the end point's gradient to every step: memory does not grow with the number of steps.
+
+    dL/dx~_{t-k} ~= dL/dx~_{t-M} for every k; each step's network is differentiated on its own
+    (AccuQuant, arXiv 2510.20348, overview figure). Adds to the parameters' gradients, returns the loss.
+    """
+    latents, states = rollout(process, network, segment)
+    loss, gradient = _end_point_gradient(loss_fn, latents[-1], segment.target)
+    for step, before, state in zip(segment.steps, latents, states, strict=False):
+        generators = process.restore_state(state)
+        after = process.step(network, before, step, generators)
+        (after * gradient).sum().backward()
+    return loss
+
+
+def independent(process: DenoisingProcess, network: NetworkFn, segment: Segment, loss_fn: LossFn) -> float:
+    """Compare after every single step, each from the full-precision latents: earlier methods, M = 1.
+
+    Adds to the parameters' gradients; returns the loss summed over the steps.
+    """
+    total = 0.0
+    for step in segment.steps:
+        total += exact(process, network, Segment(segment.batch, range(step, step + 1)), loss_fn)
+    return total
+
+
+def exact(process: DenoisingProcess, network: NetworkFn, segment: Segment, loss_fn: LossFn) -> float:
+    """Back-propagate through all steps at once: exact, and memory grows with the number of steps."""
+    generators = process.restore_state(segment.batch.states[segment.steps.start])
+    end = process.sample(network, segment.start, generators, steps=segment.steps)
+    loss = loss_fn(end, segment.target)
+    loss.backward()
+    return loss.item()
+
+
+def checkpointed(process: DenoisingProcess, network: NetworkFn, segment: Segment, loss_fn: LossFn) -> float:
+    """Back-propagate through all steps, recomputing each step's network: exact, memory of one step."""
+    latents, states = rollout(process, network, segment)
+    loss, gradient = _end_point_gradient(loss_fn, latents[-1], segment.target)
+    for index in reversed(range(len(segment.steps))):
+        generators = process.restore_state(states[index])
+        before = latents[index].detach().requires_grad_(True)
+        after = process.step(network, before, segment.steps[index], generators)
+        after.backward(gradient)
+        assert before.grad is not None
+        gradient = before.grad
+    return loss
+
+
+GRADIENT_ARMS: dict[str, GradientArm] = {
+    "accuquant": accuquant,
+    "independent": independent,
+    "exact": exact,
+    "checkpoint": checkpointed,
+}
+
+
+def gradient_arm(name: str) -> GradientArm:
+    """Return the arm called `name`; raise UsageError that lists them where there is none."""
+    if name not in GRADIENT_ARMS:
+        raise UsageError(
+            f"gradient '{name}'",
+            got="an unknown name",
+            expected=" or ".join(GRADIENT_ARMS),
+            remedy="Give --gradient one of these names",
+        )
+    return GRADIENT_ARMS[name]
+
+
+def _end_point_gradient(loss_fn: LossFn, end: Tensor, target: Tensor) -> tuple[float, Tensor]:
+    leaf = end.detach().requires_grad_(True)
+    loss = loss_fn(leaf, target)
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    return loss.item(), gradient

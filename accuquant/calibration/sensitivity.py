@@ -1,0 +1,85 @@
+"""Measure what quantizing each layer alone does to one denoising step, and spend a float budget on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from accuquant.denoising import DenoisingProcess
+from accuquant.groups import StepGroups
+from .learning import sample_errors
+from accuquant.network import quantizable_layers, weight_of
+from .placement import Placement
+from accuquant.progress import Progress, Silent
+from accuquant.qparams import LayerQParams
+from accuquant.simulate import ActiveGroup, QuantizedLayer
+from .trajectory import TrajectoryBatch
+
+
+@torch.no_grad()
+def measure_sensitivity(
+    network: nn.Module,
+    process: DenoisingProcess,
+    groups: StepGroups,
+    qparams: Mapping[str, LayerQParams],
+    batch: TrajectoryBatch,
+    *,
+    num_steps: int = 4,
+    progress: Progress | None = None,
+) -> dict[str, float]:
+    """Return, for each layer, the error of x_{t-1} when this layer alone is quantized.
+
+    The error is the median over samples of the mean squared difference to the float step, summed over
+    `num_steps` steps spread over the trajectory. `network` is left as it was.
+    """
+    shown = progress or Silent()
+    last = len(process) - 1
+    steps = sorted({round(last * (k + 0.5) / num_steps) for k in range(num_steps)})
+    active = ActiveGroup(groups)
+    errors = {}
+    for name, layer in qparams.items():
+        with _quantized(network, layer, active):
+            errors[name] = sum(_step_error(network, process, batch, step, active) for step in steps)
+        shown.advance()
+    return errors
+
+
+def spend_float_budget(placement: Placement, errors: Mapping[str, float], budget: float) -> list[str]:
+    """Return the layers to leave in float: the most error removed for `budget`, a share of all MACs.
+
+    Greedy by error per multiply-accumulate, skipping what does not fit any more.
+    """
+    left = budget * sum(placement.macs.values())
+    order = sorted(placement.quantized, key=lambda name: -errors[name] / max(1, placement.macs[name]))
+    chosen = []
+    for name in order:
+        if placement.macs[name] <= left:
+            left -= placement.macs[name]
+            chosen.append(name)
+    return chosen
+
+
+def _step_error(
+    network: nn.Module, process: DenoisingProcess, batch: TrajectoryBatch, step: int, active: ActiveGroup
+) -> float:
+    active.select(process.timesteps[step])
+    generators = process.restore_state(batch.states[step])
+    after = process.step(batch.bind(network), batch.latents[step], step, generators)
+    return float(sample_errors(after, batch.latents[step + 1]).median())
+
+
+@contextmanager
+def _quantized(network: nn.Module, qparams: LayerQParams, active: ActiveGroup) -> Iterator[None]:
+    layer = quantizable_layers(network)[qparams.name]
+    weight = nn.Parameter(weight_of(layer), requires_grad=False)
+    network.set_submodule(qparams.name, QuantizedLayer(layer, qparams, active), strict=True)
+    try:
+        yield
+    finally:
+        layer.weight = weight
+        network.set_submodule(qparams.name, layer, strict=True)
+
+

@@ -1,0 +1,68 @@
+"""The settings of a calibration, checked before any work begins."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from accuquant.errors import UsageError
+
+from .gradient import gradient_arm
+from .observer import observer_named
+
+
+@dataclass(frozen=True)
+class CalibrationSettings:
+    """How a network is calibrated; the defaults suit W8A8.
+
+    `steps` and `group_size` count sampler steps; `float_budget` is a share of all
+    multiply-accumulates, 0 to 1; `learning_rate` is the step of Adam on the logarithms of the scales.
+    `affine` lets one-sided activations (after SiLU) use a zero_point; False gives symmetric ranges only.
+    """
+
+    steps: int = 50
+    group_size: int = 5
+    num_trajectories: int = 64
+    iterations: int = 100
+    batch_size: int = 8
+    weight_bits: int = 8
+    activation_bits: int = 8
+    gradient: str = "accuquant"
+    observer: str = "mse"
+    affine: bool = True
+    float_budget: float = 0.0
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    learning_rate: float = 2e-3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, low, high in _RANGES:
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise UsageError(
+                    f"--{name.replace('_', '-')}",
+                    got=str(value),
+                    expected=f"a value from {low} to {high}",
+                    remedy="Give a value in that range",
+                )
+        gradient_arm(self.gradient)
+        observer_named(self.observer)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as JSON values."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+_RANGES: tuple[tuple[str, float, float], ...] = (
+    ("steps", 1, 10_000),
+    ("group_size", 1, 10_000),
+    ("num_trajectories", 1, 1_000_000),
+    ("iterations", 0, 1_000_000),
+    ("batch_size", 1, 4096),
+    ("weight_bits", 2, 8),
+    ("activation_bits", 2, 8),
+    ("float_budget", 0.0, 1.0),
+    ("learning_rate", 1e-8, 1.0),
+    ("seed", 0, 2**31 - 1),
+)

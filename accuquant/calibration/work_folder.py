@@ -1,0 +1,118 @@
+"""The work folder of a calibration: what is finished, so that an interrupted run goes on from there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from accuquant._files import atomic_write, write_text
+from accuquant.denoising import DenoisingProcess, ProcessState
+from accuquant.errors import CalibrationError
+from accuquant.recipe import GroupResult, Recipe
+from .trajectory import TrajectoryBatch
+
+
+class WorkFolder:
+    """`<recipe>.partial/`: settings.json, trajectories.safetensors, initial.safetensors, group_*.json.
+
+    Every file appears whole or not at all, so any prefix of the work survives a kill.
+    """
+
+    def __init__(self, recipe: Path, settings: Mapping[str, Any]) -> None:
+        self.path = recipe.with_name(recipe.name + ".partial")
+        self._settings = json.loads(json.dumps(settings))
+        self._open()
+
+    def _open(self) -> None:
+        marker = self.path / "settings.json"
+        if marker.is_file():
+            try:
+                found = json.loads(marker.read_text(encoding="utf-8"))
+            except ValueError:
+                found = None
+            if found != self._settings:
+                raise CalibrationError(
+                    f"unfinished calibration '{self.path}'",
+                    got=f"other settings ({_difference(found, self._settings)})",
+                    expected="the settings that it was started with",
+                    remedy="Use the same settings to resume, or delete that folder to start over",
+                )
+        else:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_text(marker, json.dumps(self._settings, indent=2, sort_keys=True))
+
+    def save_trajectories(self, batches: Sequence[TrajectoryBatch]) -> None:
+        """Keep the full-precision latents and the samplers' random states."""
+        tensors: dict[str, Tensor] = {}
+        for index, batch in enumerate(batches):
+            tensors[f"{index}.latents"] = batch.latents.contiguous()
+            tensors |= {f"{index}.conditioning.{k}": v.contiguous() for k, v in batch.conditioning.items()}
+            random = torch.stack([torch.stack(state.generators) for state in batch.states])
+            constant = bool((random == random[:1]).all())
+            tensors[f"{index}.random"] = (random[:1] if constant else random).contiguous()
+        with atomic_write(self.path / "trajectories.safetensors") as temporary:
+            save_file(tensors, temporary)
+
+    def load_trajectories(self, process: DenoisingProcess) -> list[TrajectoryBatch] | None:
+        """Return the kept trajectories, or None where there are none (or no whole ones)."""
+        tensors = _load(self.path / "trajectories.safetensors")
+        if tensors is None:
+            return None
+        history = process.save_state().scheduler
+        count = 1 + max(int(key.split(".")[0]) for key in tensors)
+        batches = []
+        for index in range(count):
+            random = tensors[f"{index}.random"].expand(len(process), -1, -1)
+            states = tuple(ProcessState(tuple(row), history) for row in random)
+            prefix = f"{index}.conditioning."
+            bound = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            batches.append(TrajectoryBatch(tensors[f"{index}.latents"], states, bound))
+        return batches
+
+    @property
+    def initial(self) -> Path:
+        """Where the recipe lies before anything is learned."""
+        return self.path / "initial.safetensors"
+
+    def load_initial(self) -> Recipe | None:
+        """Return the recipe before learning, or None where it is not there yet."""
+        return Recipe.load(self.initial) if self.initial.is_file() else None
+
+    def save_group(self, group: int, scales: Mapping[str, float], result: GroupResult) -> None:
+        """Keep what was learned for one step group."""
+        data = {"scales": dict(scales), "result": vars(result)}
+        write_text(self.path / f"group_{group:03d}.json", json.dumps(data, indent=1))
+
+    def load_group(self, group: int) -> tuple[dict[str, float], GroupResult] | None:
+        """Return what was learned for one step group, or None where it is not finished."""
+        path = self.path / f"group_{group:03d}.json"
+        if not path.is_file():
+            return None
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return data["scales"], GroupResult(**data["result"])
+
+    def remove(self) -> None:
+        """Delete the folder: the recipe is finished."""
+        shutil.rmtree(self.path)
+
+
+def _load(path: Path) -> dict[str, Tensor] | None:
+    try:
+        return load_file(path) if path.is_file() else None
+    except SafetensorError:
+        return None
+
+
+def _difference(found: Any, wanted: Mapping[str, Any]) -> str:
+    if not isinstance(found, dict):
+        return "unreadable settings.json"
+    keys = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
+    return ", ".join(f"{key}: {found.get(key)!r} -> {wanted.get(key)!r}" for key in sorted(keys))[:200]

@@ -1,0 +1,31 @@
+"""How long work tells its caller where it is."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """Receives the stages of a long computation; the command line draws bars from it."""
+
+    def stage(self, name: str, total: int) -> None:
+        """Begin a stage of `total` units; the stage before is over."""
+
+    def advance(self, units: int = 1) -> None:
+        """Say that `units` more of the current stage are done."""
+
+    def message(self, text: str) -> None:
+        """Say one line that should stay on the screen."""
+
+
+class Silent:
+    """A Progress that shows nothing."""
+
+    def stage(self, name: str, total: int) -> None:
+        """Ignore the stage."""
+
+    def advance(self, units: int = 1) -> None:
+        """Ignore the units."""
+
+    def message(self, text: str) -> None:
+        """Ignore the line."""

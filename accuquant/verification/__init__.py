@@ -1,0 +1,1 @@
+"""Verification: the same seeds through FP32, fake-quantized and engine networks, compared."""

@@ -1,0 +1,110 @@
+"""How much two images or two latents differ, one value an image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from accuquant.errors import VerificationError
+
+#: Images whose mean squared error is below 1e-10 count as identical, so that no metric is infinite.
+MAX_PSNR = 100.0
+_SSIM_WINDOW = 11
+
+
+def to_images(latents: Tensor) -> Tensor:
+    """Map latents of a pixel-space model to images in [0, 1]: (x / 2 + 0.5) clamped."""
+    return (latents / 2 + 0.5).clamp(0, 1)
+
+
+def psnr(images: Tensor, reference: Tensor) -> Tensor:
+    """Return the peak signal-to-noise ratio in dB: images [N, C, H, W] in [0, 1] -> [N], at most 100."""
+    _check_shapes(images, reference)
+    error = (images.double() - reference.double()).square().mean((1, 2, 3))
+    return -10 * error.clamp_min(10 ** (-MAX_PSNR / 10)).log10()
+
+
+def ssim(images: Tensor, reference: Tensor) -> Tensor:
+    """Return the structural similarity (Wang et al. 2004): images [N, C, H, W] in [0, 1] -> [N], 1 is equal.
+
+    Gaussian window of 11 pixels, sigma 1.5. Raises VerificationError for smaller images.
+    """
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    _check_shapes(images, reference)
+    if min(images.shape[-2:]) < _SSIM_WINDOW:
+        raise VerificationError(
+            "structural similarity",
+            got=f"images of {images.shape[-2]}x{images.shape[-1]} pixels",
+            expected=f"at least {_SSIM_WINDOW}x{_SSIM_WINDOW}, the window of the metric",
+            remedy="Verify a model with larger images",
+        )
+    values = structural_similarity_index_measure(
+        images.float(), reference.float(), data_range=1.0, reduction="none"
+    )
+    assert isinstance(values, Tensor)
+    return values.reshape(-1)
+
+
+def cosine(latents: Tensor, reference: Tensor) -> Tensor:
+    """Return the cosine of the angle between two latents: [N, ...] -> [N]."""
+    _check_shapes(latents, reference)
+    return torch.cosine_similarity(latents.flatten(1).double(), reference.flatten(1).double(), dim=1)
+
+
+def mse(latents: Tensor, reference: Tensor) -> Tensor:
+    """Return the squared error, averaged over the elements of each latent: [N, ...] -> [N]."""
+    _check_shapes(latents, reference)
+    return (latents.double() - reference.double()).square().flatten(1).mean(1)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Statistics of one metric over the images. A few seeds diverge: read the median before the mean."""
+
+    median: float
+    mean: float
+    minimum: float
+    maximum: float
+
+    @classmethod
+    def of(cls, values: npt.ArrayLike) -> Summary:
+        """Summarize values [N]."""
+        array = np.asarray(values, np.float64)
+        return cls(float(np.median(array)), float(array.mean()), float(array.min()), float(array.max()))
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A quantity at every step, summarized over the images: each tuple has one value a step."""
+
+    median: tuple[float, ...]
+    mean: tuple[float, ...]
+    p10: tuple[float, ...]
+    p90: tuple[float, ...]
+
+    @classmethod
+    def of(cls, values: npt.ArrayLike) -> Curve:
+        """Summarize values [T, N] over N."""
+        array = np.asarray(values, np.float64)
+        p10, median, p90 = np.percentile(array, (10, 50, 90), axis=1).tolist()
+        return cls(tuple(median), tuple(array.mean(1).tolist()), tuple(p10), tuple(p90))
+
+    def to_dict(self) -> Mapping[str, list[float]]:
+        """Return JSON-ready lists."""
+        return {name: list(values) for name, values in asdict(self).items()}
+
+
+def _check_shapes(values: Tensor, reference: Tensor) -> None:
+    if values.shape != reference.shape or len(values) == 0:
+        raise VerificationError(
+            "outputs",
+            got=f"shape {tuple(values.shape)}",
+            expected=f"the reference's shape {tuple(reference.shape)}, at least one image",
+            remedy="Verify the folder against the pipeline that it was exported from",
+        )
