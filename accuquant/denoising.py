@@ -44,7 +44,8 @@ class DenoisingProcess:
                 f"scheduler {name}",
                 got="a scheduler that AccuQuant does not simulate yet",
                 expected=" or ".join(SUPPORTED_SCHEDULERS),
-                remedy="Sample with DDIM: DDIMScheduler.from_config(pipe.scheduler.config), then save the pipeline",
+                remedy="Sample with DDIM: pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config), "
+                "then save the pipeline",
             )
         self.scheduler = copy.deepcopy(scheduler)
         maximum = int(self.scheduler.config.num_train_timesteps)

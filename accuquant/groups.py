@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from accuquant.errors import UsageError
 
@@ -25,7 +26,7 @@ class StepGroups:
     def __post_init__(self) -> None:
         edges = tuple(float(edge) for edge in self.edges)
         object.__setattr__(self, "edges", edges)
-        falling = all(high > low for high, low in zip(edges, edges[1:], strict=False))
+        falling = all(high > low for high, low in pairwise(edges))
         if len(edges) < 2 or not falling or not all(map(math.isfinite, edges)):
             raise UsageError(
                 "step groups",
@@ -73,7 +74,7 @@ class StepGroups:
         network twice at one timestep) stay in one group.
         """
         ts = [float(t) for t in timesteps]
-        if not ts or any(later > earlier for earlier, later in zip(ts, ts[1:], strict=False)):
+        if not ts or any(later > earlier for earlier, later in pairwise(ts)):
             raise UsageError(
                 "timesteps",
                 got=f"{ts[:4]}...",

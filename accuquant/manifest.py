@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,8 +55,7 @@ class Manifest:
         """Read accuquant.json from `folder`. Raises EngineError where it is missing or damaged."""
         path = Path(folder) / MANIFEST_NAME
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            return cls._from_dict(data)
+            return cls._from_dict(json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             raise EngineError(
                 f"folder '{folder}'",
@@ -65,12 +63,12 @@ class Manifest:
                 expected="a folder that `accuquant export` wrote",
                 remedy="Check the path, or export the pipeline first",
             ) from None
-        except AccuQuantError:
+        except EngineError:
             raise
-        except (OSError, KeyError, TypeError, ValueError) as fault:
+        except (AccuQuantError, OSError, KeyError, TypeError, ValueError) as fault:
             raise EngineError(
                 f"manifest '{path}'",
-                got=f"{type(fault).__name__}: {fault}",
+                got=fault.got if isinstance(fault, AccuQuantError) else f"{type(fault).__name__}: {fault}",
                 expected="the JSON that `accuquant export` writes",
                 remedy=f"The file is damaged. {_REMEDY}",
             ) from fault
@@ -85,12 +83,12 @@ class Manifest:
                 got = "other bytes than were exported"
             else:
                 continue
-            raise EngineError(
-                f"'{path}'", got=got, expected=f"SHA-256 {digest[:12]}...", remedy=_REMEDY
-            )
+            raise EngineError(f"'{path}'", got=got, expected=f"SHA-256 {digest[:12]}...", remedy=_REMEDY)
 
     @classmethod
-    def _from_dict(cls, data: Mapping[str, Any]) -> Manifest:
+    def _from_dict(cls, data: Any) -> Manifest:
+        if not isinstance(data, dict):
+            raise TypeError(f"a JSON {type(data).__name__}")
         version = data.get("format_version")
         if version != FORMAT_VERSION:
             raise EngineError(

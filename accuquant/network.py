@@ -67,7 +67,7 @@ def signature_of(network: nn.Module) -> Signature:
 
     Raises SourceError for an architecture that is not supported.
     """
-    config = network.config
+    config: Any = network.config
     name = type(network).__name__
     if name == "UNet2DModel":
         conditioning, sizes = _class_conditioning(config)

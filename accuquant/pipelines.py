@@ -113,18 +113,27 @@ def _load_part(folder: Path, index: dict[str, Any], part: str) -> Any:
     entry = index.get(part)
     class_name = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
     cls = getattr(diffusers, str(class_name), None)
-    if cls is None:
+    if not isinstance(cls, type):
         raise SourceError(
             f"pipeline '{folder}'",
             got=f"{part}: {entry!r}",
             expected="a class of the installed diffusers library",
             remedy="Save the pipeline with diffusers, or upgrade diffusers",
         )
-    arguments = {"torch_dtype": torch.float32} if issubclass(cls, nn.Module) else {}
+    arguments: dict[str, Any] = {"subfolder": part, "local_files_only": True}
+    missing: list[str] = []
     try:
-        return cls.from_pretrained(folder, subfolder=part, local_files_only=True, **arguments)
+        if not issubclass(cls, nn.Module):
+            return cls.from_pretrained(folder, **arguments)  # type: ignore[attr-defined]
+        loaded, info = cls.from_pretrained(  # type: ignore[attr-defined]
+            folder, torch_dtype=torch.float32, output_loading_info=True, **arguments
+        )
+        missing = info["missing_keys"]
     except Exception as fault:  # diffusers and safetensors raise many unrelated kinds on damage
         raise _corrupt(folder / part, fault) from fault
+    if missing:  # diffusers would go on with random values
+        raise _corrupt(folder / part, ValueError(f"no weights for {', '.join(sorted(missing)[:3])}"))
+    return loaded
 
 
 def _corrupt(path: Path, fault: Exception) -> SourceError:

@@ -38,7 +38,8 @@ def quantize(
     """
     qmin, qmax = level_bounds(bits)
     levels = np.rint(np.asarray(x, np.float32) / np.asarray(scale, np.float32)) + zero_point
-    return np.clip(levels, qmin, qmax).astype(np.int8)
+    clipped: npt.NDArray[np.int8] = np.clip(levels, qmin, qmax).astype(np.int8)
+    return clipped
 
 
 def along_axis(scale: FloatArray, ndim: int, axis: int) -> FloatArray:
@@ -69,7 +70,8 @@ class LayerQParams:
     x becomes (clamp(round(x / s) + z, qmin, qmax) - z) * s: z = 0 is the symmetric quantizer that
     TensorRT runs as it is, any other z is lowered to a constant shift before a symmetric one.
     `weight_levels` (int8, `weight_shape`) is set where the rounding was learned; None means
-    round-to-nearest of weight / weight_scale. Axes: WEIGHT_AXIS.
+    round-to-nearest of weight / weight_scale. `bias_correction` [O] is added to the layer's bias (to zeros
+    where it has none) and cancels the mean error of the rounding. Axes: WEIGHT_AXIS.
     """
 
     name: str
@@ -82,6 +84,7 @@ class LayerQParams:
     activation_bits: int = 8
     zero_point: int = 0
     weight_levels: npt.NDArray[np.int8] | None = None
+    bias_correction: npt.NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in WEIGHT_AXIS:
@@ -101,6 +104,7 @@ class LayerQParams:
         self._check_scale("weight scale", self.weight_scale, self.weight_shape[self.axis])
         self._check_scale("activation scale", self.activation_scale, None)
         self._check_levels()
+        self._check_bias()
 
     @property
     def axis(self) -> int:
@@ -162,6 +166,15 @@ class LayerQParams:
                 f"weight levels from {levels.min()} to {levels.max()}",
                 f"levels in [{qmin}, {qmax}] for {self.weight_bits}-bit weights",
                 "The file is damaged or was edited; run `accuquant calibrate` again",
+            )
+
+    def _check_bias(self) -> None:
+        bias, length = self.bias_correction, self.weight_shape[self.axis]
+        if bias is not None and (bias.shape != (length,) or not np.isfinite(bias).all()):
+            raise self._error(
+                f"a bias correction of shape {bias.shape}",
+                f"({length},) finite values",
+                "The recipe was calibrated from another checkpoint; run `accuquant calibrate` again",
             )
 
     def _error(self, got: str, expected: str, remedy: str) -> RecipeError:

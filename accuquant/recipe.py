@@ -97,12 +97,12 @@ class Recipe:
         tensors, metadata = _read(Path(path))
         try:
             return cls._assemble(tensors, metadata)
-        except AccuQuantError:
+        except RecipeError:
             raise
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (AccuQuantError, KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
             raise RecipeError(
                 f"recipe '{path}'",
-                got=f"{type(error).__name__}: {error}",
+                got=error.got if isinstance(error, AccuQuantError) else f"{type(error).__name__}: {error}",
                 expected="the fields and tensors that `accuquant calibrate` writes",
                 remedy=f"The file is damaged. {_RECALIBRATE}",
             ) from error
@@ -111,11 +111,11 @@ class Recipe:
         tensors: dict[str, npt.NDArray[Any]] = {}
         for name, layer in self.layers.items():
             tensors[f"{name}.weight_scale"] = np.ascontiguousarray(layer.weight_scale, np.float32)
-            tensors[f"{name}.activation_scale"] = np.ascontiguousarray(
-                layer.activation_scale, np.float32
-            )
+            tensors[f"{name}.activation_scale"] = np.ascontiguousarray(layer.activation_scale, np.float32)
             if layer.weight_levels is not None:
                 tensors[f"{name}.weight_levels"] = np.ascontiguousarray(layer.weight_levels)
+            if layer.bias_correction is not None:
+                tensors[f"{name}.bias_correction"] = np.ascontiguousarray(layer.bias_correction)
         return tensors
 
     def _metadata(self) -> dict[str, Any]:
@@ -131,7 +131,8 @@ class Recipe:
                     "weight_bits": layer.weight_bits,
                     "activation_bits": layer.activation_bits,
                     "zero_point": layer.zero_point,
-                    "learned_rounding": layer.weight_levels is not None,
+                    "weight_levels": layer.weight_levels is not None,
+                    "bias_correction": layer.bias_correction is not None,
                 }
                 for layer in self.layers.values()
             ],
@@ -167,6 +168,13 @@ def _layer(item: dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -> LayerQ
                 expected="a weight scale and an activation scale for each layer",
                 remedy=f"The file is damaged. {_RECALIBRATE}",
             )
+        if kind != "weight_levels" and tensors[key].dtype != np.float32:
+            raise RecipeError(
+                f"layer '{name}'",
+                got=f"tensor '{key}' of type {tensors[key].dtype}",
+                expected="float32",
+                remedy=f"The file is damaged or was edited. {_RECALIBRATE}",
+            )
         return tensors[key]
 
     return LayerQParams(
@@ -179,7 +187,8 @@ def _layer(item: dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -> LayerQ
         weight_bits=int(item["weight_bits"]),
         activation_bits=int(item["activation_bits"]),
         zero_point=int(item["zero_point"]),
-        weight_levels=tensor("weight_levels") if item["learned_rounding"] else None,
+        weight_levels=tensor("weight_levels") if item["weight_levels"] else None,
+        bias_correction=tensor("bias_correction") if item["bias_correction"] else None,
     )
 
 
@@ -198,8 +207,10 @@ def _read(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = json.loads((file.metadata() or {}).get(_METADATA_KEY, "null"))
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, ValueError, OSError) as fault:
+            # a checkpoint may hold bfloat16, which numpy cannot read
+            keys = file.keys() if isinstance(metadata, dict) else ()
+            tensors = {key: file.get_tensor(key) for key in keys}
+    except (SafetensorError, ValueError, TypeError, OSError) as fault:
         raise error(
             f"an unreadable file ({fault})", "a safetensors file", f"The file is damaged. {_RECALIBRATE}"
         ) from fault
@@ -214,6 +225,6 @@ def _read(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
         raise error(
             f"format version {version!r}",
             f"version {FORMAT_VERSION}",
-            f"Upgrade AccuQuant, or calibrate again with this version",
+            "Upgrade AccuQuant, or calibrate again with this version",
         )
     return tensors, metadata

@@ -73,7 +73,7 @@ class Signature:
             timestep=timestep,
             conditioning=tuple(conditioning),
             output=_spec_from_dict(data["output"]),
-            sizes={str(k): int(v) for k, v in data["sizes"].items()},
+            sizes={str(k): int(v) for k, v in dict(data["sizes"]).items()},
         )
 
 

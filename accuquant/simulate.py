@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,6 +49,8 @@ class QuantizedLayer(nn.Module):
     zero. The weight is stored dequantized: levels * weight_scale.
     """
 
+    scale: Tensor
+
     def __init__(self, layer: nn.Module, qparams: LayerQParams, active: ActiveGroup) -> None:
         super().__init__()
         self.layer = layer
@@ -62,6 +65,7 @@ class QuantizedLayer(nn.Module):
         self.enabled = True
         levels = qparams.quantized_weight(weight_of(layer).numpy(force=True))
         self.set_weight(_dequantize(levels, qparams))
+        self._correct_bias()
 
     @property
     def weight(self) -> Tensor:
@@ -73,13 +77,20 @@ class QuantizedLayer(nn.Module):
         old = weight_of(self.layer)
         self.layer.weight = nn.Parameter(torch.from_numpy(weight).to(old.device), requires_grad=False)
 
+    def _correct_bias(self) -> None:
+        correction = self.qparams.bias_correction
+        if correction is None:
+            return
+        added = torch.from_numpy(correction).to(self.weight.device)
+        bias = self.layer.bias
+        corrected = added if bias is None else bias.detach() + added  # type: ignore[operator]
+        self.layer.bias = nn.Parameter(corrected, requires_grad=False)
+
     def current_scale(self) -> Tensor:
         """Return the activation scale (0-d) of the active group, differentiable while learning."""
         if self.learning:
             return self.log_scale[self.active.index].exp()
-        scale = self.scale
-        assert isinstance(scale, Tensor)
-        return scale[self.active.index]
+        return self.scale[self.active.index]
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the layer on x [B, C, H, W] or [..., C]."""
@@ -88,20 +99,21 @@ class QuantizedLayer(nn.Module):
         layer = self.layer
         if isinstance(layer, nn.Conv2d):
             # the layer's own forward would be the same, without a second module call
-            return layer._conv_forward(x, layer.weight, layer.bias)
-        if isinstance(layer, nn.Linear):
-            return functional.linear(x, layer.weight, layer.bias)
-        output: Tensor = layer(x)
+            output: Tensor = layer._conv_forward(x, layer.weight, layer.bias)
+        elif isinstance(layer, nn.Linear):
+            output = functional.linear(x, layer.weight, layer.bias)
+        else:
+            output = layer(x)
         return output
 
     def scale_of(self, group: int) -> float:
         """Return the activation scale of `group`."""
-        return float(self.scale[group])  # type: ignore[index]
+        return float(self.scale[group])
 
     def set_scale(self, group: int, value: float) -> None:
         """Set the activation scale of `group`, and the point that learning starts from."""
         with torch.no_grad():
-            self.scale[group] = value  # type: ignore[index, operator]
+            self.scale[group] = value
             self.log_scale[group] = math.log(value)
 
     def commit(self, group: int) -> None:
@@ -114,7 +126,6 @@ class QuantizedLayer(nn.Module):
 
     def learned_qparams(self) -> LayerQParams:
         """Return the qparams with the committed scales."""
-        assert isinstance(self.scale, Tensor)
         return self.qparams.with_activation_scale(self.scale.numpy(force=True).copy())
 
 
@@ -157,12 +168,9 @@ def quantized_layers(network: nn.Module) -> dict[str, QuantizedLayer]:
     return {name: m for name, m in network.named_modules() if isinstance(m, QuantizedLayer)}
 
 
-
-
-def _select_group(active: ActiveGroup):  # type: ignore[no-untyped-def]
-    def hook(_module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
-        timestep = args[1] if len(args) > 1 else kwargs["timestep"]
-        active.select(timestep)  # type: ignore[arg-type]
+def _select_group(active: ActiveGroup) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        active.select(args[1] if len(args) > 1 else kwargs["timestep"])
 
     return hook
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from accuquant.network import layer_kind, quantizable_layers, weight_of
-from .observer import choose_zero_point, observer_named, weight_scale
 from accuquant.qparams import WEIGHT_AXIS, LayerQParams, fingerprint
+
+from .observer import choose_zero_point, observer_named, weight_scale
 
 #: Values kept for each layer and step group: enough for a stable MSE search, small for 200 layers.
 SAMPLES = 32768
@@ -40,7 +41,7 @@ class ActivationSampler:
     def _draw(self, flat: Tensor) -> Tensor:
         count = min(self._per_call[self.group], flat.numel())
         picks = torch.randint(flat.numel(), (count,), generator=self._rng).to(flat.device)
-        return torch.cat([flat[picks], torch.stack(flat.aminmax())]).cpu()
+        return torch.cat([torch.stack(flat.aminmax()), flat[picks]]).cpu()
 
     @contextmanager
     def watch(self, network: nn.Module) -> Iterator[None]:
@@ -58,13 +59,21 @@ class ActivationSampler:
                 hook.remove()
 
     def samples(self) -> Samples:
-        """Return for each layer one array [N] for each step group, in random order."""
-        return {n: [_shuffled(torch.cat(group)) for group in groups] for n, groups in self._kept.items()}
+        """Return for each layer one array [N] for each step group: random values, then the extremes."""
+        return {n: [_merged(calls) for calls in groups] for n, groups in self._kept.items()}
 
 
-def _shuffled(values: Tensor) -> npt.NDArray[np.float32]:
+def _merged(calls: Sequence[Tensor]) -> npt.NDArray[np.float32]:
+    """Join what the calls of one step group kept, in random order, with its two extremes once, last.
+
+    Extremes of every call would be far more frequent among the samples than they are in truth, and
+    would keep an error search from clipping.
+    """
+    values = torch.cat([kept[2:] for kept in calls])
     order = torch.randperm(values.numel(), generator=torch.Generator().manual_seed(0))
-    return values[order].numpy()
+    extremes = torch.stack([kept[:2] for kept in calls])
+    limits = torch.stack([extremes[:, 0].min(), extremes[:, 1].max()])
+    return torch.cat([values[order], limits]).numpy()
 
 
 def initial_qparams(

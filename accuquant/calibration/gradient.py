@@ -10,6 +10,7 @@ from torch import Tensor
 
 from accuquant.denoising import DenoisingProcess, NetworkFn, ProcessState
 from accuquant.errors import UsageError
+
 from .trajectory import TrajectoryBatch
 
 #: (end point of the quantized branch, end point of the full-precision branch) -> scalar loss
@@ -41,7 +42,9 @@ GradientArm = Callable[[DenoisingProcess, NetworkFn, Segment, LossFn], float]
 
 
 @torch.no_grad()
-def rollout(process: DenoisingProcess, network: NetworkFn, segment: Segment) -> tuple[list[Tensor], list[ProcessState]]:
+def rollout(
+    process: DenoisingProcess, network: NetworkFn, segment: Segment
+) -> tuple[list[Tensor], list[ProcessState]]:
     """Run the quantized branch on its own outputs -> M + 1 latents, and the sampler's M states."""
     generators = process.restore_state(segment.batch.states[segment.steps.start])
     latents, states = [segment.start], []
@@ -62,7 +65,7 @@ def accuquant(process: DenoisingProcess, network: NetworkFn, segment: Segment, l
     for step, before, state in zip(segment.steps, latents, states, strict=False):
         generators = process.restore_state(state)
         after = process.step(network, before, step, generators)
-        (after * gradient).sum().backward()
+        torch.autograd.backward(after, gradient)
     return loss
 
 
@@ -82,7 +85,7 @@ def exact(process: DenoisingProcess, network: NetworkFn, segment: Segment, loss_
     generators = process.restore_state(segment.batch.states[segment.steps.start])
     end = process.sample(network, segment.start, generators, steps=segment.steps)
     loss = loss_fn(end, segment.target)
-    loss.backward()
+    torch.autograd.backward(loss)
     return loss.item()
 
 
@@ -94,7 +97,7 @@ def checkpointed(process: DenoisingProcess, network: NetworkFn, segment: Segment
         generators = process.restore_state(states[index])
         before = latents[index].detach().requires_grad_(True)
         after = process.step(network, before, segment.steps[index], generators)
-        after.backward(gradient)
+        torch.autograd.backward(after, gradient)
         assert before.grad is not None
         gradient = before.grad
     return loss

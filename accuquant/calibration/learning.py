@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from accuquant.denoising import DenoisingProcess
-from .gradient import Segment, gradient_arm, rollout
 from accuquant.recipe import GroupResult
 from accuquant.simulate import quantized_layers
+
+from .gradient import Segment, gradient_arm, rollout
 from .trajectory import TrajectoryBatch
 
 
@@ -116,7 +117,10 @@ def _descend(
         batch = batches[order[iteration % len(batches)]]
         optimizer.zero_grad(set_to_none=True)
         loss = arm(
-            process, batch.bind(network), Segment(batch, steps), lambda end, target: end_point_loss(end, target, scale)
+            process,
+            batch.bind(network),
+            Segment(batch, steps),
+            lambda end, target: end_point_loss(end, target, scale),
         )
         if not math.isfinite(loss):
             return f"the loss became {loss} at iteration {iteration + 1}"

@@ -10,12 +10,13 @@ from torch import nn
 
 from accuquant.denoising import DenoisingProcess
 from accuquant.groups import StepGroups
-from .learning import sample_errors
-from accuquant.network import quantizable_layers, weight_of
-from .placement import Placement
+from accuquant.network import quantizable_layers
 from accuquant.progress import Progress, Silent
 from accuquant.qparams import LayerQParams
 from accuquant.simulate import ActiveGroup, QuantizedLayer
+
+from .learning import sample_errors
+from .placement import Placement
 from .trajectory import TrajectoryBatch
 
 
@@ -74,12 +75,10 @@ def _step_error(
 @contextmanager
 def _quantized(network: nn.Module, qparams: LayerQParams, active: ActiveGroup) -> Iterator[None]:
     layer = quantizable_layers(network)[qparams.name]
-    weight = nn.Parameter(weight_of(layer), requires_grad=False)
+    saved = layer.weight, layer.bias
     network.set_submodule(qparams.name, QuantizedLayer(layer, qparams, active), strict=True)
     try:
         yield
     finally:
-        layer.weight = weight
+        layer.weight, layer.bias = saved
         network.set_submodule(qparams.name, layer, strict=True)
-
-

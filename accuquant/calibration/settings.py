@@ -9,6 +9,7 @@ from accuquant.errors import UsageError
 
 from .gradient import gradient_arm
 from .observer import observer_named
+from .rounding import check_rounding
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class CalibrationSettings:
 
     `steps` and `group_size` count sampler steps; `float_budget` is a share of all
     multiply-accumulates, 0 to 1; `learning_rate` is the step of Adam on the logarithms of the scales.
+    `rounding` is "gptq" (rounding errors compensate each other, and the bias their mean) or "nearest".
     `affine` lets one-sided activations (after SiLU) use a zero_point; False gives symmetric ranges only.
     """
 
@@ -29,6 +31,7 @@ class CalibrationSettings:
     activation_bits: int = 8
     gradient: str = "accuquant"
     observer: str = "mse"
+    rounding: str = "gptq"
     affine: bool = True
     float_budget: float = 0.0
     include: tuple[str, ...] = ()
@@ -48,6 +51,7 @@ class CalibrationSettings:
                 )
         gradient_arm(self.gradient)
         observer_named(self.observer)
+        check_rounding(self.rounding)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON values."""

@@ -53,7 +53,9 @@ def record_trajectories(
     for start in range(0, num_trajectories, batch_size):
         members = slice(start, min(start + batch_size, num_trajectories))
         bound = {name: tensor[members] for name, tensor in (conditioning or {}).items()}
-        batch = _record(network, process, shape, range(seed + members.start, seed + members.stop), bound, before_step)
+        batch = _record(
+            network, process, shape, range(seed + members.start, seed + members.stop), bound, before_step
+        )
         batches.append(batch)
     return batches
 

@@ -17,6 +17,7 @@ from accuquant._files import atomic_write, write_text
 from accuquant.denoising import DenoisingProcess, ProcessState
 from accuquant.errors import CalibrationError
 from accuquant.recipe import GroupResult, Recipe
+
 from .trajectory import TrajectoryBatch
 
 

@@ -1,0 +1,8 @@
+"""The model that ships with AccuQuant, for the demo and the tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+#: A diffusers pipeline of 2.7 M parameters, trained on Fashion-MNIST at 32x32; see its README.md.
+FASHION_DDPM = Path(__file__).parent / "data" / "fashion-ddpm"

@@ -1,0 +1,156 @@
+"""What calibration does before it learns: record, place, find initial scales, round the weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import accuquant
+from accuquant.denoising import DenoisingProcess
+from accuquant.errors import CalibrationError
+from accuquant.groups import StepGroups
+from accuquant.network import count_macs, model_hash, quantizable_layers
+from accuquant.pipelines import Source
+from accuquant.progress import Progress
+from accuquant.qparams import LayerQParams
+from accuquant.recipe import Recipe
+
+from .activations import ActivationSampler, Samples, initial_qparams
+from .input_moments import Moments, MomentSampler
+from .placement import Placement, place
+from .rounding import compensate
+from .sensitivity import measure_sensitivity, spend_float_budget
+from .settings import CalibrationSettings
+from .trajectory import TrajectoryBatch, record_trajectories
+
+
+@dataclass(frozen=True)
+class Recording:
+    """The full-precision trajectories and what every layer saw on them."""
+
+    batches: list[TrajectoryBatch]
+    samples: Samples
+    moments: dict[str, Moments]
+
+
+def prepare(
+    source: Source,
+    settings: CalibrationSettings,
+    process: DenoisingProcess,
+    groups: StepGroups,
+    shown: Progress,
+) -> tuple[list[TrajectoryBatch], Recipe]:
+    """Record the trajectories, choose the layers, find the qparams that learning starts from."""
+    macs = count_macs(source.network, source.signature)
+    placement = place(source.network, macs, include=settings.include, exclude=settings.exclude)
+    recording = _record(source, settings, process, groups, placement, shown)
+    qparams = _initial_qparams(source, settings, recording, shown)
+    shown.stage("layer sensitivity", len(qparams))
+    errors = measure_sensitivity(
+        source.network, process, groups, qparams, recording.batches[-1], progress=shown
+    )
+    left = spend_float_budget(placement, errors, settings.float_budget)
+    if left:
+        shown.message(f"left in float by the budget: {', '.join(left)}")
+    placement = placement.without(left)
+    recipe = Recipe(
+        groups=groups,
+        layers={name: qparams[name] for name in placement.quantized},
+        signature=source.signature,
+        scheduler=plain_config(dict(source.scheduler.config)),
+        model_hash=model_hash(source.network),
+        calibration={
+            "settings": settings.to_dict(),
+            "source": source.name,
+            "pipeline_class": source.pipeline_class,
+            "int8_mac_share": placement.int8_share,
+            "float_layers": list(placement.float_layers),
+            "float_by_budget": left,
+            "sensitivity": errors,
+            "accuquant_version": accuquant.__version__,
+            "torch_version": torch.__version__,
+        },
+    )
+    return recording.batches, recipe
+
+
+def _initial_qparams(
+    source: Source, settings: CalibrationSettings, recording: Recording, shown: Progress
+) -> dict[str, LayerQParams]:
+    shown.stage("initial scales", 1)
+    qparams = initial_qparams(
+        source.network,
+        recording.samples,
+        weight_bits=settings.weight_bits,
+        activation_bits=settings.activation_bits,
+        observer=settings.observer,
+        affine=settings.affine,
+    )
+    shown.stage("weight rounding", len(recording.moments))
+    layers = quantizable_layers(source.network)
+    for name, moments in recording.moments.items():
+        qparams[name] = compensate(layers[name], qparams[name], moments)
+        shown.advance()
+    return qparams
+
+
+def _record(
+    source: Source,
+    settings: CalibrationSettings,
+    process: DenoisingProcess,
+    groups: StepGroups,
+    placement: Placement,
+    shown: Progress,
+) -> Recording:
+    batch_count = -(-settings.num_trajectories // settings.batch_size)
+    shown.stage("full-precision trajectories", batch_count * len(process))
+    group_of = [groups.find(t) for t in process.timesteps]
+    calls = [group_of.count(g) * batch_count for g in range(len(groups))]
+    sampler = ActivationSampler(placement.quantized, calls, settings.seed)
+    layers = quantizable_layers(source.network)
+    rounded = {name: layers[name] for name in placement.quantized if settings.rounding == "gptq"}
+    moments = MomentSampler(rounded, sum(calls), settings.seed)
+
+    def before_step(step: int) -> None:
+        sampler.group = group_of[step]
+        shown.advance()
+
+    with sampler.watch(source.network), moments.watch():
+        batches = record_trajectories(
+            source.network,
+            process,
+            source.signature.sample.resolve(source.signature.sizes | {"batch": 1})[1:],
+            num_trajectories=settings.num_trajectories,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            conditioning=_conditioning(source, settings),
+            before_step=before_step,
+        )
+    return Recording(batches, sampler.samples(), moments.moments())
+
+
+def _conditioning(source: Source, settings: CalibrationSettings) -> dict[str, Tensor]:
+    """Draw what conditions each trajectory: class labels, evenly spread."""
+    names = [spec.name for spec in source.signature.conditioning]
+    if not names:
+        return {}
+    classes = getattr(source.network.config, "num_class_embeds", None)
+    if names != ["class_labels"] or classes is None:
+        raise CalibrationError(
+            f"pipeline '{source.name}'",
+            got=f"a network that takes {', '.join(names)}",
+            expected="an unconditional or a class-conditional pipeline",
+            remedy="Text-guided pipelines are not supported yet",
+        )
+    return {"class_labels": torch.arange(settings.num_trajectories) % int(classes)}
+
+
+def plain_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a scheduler's configuration as JSON values, without what changes from file to file."""
+    kept = {k: v for k, v in config.items() if k not in ("_name_or_path", "_diffusers_version")}
+    plain: dict[str, Any] = json.loads(json.dumps(kept, default=str))
+    return plain

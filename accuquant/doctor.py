@@ -1,0 +1,207 @@
+"""Examine an installation: what is there, what works when tried, what to install."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Status = Literal["ok", "absent", "warning", "broken"]
+
+#: Distribution -> the extra that installs it; "" is the base installation.
+_PACKAGES = {
+    "numpy": "",
+    "safetensors": "",
+    "onnx": "",
+    "openvino": "",
+    "pillow": "",
+    "torch": "calibrate",
+    "diffusers": "calibrate",
+    "onnx-ir": "calibrate",
+    "onnxscript": "calibrate",
+    "jinja2": "calibrate",
+    "onnxruntime": "onnxruntime",
+    "onnxruntime-gpu": "gpu",
+    "tensorrt": "gpu",
+    "polygraphy": "gpu",
+    "tensorrt-rtx": "tensorrt-rtx",
+}
+#: Free bytes below which an export of a large model is likely to fail.
+_ROOMY = 10 * 1024**3
+#: Instruction sets that make int8 fast on a CPU: name in /proc/cpuinfo -> name for people.
+_INT8_FLAGS = {
+    "amx_int8": "AMX",
+    "avx512_vnni": "AVX512-VNNI",
+    "avx_vnni": "AVX-VNNI",
+    "asimddp": "NEON dot product",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the examination.
+
+    `status` is "ok", "absent" (an optional part is not installed), "warning" (an optional part does
+    not work, or slowly), or "broken" (exported models cannot run); `remedy` is "" where all is well.
+    """
+
+    subject: str
+    status: Status
+    detail: str
+    remedy: str = ""
+
+
+def examine() -> list[Finding]:
+    """Look at the machine and the packages, then try every engine."""
+    return [
+        Finding("Python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
+        _processor(),
+        _disk(),
+        *(_package(name, extra) for name, extra in _PACKAGES.items()),
+        *(_attempt(subject, module, try_it) for subject, module, try_it in _TRIALS),
+    ]
+
+
+def works(findings: list[Finding]) -> bool:
+    """Return whether nothing is broken."""
+    return all(finding.status != "broken" for finding in findings)
+
+
+def _processor() -> Finding:
+    flags = _cpu_flags()
+    found = [name for flag, name in _INT8_FLAGS.items() if flag in flags]
+    cores = f"{os.cpu_count()} cores"
+    if found:
+        return Finding("processor", "ok", f"{cores}, int8 instructions: {', '.join(found)}")
+    if flags:
+        return Finding(
+            "processor",
+            "warning",
+            f"{cores}, no int8 instructions",
+            "Expect less than 2x from int8 on this processor",
+        )
+    return Finding("processor", "ok", f"{cores}, instruction sets unknown on {platform.system()}")
+
+
+def _cpu_flags() -> set[str]:
+    """Return the processor's features as Linux names them; empty elsewhere."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return set()
+    lines = [line for line in text.splitlines() if line.startswith(("flags", "Features"))]
+    return set(lines[0].partition(":")[2].split()) if lines else set()
+
+
+def _disk() -> Finding:
+    free = shutil.disk_usage(Path.cwd()).free
+    detail = f"{free / 1024**3:.1f} GiB free here"
+    if free < _ROOMY:
+        return Finding(
+            "disk", "warning", detail, "Large models need about three times their size; free some space"
+        )
+    return Finding("disk", "ok", detail)
+
+
+def _package(name: str, extra: str) -> Finding:
+    try:
+        return Finding(name, "ok", version(name))
+    except PackageNotFoundError:
+        target = f"accuquant[{extra}]" if extra else "accuquant"
+        status: Status = "absent" if extra else "broken"
+        return Finding(name, status, "not installed", f"pip install '{target}'")
+
+
+def _attempt(subject: str, module: str, try_it: Callable[[], str]) -> Finding:
+    """Run one trial. Only the engine of the main path can be "broken"; others are warnings."""
+    required = module == _MAIN_ENGINE
+    try:
+        return Finding(subject, "ok", try_it())
+    except Exception as fault:  # whatever a package raises is what the user has to see
+        missing = isinstance(fault, ModuleNotFoundError) and fault.name == module
+        if missing and not required:
+            return Finding(subject, "absent", f"{module} is not installed")
+        detail = " ".join(f"{type(fault).__name__}: {fault}".split())[:200]
+        remedy = f"Install {module} again: pip install --force-reinstall {module.replace('_', '-')}"
+        return Finding(subject, "broken" if required else "warning", detail, remedy)
+
+
+def _try_openvino() -> str:
+    import openvino
+
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(_tiny_model()), "CPU")
+    _expect_quantized(compiled([_INPUT])[0])
+    return f"a QDQ model compiles and runs; devices: {', '.join(core.available_devices)}"
+
+
+def _try_onnxruntime() -> str:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(_tiny_model(), providers=["CPUExecutionProvider"])
+    _expect_quantized(session.run(None, {"x": _INPUT})[0])
+    names = [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
+    return f"a QDQ model runs; providers: {', '.join(names)}"
+
+
+def _try_torch() -> str:
+    import torch
+
+    total = float(torch.ones(8).sum())
+    if total != 8:
+        raise RuntimeError(f"the sum of eight ones is {total}")
+    if not torch.cuda.is_available():
+        return f"works on the CPU ({torch.get_num_threads()} threads), no CUDA device"
+    device = torch.cuda.get_device_name()
+    float(torch.ones(8, device="cuda").sum())
+    return f"works on the CPU and on {device}"
+
+
+def _try_import(module: str) -> str:
+    found = importlib.import_module(module)
+    return f"{module} {found.__version__} imports"
+
+
+def _tiny_model() -> bytes:
+    """Return an ONNX model that rounds x [3] to multiples of 0.5 by a QDQ pair."""
+    from onnx import TensorProto, helper
+
+    scale = helper.make_tensor("scale", TensorProto.FLOAT, [], [0.5])
+    zero = helper.make_tensor("zero", TensorProto.INT8, [], [0])
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"]),
+    ]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [3]) for name in "xy")
+    graph = helper.make_graph(nodes, "tiny", [x], [y], [scale, zero])
+    opset = helper.make_opsetid("", 21)
+    model: bytes = helper.make_model(graph, opset_imports=[opset], ir_version=10).SerializeToString()
+    return model
+
+
+def _expect_quantized(output: npt.NDArray[np.float32]) -> None:
+    if not np.array_equal(output, _OUTPUT):
+        raise RuntimeError(f"a tiny model gives {output.tolist()}, expected {_OUTPUT.tolist()}")
+
+
+_MAIN_ENGINE = "openvino"
+_INPUT = np.array([0.3, -1.1, 2.0], np.float32)
+_OUTPUT = np.array([0.5, -1.0, 2.0], np.float32)
+#: (what is tried, the module it needs, the trial)
+_TRIALS: tuple[tuple[str, str, Callable[[], str]], ...] = (
+    ("OpenVINO engine", "openvino", _try_openvino),
+    ("ONNX Runtime engine", "onnxruntime", _try_onnxruntime),
+    ("PyTorch", "torch", _try_torch),
+    ("TensorRT", "tensorrt", partial(_try_import, "tensorrt")),
+    ("TensorRT for RTX", "tensorrt_rtx", partial(_try_import, "tensorrt_rtx")),
+)
