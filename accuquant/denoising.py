@@ -112,7 +112,8 @@ class DenoisingProcess:
         generators = []
         for saved in state.generators:
             generator = torch.Generator()
-            generator.set_state(saved)
+            # torch 2.13 reads a view (a row of a stored tensor) from the wrong place, or crashes
+            generator.set_state(saved.clone())
             generators.append(generator)
         return generators
 

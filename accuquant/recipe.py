@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -85,11 +86,18 @@ class Recipe:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the recipe to `path` (.safetensors), atomically; the bytes depend on its content only."""
-        from safetensors.numpy import save_file
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(self._serialized())
+
+    def sha256(self) -> str:
+        """Return the SHA-256 of the file that `save` writes, as 64 hex digits."""
+        return hashlib.sha256(self._serialized()).hexdigest()
+
+    def _serialized(self) -> bytes:
+        from safetensors.numpy import save
 
         metadata = json.dumps(self._metadata(), sort_keys=True, allow_nan=True)
-        with atomic_write(path) as temporary:
-            save_file(self._tensors(), temporary, metadata={_METADATA_KEY: metadata})
+        return save(self._tensors(), metadata={_METADATA_KEY: metadata})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Recipe:

@@ -151,6 +151,8 @@ def _conditioning(source: Source, settings: CalibrationSettings) -> dict[str, Te
 
 def plain_config(config: dict[str, Any]) -> dict[str, Any]:
     """Return a scheduler's configuration as JSON values, without what changes from file to file."""
-    kept = {k: v for k, v in config.items() if k not in ("_name_or_path", "_diffusers_version")}
+    # _use_default_values is a set as a list: its order changes from process to process
+    volatile = ("_name_or_path", "_diffusers_version", "_use_default_values")
+    kept = {k: v for k, v in config.items() if k not in volatile}
     plain: dict[str, Any] = json.loads(json.dumps(kept, default=str))
     return plain

@@ -90,4 +90,5 @@ def _inverse_factor(covariance: Tensor) -> Tensor:
     power = covariance.diagonal().mean().clamp(min=1e-30)
     damped = covariance + torch.eye(len(covariance), dtype=covariance.dtype) * power * _DAMPING
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    return torch.linalg.cholesky(inverse, upper=True)
+    factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
+    return factor

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from accuquant.denoising import DenoisingProcess
+from accuquant.errors import UsageError
 from accuquant.groups import StepGroups
 from accuquant.network import quantizable_layers
 from accuquant.progress import Progress, Silent
@@ -51,7 +52,8 @@ def measure_sensitivity(
 def spend_float_budget(placement: Placement, errors: Mapping[str, float], budget: float) -> list[str]:
     """Return the layers to leave in float: the most error removed for `budget`, a share of all MACs.
 
-    Greedy by error per multiply-accumulate, skipping what does not fit any more.
+    Greedy by error per multiply-accumulate, skipping what does not fit any more. Raises UsageError where
+    the budget buys every layer.
     """
     left = budget * sum(placement.macs.values())
     order = sorted(placement.quantized, key=lambda name: -errors[name] / max(1, placement.macs[name]))
@@ -60,6 +62,13 @@ def spend_float_budget(placement: Placement, errors: Mapping[str, float], budget
         if placement.macs[name] <= left:
             left -= placement.macs[name]
             chosen.append(name)
+    if len(chosen) == len(order):
+        raise UsageError(
+            "--float-budget",
+            got=f"{budget:g}, which leaves no layer to quantize",
+            expected="a smaller share of the multiply-accumulates",
+            remedy="Give --float-budget 0.1, for example",
+        )
     return chosen
 
 

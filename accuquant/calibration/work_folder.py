@@ -15,7 +15,7 @@ from torch import Tensor
 
 from accuquant._files import atomic_write, write_text
 from accuquant.denoising import DenoisingProcess, ProcessState
-from accuquant.errors import CalibrationError
+from accuquant.errors import CalibrationError, RecipeError
 from accuquant.recipe import GroupResult, Recipe
 
 from .trajectory import TrajectoryBatch
@@ -84,8 +84,11 @@ class WorkFolder:
         return self.path / "initial.safetensors"
 
     def load_initial(self) -> Recipe | None:
-        """Return the recipe before learning, or None where it is not there yet."""
-        return Recipe.load(self.initial) if self.initial.is_file() else None
+        """Return the recipe before learning, or None where there is none (or no whole one)."""
+        try:
+            return Recipe.load(self.initial)
+        except RecipeError:
+            return None
 
     def save_group(self, group: int, scales: Mapping[str, float], result: GroupResult) -> None:
         """Keep what was learned for one step group."""
@@ -95,13 +98,18 @@ class WorkFolder:
     def load_group(self, group: int) -> tuple[dict[str, float], GroupResult] | None:
         """Return what was learned for one step group, or None where it is not finished."""
         path = self.path / f"group_{group:03d}.json"
-        if not path.is_file():
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            return data["scales"], GroupResult(**data["result"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
-        data = json.loads(path.read_text(encoding="utf-8"))
-        return data["scales"], GroupResult(**data["result"])
 
     def remove(self) -> None:
         """Delete the folder: the recipe is finished."""
+        # the settings go last: without them, another run would take what is left for its own
+        for file in self.path.iterdir():
+            if file.name != "settings.json":
+                file.unlink()
         shutil.rmtree(self.path)
 
 

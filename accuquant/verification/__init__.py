@@ -1,1 +1,9 @@
 """Verification: the same seeds through FP32, fake-quantized and engine networks, compared."""
+
+from __future__ import annotations
+
+from accuquant.verification.report import Report
+from accuquant.verification.thresholds import Thresholds, Verdict
+from accuquant.verification.verify import verify
+
+__all__ = ["Report", "Thresholds", "Verdict", "verify"]

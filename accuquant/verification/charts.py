@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from xml.sax.saxutils import escape
 
-_WIDTH, _HEIGHT = 640, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 112, 14, 40
-_LABEL_GAP = 15
+_LEFT, _TOP, _BOTTOM = 58, 14, 42
+#: Room to the right of a plot, for labels at the ends of lines.
+_LABELS, _MARGIN = 118, 12
+_LABEL_GAP = 16
 
 
 @dataclass(frozen=True)
@@ -25,26 +27,42 @@ class Series:
 
 @dataclass(frozen=True)
 class _Plot:
-    """Maps data to pixels; `y` is logarithmic where `log` is set."""
+    """Maps data to pixels of a drawing of `size`; `y` is logarithmic where `log` is set."""
 
     x_range: tuple[float, float]
     y_range: tuple[float, float]
+    size: tuple[int, int]
+    margin: int
     log: bool = False
-    right: int = _RIGHT
+
+    @property
+    def right(self) -> float:
+        """The x of the plot's right edge."""
+        return self.size[0] - self.margin
+
+    @property
+    def bottom(self) -> float:
+        """The y of the plot's lower edge."""
+        return self.size[1] - _BOTTOM
 
     def x(self, value: float) -> float:
         low, high = self.x_range
-        return _LEFT + (value - low) / ((high - low) or 1.0) * (_WIDTH - _LEFT - self.right)
+        return _LEFT + (value - low) / ((high - low) or 1.0) * (self.right - _LEFT)
 
     def y(self, value: float) -> float:
         low, high = self.y_range
         if self.log:
             low, high, value = math.log10(low), math.log10(high), math.log10(max(value, low))
-        return _HEIGHT - _BOTTOM - (value - low) / ((high - low) or 1.0) * (_HEIGHT - _TOP - _BOTTOM)
+        return self.bottom - (value - low) / ((high - low) or 1.0) * (self.bottom - _TOP)
 
 
 def line_chart(
-    series: Sequence[Series], *, x_label: str, y_label: str, boundaries: Sequence[int] = ()
+    series: Sequence[Series],
+    *,
+    x_label: str,
+    y_label: str,
+    boundaries: Sequence[int] = (),
+    size: tuple[int, int] = (960, 380),
 ) -> str:
     """Draw lines over steps 1..T on a logarithmic axis.
 
@@ -53,7 +71,7 @@ def line_chart(
     """
     steps = max(len(s.values) for s in series)
     positive = [v for s in series for v in (*s.values, *s.low, *s.high) if v > 0] or [1.0]
-    plot = _Plot((1, steps), _log_range(min(positive), max(positive)), log=True)
+    plot = _Plot((1, steps), _log_range(min(positive), max(positive)), size, _LABELS, log=True)
     parts = [
         _shades(plot, boundaries, steps),
         _log_grid(plot),
@@ -61,13 +79,18 @@ def line_chart(
         *[_band(plot, s) for s in series if s.low],
         *[_line(plot, s) for s in series],
         _end_labels(plot, series),
-        _axis_titles(x_label, y_label, plot.right),
+        _axis_titles(plot, x_label, y_label),
     ]
-    return _svg(parts, f"{y_label} over {x_label}")
+    return _svg(plot, parts, f"{y_label} over {x_label}")
 
 
 def histogram(
-    values: Sequence[float], *, x_label: str, limit: float | None = None, median: float | None = None
+    values: Sequence[float],
+    *,
+    x_label: str,
+    limit: float | None = None,
+    median: float | None = None,
+    size: tuple[int, int] = (480, 380),
 ) -> str:
     """Draw how many of `values` fall into each of about 16 bins, with lines at `limit` and `median`."""
     marks = [m for m in (limit, median) if m is not None]
@@ -76,7 +99,8 @@ def histogram(
     counts = [0] * (math.floor(max(*values, *marks) / width) - first + 1)
     for value in values:
         counts[math.floor(value / width) - first] += 1
-    plot = _Plot((first * width, (first + len(counts)) * width), (0, max(counts) * 1.12), right=16)
+    x_range = (first * width, (first + len(counts)) * width)
+    plot = _Plot(x_range, (0, max(counts) * 1.15), size, _MARGIN)
     bars = []
     for index, count in enumerate(counts):
         left, right = (first + index) * width, (first + index + 1) * width
@@ -92,14 +116,15 @@ def histogram(
         _value_axis(plot, width, first, len(counts)),
         _mark(plot, median, "median", "mark", 0),
         _mark(plot, limit, "limit", "mark limit", 14),
-        _axis_titles(x_label, "images", plot.right),
+        _axis_titles(plot, x_label, "images"),
     ]
-    return _svg(parts, f"Histogram of {x_label}")
+    return _svg(plot, parts, f"Histogram of {x_label}")
 
 
-def _svg(parts: Sequence[str], title: str) -> str:
+def _svg(plot: _Plot, parts: Sequence[str], title: str) -> str:
+    width, height = plot.size
     body = "".join(parts)
-    return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">{body}</svg>'
+    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">{body}</svg>'
 
 
 def _log_range(low: float, high: float) -> tuple[float, float]:
@@ -112,8 +137,8 @@ def _shades(plot: _Plot, boundaries: Sequence[int], steps: int) -> str:
     edges = [1.0, *[b + 0.5 for b in boundaries if 0 < b < steps], float(steps)]
     rects = [
         f'<rect class="shade" x="{plot.x(a):.1f}" y="{_TOP}" width="{plot.x(b) - plot.x(a):.1f}" '
-        f'height="{_HEIGHT - _TOP - _BOTTOM}"/>'
-        for index, (a, b) in enumerate(zip(edges, edges[1:], strict=False))
+        f'height="{plot.bottom - _TOP}"/>'
+        for index, (a, b) in enumerate(pairwise(edges))
         if index % 2
     ]
     return "".join(rects)
@@ -122,7 +147,7 @@ def _shades(plot: _Plot, boundaries: Sequence[int], steps: int) -> str:
 def _log_grid(plot: _Plot) -> str:
     low, high = plot.y_range
     decades = range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)
-    ticks = [(10.0**d, f'10<tspan dy="-4" font-size="9">{_signed(d)}</tspan>') for d in decades]
+    ticks = [(10.0**d, f'10<tspan dy="-4">{_signed(d)}</tspan>') for d in decades]
     if len(ticks) < 2:
         ticks = [
             (m * 10.0**d, f"{m * 10.0**d:.3g}")
@@ -145,7 +170,7 @@ def _count_grid(plot: _Plot, highest: int) -> str:
 def _grid_line(plot: _Plot, value: float, label: str) -> str:
     y = plot.y(value)
     return (
-        f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - plot.right}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        f'<line class="grid" x1="{_LEFT}" x2="{plot.right}" y1="{y:.1f}" y2="{y:.1f}"/>'
         f'<text class="tick" x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{label}</text>'
     )
 
@@ -163,8 +188,8 @@ def _value_axis(plot: _Plot, width: float, first: int, count: int) -> str:
 
 
 def _x_tick(plot: _Plot, value: float, label: str) -> str:
-    x, y = plot.x(value), _HEIGHT - _BOTTOM
-    return f'<text class="tick" x="{x:.1f}" y="{y + 17}" text-anchor="middle">{label}</text>'
+    x, y = plot.x(value), plot.bottom
+    return f'<text class="tick" x="{x:.1f}" y="{y + 19}" text-anchor="middle">{label}</text>'
 
 
 def _points(plot: _Plot, values: Sequence[float]) -> list[str]:
@@ -188,9 +213,9 @@ def _end_labels(plot: _Plot, series: Sequence[Series]) -> str:
     labels, previous = [], -math.inf
     for y, entry in placed:
         previous = max(y, previous + _LABEL_GAP)
-        x = plot.x(len(entry.values)) + 8
+        x, style = plot.x(len(entry.values)) + 8, f"label {entry.style}"
         labels.append(
-            f'<text class="label {entry.style}" x="{x:.1f}" y="{previous + 4:.1f}">{escape(entry.label)}</text>'
+            f'<text class="{style}" x="{x:.1f}" y="{previous + 4:.1f}">{escape(entry.label)}</text>'
         )
     return "".join(labels)
 
@@ -199,22 +224,21 @@ def _mark(plot: _Plot, value: float | None, name: str, style: str, drop: int) ->
     if value is None:
         return ""
     x = plot.x(value)
-    near_right = x > _WIDTH - plot.right - 110
+    near_right = x > plot.right - 110
     anchor, offset = ("end", -6) if near_right else ("start", 6)
     return (
-        f'<line class="{style}" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"/>'
+        f'<line class="{style}" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{plot.bottom}"/>'
         f'<text class="label {style}" x="{x + offset:.1f}" y="{_TOP + 10 + drop}" text-anchor="{anchor}">'
         f"{name} {value:.1f}</text>"
     )
 
 
-def _axis_titles(x_label: str, y_label: str, right: int) -> str:
-    middle_x = (_LEFT + _WIDTH - right) / 2
-    middle_y = (_TOP + _HEIGHT - _BOTTOM) / 2
+def _axis_titles(plot: _Plot, x_label: str, y_label: str) -> str:
+    x, y, low = (_LEFT + plot.right) / 2, (_TOP + plot.bottom) / 2, plot.size[1] - 3
     return (
-        f'<text class="title" x="{middle_x:.0f}" y="{_HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>'
-        f'<text class="title" x="14" y="{middle_y:.0f}" text-anchor="middle" '
-        f'transform="rotate(-90 14 {middle_y:.0f})">{escape(y_label)}</text>'
+        f'<text class="title" x="{x:.0f}" y="{low}" text-anchor="middle">{escape(x_label)}</text>'
+        f'<text class="title" x="13" y="{y:.0f}" text-anchor="middle" transform="rotate(-90 13 {y:.0f})">'
+        f"{escape(y_label)}</text>"
     )
 
 

@@ -14,10 +14,10 @@ NUM_CLASSES = 10
 
 
 class FashionClassifier(nn.Module):
-    """Images [N, 1, 32, 32] in [0, 1] -> logits [N, 10]; `features` gives the 64 values before the last layer.
+    """Images [N, 1, 32, 32] in [0, 1] -> logits [N, 10].
 
-    SiLU instead of ReLU keeps the features smooth, so that a small change of the image is a small
-    change of the features.
+    `features` gives the 64 values before the last layer. SiLU instead of ReLU keeps them smooth, so that
+    a small change of the image is a small change of the features.
     """
 
     def __init__(self) -> None:
@@ -65,6 +65,6 @@ def accuracy(network: FashionClassifier, images: Tensor, labels: Tensor) -> floa
     """Return the share of images [N, 1, 32, 32] whose largest logit is their label [N]."""
     hits = [
         (network(batch).argmax(1) == truth).sum()
-        for batch, truth in zip(images.split(500), labels.split(500), strict=True)
+        for batch, truth in zip(torch.split(images, 500), torch.split(labels, 500), strict=True)
     ]
     return float(torch.stack(hits).sum()) / len(labels)

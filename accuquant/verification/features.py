@@ -105,7 +105,7 @@ def load_features(name: str, image_shape: tuple[int, ...]) -> FeatureExtractor |
 @torch.no_grad()
 def extract(extractor: FeatureExtractor, images: Tensor) -> npt.NDArray[np.floating[Any]]:
     """Return the features [N, D] of images [N, C, H, W] in [0, 1], computed in batches."""
-    features = torch.cat([extractor(batch).float() for batch in images.split(_BATCH)])
+    features = torch.cat([extractor(batch).float() for batch in torch.split(images, _BATCH)])
     if features.ndim != 2 or len(features) != len(images):
         raise VerificationError(
             f"feature network '{extractor.name}'",

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from accuquant.verification.charts import Series, histogram, line_chart
 
 if TYPE_CHECKING:
-    from accuquant.verification.report import Comparison, Report
+    from accuquant.verification.report import Comparison, LayerSensitivity, Report
 
 TEMPLATE = "report.html.j2"
 #: Rows shown before the rest folds away.
 _TOP_LAYERS = 12
+_ENGINE_TITLES = {
+    "openvino": "OpenVINO",
+    "onnxruntime": "ONNX Runtime",
+    "onnxruntime-cuda": "ONNX Runtime (CUDA)",
+}
 
 
 def render(report: Report) -> str:
@@ -26,11 +32,12 @@ def render(report: Report) -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     environment.filters |= {
         "sig": significant,
         "bytes": byte_size,
-        "percent": lambda value: f"{100 * value:.1f}\u202f%",
+        "engine": engine_title,
     }
     charts = {name: Markup(svg) for name, svg in _charts(report).items()}
     return environment.get_template(TEMPLATE).render(
@@ -52,8 +59,10 @@ def significant(value: float, digits: int = 3) -> str:
         decimals = digits - 1 - math.floor(math.log10(abs(value))) if value else 0
         return f"{value:.{max(decimals, 0)}f}"
     mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-    raised = str(int(exponent)).translate(str.maketrans("-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079"))
-    return f"{mantissa} \u00d7 10{raised}"
+    raised = str(int(exponent)).translate(
+        str.maketrans("-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079")
+    )
+    return f"{mantissa}\u2009\u00d7\u200910{raised}"
 
 
 def byte_size(value: float) -> str:
@@ -62,6 +71,11 @@ def byte_size(value: float) -> str:
         if value >= size:
             return f"{value / size:.3g} {unit}" if value < 1000 * size else f"{value / size:.0f} {unit}"
     return f"{value:.0f} B"
+
+
+def engine_title(name: str) -> str:
+    """Return the name that an engine's makers write."""
+    return _ENGINE_TITLES.get(name, name)
 
 
 def _charts(report: Report) -> dict[str, str]:
@@ -123,7 +137,14 @@ def _key_figures(report: Report) -> list[dict[str, str]]:
     if "int8_mac_share" in report.placement:
         share = 100 * report.placement["int8_mac_share"]
         layers = report.placement["int8_layers"]
-        figures.append({"value": f"{share:.0f}", "unit": "%", "label": "of operations in int8", "note": f"{layers} layers"})
+        figures.append(
+            {
+                "value": f"{share:.0f}",
+                "unit": "%",
+                "label": "of operations in int8",
+                "note": f"{layers} layers",
+            }
+        )
     return figures
 
 
@@ -136,14 +157,15 @@ def _size_figure(report: Report) -> list[dict[str, str]]:
 
 
 def _speed_figure(report: Report) -> list[dict[str, str]]:
-    times = {latency.name: latency.median_ms for latency in report.latencies}
-    baseline = next((name for name in times if name != "int8" and "FP32" in name), None)
-    int8 = next((name for name in times if "int8" in name), None)
+    """Compare int8 with the last FP32 network of the table: the same engine's where it was timed."""
+    baseline = next((x for x in reversed(report.latencies) if x.name.startswith("FP32 ")), None)
+    int8 = next((x for x in report.latencies if x.name.startswith("int8 ")), None)
     if baseline is None or int8 is None:
         return []
-    ratio = f"{times[baseline] / times[int8]:.1f}"
-    note = f"{times[baseline]:.1f} to {times[int8]:.1f} ms a call"
-    return [{"value": ratio, "unit": "\u00d7", "label": f"as fast as {baseline}", "note": note}]
+    ratio = baseline.median_ms / int8.median_ms
+    label = f"the speed of {engine_title(baseline.name.removeprefix('FP32 '))}"
+    note = f"FP32 {significant(baseline.median_ms)} ms, int8 {significant(int8.median_ms)} ms"
+    return [{"value": f"{ratio:.1f}", "unit": "\u00d7", "label": label, "note": note}]
 
 
 def _loss_rows(report: Report) -> list[dict[str, Any]]:
@@ -158,7 +180,7 @@ def _loss_rows(report: Report) -> list[dict[str, Any]]:
         "cosine": ("Cosine", "minimum"),
         "latent_mse": ("Latent MSE", "maximum"),
     }
-    digits = {"psnr": "{:.1f}", "ssim": "{:.4f}", "cosine": "{:.5f}"}
+    digits = {"psnr": "{:.1f}", "ssim": "{:.3f}", "cosine": "{:.4f}"}
 
     def show(metric: str, value: float) -> str:
         return digits[metric].format(value) if metric in digits else significant(value)
@@ -179,9 +201,12 @@ def _loss_rows(report: Report) -> list[dict[str, Any]]:
     ]
 
 
-def _bars(values: tuple[tuple[str, float], ...]) -> list[dict[str, Any]]:
-    largest = max((abs(value) for _, value in values), default=0.0) or 1.0
-    return [{"name": name, "value": value, "width": 100 * abs(value) / largest} for name, value in values]
+def _bars(layers: Sequence[LayerSensitivity]) -> list[dict[str, Any]]:
+    largest = max((layer.error for layer in layers), default=0.0) or 1.0
+    return [
+        {"name": layer.name, "error": layer.error, "width": 100 * layer.error / largest, "int8": layer.int8}
+        for layer in layers
+    ]
 
 
 def _lead(report: Report) -> str:
@@ -190,11 +215,9 @@ def _lead(report: Report) -> str:
     lowering = report.lowering.summary["latent_mse"].median
     share = lowering / total if total else 0.0
     source = (
-        "The loss comes from quantization itself; the engine adds next to nothing to it."
+        "The loss is that of quantization; the engine adds next to nothing to it."
         if share < 0.1
-        else "The engine differs visibly from the simulation: rounding in another order is amplified by the denoising loop."
-        if share < 0.75
-        else "The engine is about as far from the simulation as from FP32."
+        else f"The engine's distance from its simulation is {100 * share:.0f} % of the squared error."
     )
     failed = sum(not check.passed for check in report.verdict.checks)
     count = len(report.verdict.checks)

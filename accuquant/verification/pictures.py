@@ -17,7 +17,7 @@ FloatArray = npt.NDArray[np.floating[Any]]
 MAX_EDGE = 256
 AMPLIFICATIONS = (1, 2, 4, 8, 16, 32, 64)
 #: Colours of pixels that int8 made darker and brighter.
-_DARKER, _BRIGHTER = (59, 110, 168), (201, 104, 45)
+_DARKER, _BRIGHTER = (70, 135, 205), (222, 112, 44)
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Gallery:
 
 
 def make_gallery(
-    reference: Tensor, quantized: Tensor, psnr: Tensor, *, seed: int, num_first: int = 10, num_worst: int = 2
+    reference: Tensor, quantized: Tensor, psnr: Tensor, *, seed: int, num_first: int = 8, num_worst: int = 2
 ) -> Gallery:
     """Choose the first seeds and those with the lowest PSNR from images [N, C, H, W] in [0, 1]."""
     first = list(range(min(num_first, len(psnr))))

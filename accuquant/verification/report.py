@@ -14,7 +14,7 @@ The JSON object has these keys; a key is added, never renamed or removed, while 
     lowering          engine against fake-quantized: a comparison
     fid2fp32          {extractor, engine, simulated} or null
     layers            [{name, elements, differing, share, max_difference}] or null when not asked for
-    sensitivity       [{layer, value}], in the unit that `settings.sensitivity_unit` names, most sensitive first
+    sensitivity       [{name, error, int8}], the most sensitive first: error with this layer alone quantized
     groups            [{start, end, initial_loss, final_loss, status, note}], timesteps end <= t < start
     placement         {int8_mac_share, int8_layers, float_layers}
     sizes             {fp32_weights, engine_files} in bytes
@@ -98,6 +98,15 @@ class GroupFigure:
 
 
 @dataclass(frozen=True)
+class LayerSensitivity:
+    """The error that calibration measured with this layer alone quantized, and whether it is in int8."""
+
+    name: str
+    error: float
+    int8: bool
+
+
+@dataclass(frozen=True)
 class Report:
     """All that a verification measured. See the module's docstring for the JSON it becomes."""
 
@@ -112,7 +121,7 @@ class Report:
     gallery: Gallery
     fid: FidFigure | None = None
     layers: tuple[LayerParity, ...] | None = None
-    sensitivity: tuple[tuple[str, float], ...] = ()
+    sensitivity: tuple[LayerSensitivity, ...] = ()
     groups: tuple[GroupFigure, ...] = ()
     placement: Mapping[str, Any] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
@@ -126,7 +135,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values; the pictures are left out, numbers that are not finite become null."""
-        data = {
+        data: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "passed": self.passed,
             "checks": [{**asdict(check), "passed": check.passed} for check in self.verdict.checks],
@@ -139,7 +148,7 @@ class Report:
             "lowering": self.lowering.to_dict(),
             "fid2fp32": asdict(self.fid) if self.fid else None,
             "layers": [layer.to_dict() for layer in self.layers] if self.layers is not None else None,
-            "sensitivity": [{"layer": name, "value": value} for name, value in self.sensitivity],
+            "sensitivity": [asdict(layer) for layer in self.sensitivity],
             "groups": [asdict(group) for group in self.groups],
             "placement": dict(self.placement),
             "sizes": dict(self.sizes),

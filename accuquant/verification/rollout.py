@@ -10,12 +10,11 @@ from torch import Tensor
 
 from accuquant.denoising import DenoisingProcess, NetworkFn, seeded_generators
 from accuquant.errors import VerificationError
+from accuquant.progress import Progress
 from accuquant.verification.metrics import mse
 
 #: (sample [B, C, H, W], timestep, conditioning by name) -> prediction [B, C, H, W]
 BranchFn = Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
-#: (what is being done, steps done, steps in all)
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -35,17 +34,20 @@ class Rollouts:
     "simulated" and "engine" (against the reference) and "lowering" (engine against simulated) to the
     latent mean squared error after every step [T, N]. `step_errors` [T, n] holds, for the first n
     seeds, what one step adds: the branch's step against the FP32 network's step from the branch's own
-    latent, so nothing accumulates in it.
+    latent, so nothing accumulates in it. `inputs` [T, n, C, H, W]: what the reference saw at each step.
     """
 
     timesteps: tuple[float, ...]
     final: Mapping[str, Tensor]
     errors: Mapping[str, Tensor]
     step_errors: Mapping[str, Tensor]
+    inputs: Tensor
 
 
 @dataclass
 class _Batch:
+    """Latents by branch [T + 1, B, C, H, W], the initial ones first, and step errors [T, B]."""
+
     latents: dict[str, Tensor] = field(default_factory=dict)
     step_errors: dict[str, Tensor] = field(default_factory=dict)
 
@@ -60,7 +62,7 @@ def roll_out(
     seed: int,
     batch_size: int,
     conditioning: Mapping[str, Tensor] | None = None,
-    progress: Progress | None = None,
+    progress: Progress,
 ) -> Rollouts:
     """Sample latents [num_images, *shape] with every branch; image k starts from seed + k.
 
@@ -68,13 +70,15 @@ def roll_out(
     VerificationError where a branch returns values that are not finite.
     """
     starts = range(0, num_images, batch_size)
-    ticker = _Ticker(progress, len(process) * (3 * len(starts) + 2))
+    progress.stage("denoising with FP32, simulation and engine", len(process) * (3 * len(starts) + 2))
     batches = []
     for start in starts:
         members = slice(start, min(start + batch_size, num_images))
         bound = {name: tensor[members] for name, tensor in (conditioning or {}).items()}
         seeds = range(seed + members.start, seed + members.stop)
-        batches.append(_run_batch(process, branches, shape, seeds, bound, ticker, with_step_errors=start == 0))
+        batches.append(
+            _run_batch(process, branches, shape, seeds, bound, progress, with_step_errors=start == 0)
+        )
     return _join(process, batches)
 
 
@@ -84,7 +88,7 @@ def _run_batch(
     shape: Sequence[int],
     seeds: range,
     conditioning: Mapping[str, Tensor],
-    ticker: _Ticker,
+    progress: Progress,
     *,
     with_step_errors: bool,
 ) -> _Batch:
@@ -95,7 +99,7 @@ def _run_batch(
     reference = bind(branches.reference)
     for name, branch in vars(branches).items():
         compared = reference if with_step_errors and name != "reference" else None
-        trajectory = _Trajectory(name, process, bind(branch), compared, ticker)
+        trajectory = _Trajectory(name, process, bind(branch), compared, progress)
         batch.latents[name], step_errors = trajectory.run(shape, seeds)
         if step_errors:
             batch.step_errors[name] = torch.stack(step_errors)
@@ -108,16 +112,15 @@ class _Trajectory:
     process: DenoisingProcess
     network: NetworkFn
     reference: NetworkFn | None
-    ticker: _Ticker
+    progress: Progress
 
     def run(self, shape: Sequence[int], seeds: range) -> tuple[Tensor, list[Tensor]]:
-        """Return the latents after every step [T, B, C, H, W] and, with a reference, the step errors."""
+        """Return the latents [T + 1, B, C, H, W] and, with a reference, the step errors."""
         process = self.process
-        # A fresh schedule for each branch: a multistep scheduler must not remember the last one.
         generators = seeded_generators(seeds)
         latents = process.initial_latents(tuple(shape), generators)
         start = process.save_state()
-        kept, step_errors = [], []
+        kept, step_errors = [latents], []
         for step in range(len(process)):
             state = process.save_state(generators)
             after = process.step(self.network, latents, step, generators)
@@ -127,33 +130,21 @@ class _Trajectory:
                 exact = process.step(self.reference, latents, step, process.restore_state(state))
                 generators = process.restore_state(after_state)
                 step_errors.append(mse(after, exact))
-                self.ticker.tick("step error of " + self.name)
+                self.progress.advance()
             latents = after
             kept.append(after)
-            self.ticker.tick(self.name)
-        process.restore_state(start)
+            self.progress.advance()
+        process.restore_state(start)  # a scheduler with a history must not carry it into the next branch
         return torch.stack(kept), step_errors
 
     def _check_finite(self, latents: Tensor, step: int) -> None:
         if not bool(torch.isfinite(latents).all()):
             raise VerificationError(
-                f"{self.name} network, step {step} (timestep {self.process.timesteps[step]:g})",
+                f"{self.name} network, step {step + 1} (timestep {self.process.timesteps[step]:g})",
                 got="latents that are not finite",
                 expected="finite numbers",
                 remedy="Calibrate and export again; with fp16, try --precision fp32",
             )
-
-
-class _Ticker:
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self._progress = progress
-        self._total = total
-        self._done = 0
-
-    def tick(self, what: str) -> None:
-        self._done += 1
-        if self._progress is not None:
-            self._progress(what, self._done, self._total)
 
 
 def _join(process: DenoisingProcess, batches: Sequence[_Batch]) -> Rollouts:
@@ -170,8 +161,9 @@ def _join(process: DenoisingProcess, batches: Sequence[_Batch]) -> Rollouts:
             for pair, (name, other) in pairs.items()
         },
         step_errors=batches[0].step_errors,
+        inputs=batches[0].latents["reference"][:-1],
     )
 
 
 def _errors(latents: Tensor, reference: Tensor) -> Tensor:
-    return torch.stack([mse(x, y) for x, y in zip(latents, reference, strict=True)])
+    return torch.stack([mse(x, y) for x, y in zip(latents[1:], reference[1:], strict=True)])

@@ -36,6 +36,16 @@ class Thresholds:
                     remedy="Correct the option",
                 )
 
+    def check_measurable(self, *, fid: bool) -> None:
+        """Raise UsageError where a limit is set on FID2FP32 and it will not be measured."""
+        if self.max_fid is not None and not fid:
+            raise UsageError(
+                "threshold max_fid",
+                got="a limit on FID2FP32, which is not measured",
+                expected="a feature network and at least two images",
+                remedy="Give --features and --num-images, or drop the limit",
+            )
+
 
 @dataclass(frozen=True)
 class Check:
@@ -78,24 +88,14 @@ _CHECKS = {
 
 
 def judge(measured: Mapping[str, float], thresholds: Thresholds) -> Verdict:
-    """Check the measured figures: "psnr", "ssim", "cosine", "lowering_psnr", optionally "fid" and levels.
+    """Check the measured figures: "psnr", "ssim", "cosine", "fid", "lowering_psnr", "level_share", ...
 
-    Raises UsageError where a limit is set on FID2FP32 and it was not measured. Level limits without
-    measured levels are not checked.
+    A limit on something that was not measured is not checked.
     """
     checks = []
     for field, (key, name, unit) in _CHECKS.items():
         limit = getattr(thresholds, field)
-        if limit is None:
-            continue
-        if key in measured:
+        if limit is not None and key in measured:
             relation = "at least" if field.startswith("min_") else "at most"
             checks.append(Check(name, float(measured[key]), relation, float(limit), unit))
-        elif key == "fid":
-            raise UsageError(
-                "threshold max_fid",
-                got="a limit on FID2FP32, which was not measured",
-                expected="a feature network",
-                remedy="Give --features, or drop the limit",
-            )
     return Verdict(tuple(checks))

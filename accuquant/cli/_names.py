@@ -1,0 +1,14 @@
+"""The names of the commands, and where each one is defined."""
+
+from __future__ import annotations
+
+#: Command -> the module of accuquant.cli whose `command` it is, in the order of `accuquant --help`.
+COMMANDS = {
+    "demo": "demo",
+    "calibrate": "calibrate",
+    "export": "export",
+    "check": "check",
+    "sample": "sample",
+    "verify": "verify",
+    "doctor": "doctor",
+}

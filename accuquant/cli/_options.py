@@ -1,0 +1,57 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+#: The names that accuquant.runtime.open_runner knows; spelled out so that --help loads no engine.
+ENGINES = ("openvino", "onnxruntime", "onnxruntime-cuda")
+
+existing_folder = click.Path(exists=True, file_okay=False, path_type=Path)
+existing_file = click.Path(exists=True, dir_okay=False, path_type=Path)
+new_path = click.Path(path_type=Path)
+
+
+def engine_option(function: Function) -> Function:
+    """Add --engine."""
+    return click.option(
+        "--engine",
+        type=click.Choice(ENGINES),
+        default="openvino",
+        show_default=True,
+        help="What runs the model.",
+    )(function)
+
+
+def steps_option(function: Function) -> Function:
+    """Add --steps."""
+    return click.option(
+        "--steps", type=click.IntRange(min=1), default=50, show_default=True, help="Sampler steps an image."
+    )(function)
+
+
+def seed_option(function: Function) -> Function:
+    """Add --seed."""
+    return click.option(
+        "--seed",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default=True,
+        help="Image k starts from this seed plus k.",
+    )(function)
+
+
+def num_images_option(default: int) -> Callable[[Function], Function]:
+    """Return a decorator that adds --num-images."""
+    return click.option(
+        "--num-images",
+        type=click.IntRange(min=1),
+        default=default,
+        show_default=True,
+        help="Number of images.",
+    )

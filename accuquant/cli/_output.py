@@ -1,0 +1,56 @@
+"""What commands print on stdout: tables for people, JSON for scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from accuquant.cli._options import Function
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+STDOUT = "-"
+
+
+def json_option(what: str) -> Callable[[Function], Function]:
+    """Return a decorator that adds --json FILE."""
+    return click.option(
+        "--json",
+        "json_file",
+        type=click.Path(dir_okay=False, allow_dash=True),
+        metavar="FILE",
+        help=f"Write {what} as JSON to this file; - for stdout.",
+    )
+
+
+def write_json(target: str, text: str) -> None:
+    """Write JSON to a file, atomically, or to stdout for `-`."""
+    from accuquant._files import write_text
+
+    if target == STDOUT:
+        click.echo(text, nl=not text.endswith("\n"))
+    else:
+        write_text(target, text)
+
+
+def console_beside_json(json_file: str | None) -> Console:
+    """Return the console for people: stdout, or stderr where stdout carries the JSON."""
+    from rich.console import Console
+
+    return Console(stderr=json_file == STDOUT, highlight=False)
+
+
+def print_table(console: Console, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a plain table; cells may hold rich markup."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)

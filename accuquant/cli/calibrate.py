@@ -1,0 +1,110 @@
+"""The command `accuquant calibrate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from accuquant.cli._command import Command
+from accuquant.cli._options import new_path
+
+if TYPE_CHECKING:
+    from accuquant.recipe import Recipe
+
+#: Spelled out so that --help need not load torch; the library knows the same names.
+GRADIENTS = ("accuquant", "independent", "exact", "checkpoint")
+OBSERVERS = ("mse", "minmax", "percentile")
+ROUNDINGS = ("gptq", "nearest")
+_BITS = click.IntRange(2, 8)
+_COUNT = click.IntRange(min=1)
+
+
+@click.command(
+    "calibrate",
+    cls=Command,
+    short_help="Learn int8 scales for a pipeline.",
+    context_settings={"show_default": True},
+)
+@click.argument("source")
+@click.option(
+    "-o", "--output", type=new_path, default=Path("recipe.safetensors"), help="The recipe to write."
+)
+@click.option("--steps", type=_COUNT, default=50, help="Sampler steps to simulate.")
+@click.option("--group-size", type=_COUNT, default=5, help="Consecutive steps that share scales.")
+@click.option("--num-trajectories", type=_COUNT, default=64, help="Full-precision images to learn from.")
+@click.option("--iterations", type=click.IntRange(min=0), default=100, help="Learning steps a group.")
+@click.option("--batch-size", type=_COUNT, default=8, help="Images a learning step.")
+@click.option("--weight-bits", type=_BITS, default=8, help="Bits of a weight.")
+@click.option("--activation-bits", type=_BITS, default=8, help="Bits of an activation.")
+@click.option(
+    "--gradient",
+    type=click.Choice(GRADIENTS),
+    default="accuquant",
+    help="How the loss at a group's end reaches its steps.",
+)
+@click.option(
+    "--observer", type=click.Choice(OBSERVERS), default="mse", help="How the first scales are found."
+)
+@click.option(
+    "--rounding",
+    type=click.Choice(ROUNDINGS),
+    default="gptq",
+    help="How weights are rounded: so that errors compensate each other, or to the nearest level.",
+)
+@click.option(
+    "--affine/--symmetric",
+    default=True,
+    help="Let one-sided activations use a zero-point, or keep every zero-point at 0.",
+)
+@click.option(
+    "--float-budget",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    help="Share of the multiply-accumulates to leave in float, spent on the most sensitive layers.",
+)
+@click.option(
+    "--include", multiple=True, metavar="PATTERN", help="Quantize these layers, although float by default."
+)
+@click.option("--exclude", multiple=True, metavar="PATTERN", help="Leave these layers in float.")
+@click.option(
+    "--learning-rate", type=click.FloatRange(1e-8, 1), default=2e-3, help="Adam's step on log-scales."
+)
+@click.option(
+    "--seed", type=click.IntRange(0, 2**31 - 1), default=0, help="The same seed gives the same recipe."
+)
+def command(source: str, output: Path, **settings: Any) -> None:
+    """Learn int8 scales for the pipeline SOURCE and write them as a recipe.
+
+    SOURCE is a diffusers pipeline: a folder with a model_index.json, or a Hub id. Run an interrupted
+    command again to resume it. PATTERN is a module name in which * stands for any text.
+    """
+    recipe = run(source, output, settings)
+    print_summary(recipe, output)
+    click.echo(f"Next: accuquant export {source} --recipe {output} -o OUT")
+
+
+def run(source: str, output: Path, settings: dict[str, Any]) -> Recipe:
+    """Calibrate with progress on stderr."""
+    from accuquant.calibration import CalibrationSettings, calibrate
+    from accuquant.cli._progress import Bars
+    from accuquant.pipelines import load_source
+
+    checked = CalibrationSettings(**settings)
+    with Bars() as progress:
+        return calibrate(load_source(source), checked, output=output, progress=progress)
+
+
+def print_summary(recipe: Recipe, output: Path) -> None:
+    """Print what was learned, and how many groups were rolled back."""
+    share = recipe.calibration["int8_mac_share"]
+    click.echo(
+        f"Recipe {output}: {len(recipe.layers)} layers, {share:.1%} of the multiply-accumulates, in int8; "
+        f"{len(recipe.groups)} step groups."
+    )
+    rolled_back = [str(g + 1) for g, result in enumerate(recipe.results) if result.status == "rolled_back"]
+    if rolled_back:
+        click.echo(
+            f"Step groups whose learning did not help keep their initial scales: {', '.join(rolled_back)}."
+        )

@@ -1,0 +1,37 @@
+"""The command `accuquant check`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, astuple, fields
+from pathlib import Path
+
+import click
+
+from accuquant.cli._command import Command
+from accuquant.cli._options import existing_file
+from accuquant.cli._output import console_beside_json, json_option, print_table, write_json
+
+
+@click.command("check", cls=Command, short_help="Lint an ONNX model for TensorRT's int8 rules.")
+@click.argument("model", type=existing_file, metavar="MODEL.onnx")
+@json_option("the violations")
+@click.pass_context
+def command(ctx: click.Context, model: Path, json_file: str | None) -> None:
+    """Name every node of MODEL.onnx that breaks TensorRT's int8 rules, with the remedy.
+
+    Exits with 1 where there is a violation.
+    """
+    from rich.markup import escape
+
+    from accuquant.export import check_model
+
+    violations = check_model(model)
+    if json_file:
+        write_json(json_file, json.dumps([asdict(v) for v in violations], indent=2))
+    console = console_beside_json(json_file)
+    if violations:
+        columns = [field.name for field in fields(violations[0])]
+        print_table(console, columns, [[escape(str(value)) for value in astuple(v)] for v in violations])
+        ctx.exit(1)
+    console.print(f"{model}: no violation", markup=False)

@@ -1,0 +1,63 @@
+"""The entry points of `accuquant` and `accuquant-export`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+import click
+
+from accuquant import __version__
+from accuquant.cli._command import LazyGroup
+from accuquant.cli._failure import explain
+from accuquant.cli._session import Session
+
+
+@click.group("accuquant", cls=LazyGroup, invoke_without_command=True)
+@click.version_option(__version__, "-V", "--version")
+@click.pass_context
+def command(ctx: click.Context) -> None:
+    """Take a trained diffusion model to int8 on real engines without losing its images.
+
+    Start with `accuquant demo`, or with `accuquant doctor` where something does not work.
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run `accuquant` and return its exit code."""
+    return run(command, "accuquant", args)
+
+
+def export_main(args: Sequence[str] | None = None) -> int:
+    """Run `accuquant-export`, another name for `accuquant export`, and return its exit code."""
+    from accuquant.cli.export import command as export_command
+
+    return run(export_command, "accuquant-export", args)
+
+
+def run(target: click.Command, name: str, args: Sequence[str] | None = None) -> int:
+    """Run a click command: errors become one line on stderr and an exit code."""
+    session = Session()
+    _hush_libraries(sys.argv if args is None else args)
+    try:
+        code = target.main(args, prog_name=name, obj=session, standalone_mode=False)
+    except (Exception, KeyboardInterrupt) as error:
+        if session.debug:
+            import traceback
+
+            traceback.print_exception(error)
+        line, code = explain(error)
+        click.echo(f"{name}: {line}", err=True)
+    return code if isinstance(code, int) else 0
+
+
+def _hush_libraries(args: Sequence[str]) -> None:
+    """Keep other packages' warnings off the screen, unless --debug asks for them."""
+    if "--debug" not in args:
+        warnings.simplefilter("ignore")
+        os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -1,0 +1,99 @@
+"""The command `accuquant verify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from accuquant.cli._command import Command
+from accuquant.cli._limits import LIMITS, limit_options
+from accuquant.cli._options import (
+    engine_option,
+    existing_folder,
+    new_path,
+    num_images_option,
+    seed_option,
+    steps_option,
+)
+from accuquant.cli._output import console_beside_json, json_option, print_table, write_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from accuquant.verification.report import Report
+
+
+@click.command("verify", cls=Command, short_help="Compare an exported model with FP32.")
+@click.argument("folder", type=existing_folder, metavar="OUT")
+@click.option("--reference", required=True, metavar="SOURCE", help="The pipeline that OUT was exported from.")
+@engine_option
+@num_images_option(64)
+@steps_option
+@seed_option
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Images at a time."
+)
+@click.option(
+    "--features",
+    default="auto",
+    show_default=True,
+    help="Feature network of FID2FP32: auto, fashion, inception, none, or package.module:callable.",
+)
+@click.option("--layers", is_flag=True, help="Compare layer by layer as well.")
+@click.option(
+    "--allow-other-scheduler", is_flag=True, help="Go on with a scheduler other than the calibrated one."
+)
+@limit_options
+@json_option("the report")
+@click.option("--html", "html_file", type=new_path, metavar="FILE", help="Write the report as one HTML page.")
+@click.pass_context
+def command(
+    ctx: click.Context,
+    /,
+    folder: Path,
+    reference: str,
+    json_file: str | None,
+    html_file: Path | None,
+    **options: Any,
+) -> None:
+    """Compare the exported folder OUT with the FP32 pipeline SOURCE on the same seeds.
+
+    Exits with 1 where a threshold (--min-..., --max-...) fails; `none` switches one off.
+    """
+    report = run(folder, reference, options)
+    if json_file:
+        write_json(json_file, report.to_json())
+    if html_file:
+        report.write_html(html_file)
+    print_verdict(console_beside_json(json_file), report)
+    if not report.passed:
+        ctx.exit(1)
+
+
+def run(folder: Path, reference: str, options: dict[str, Any]) -> Report:
+    """Verify with progress on stderr; `options` are those of the command."""
+    from accuquant.cli._progress import Bars
+    from accuquant.pipelines import load_source
+    from accuquant.verification.thresholds import Thresholds
+    from accuquant.verification.verify import verify
+
+    thresholds = Thresholds(**{name: options.pop(name) for name in LIMITS if name in options})
+    with Bars() as progress:
+        return verify(folder, load_source(reference), thresholds=thresholds, progress=progress, **options)
+
+
+def print_verdict(console: Console, report: Report) -> None:
+    """Print each check and the verdict."""
+    rows = [
+        (
+            check.name,
+            f"{check.value:.4g} {check.unit}",
+            f"{check.relation} {check.limit:g}",
+            "[green]passed[/green]" if check.passed else "[red]failed[/red]",
+        )
+        for check in report.verdict.checks
+    ]
+    print_table(console, ("check", "measured", "wanted", ""), rows)
+    console.print("[bold green]PASSED[/bold green]" if report.passed else "[bold red]FAILED[/bold red]")

@@ -1,0 +1,172 @@
+"""Verify an exported folder: the same seeds through FP32, simulation and engine, then the verdict."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import reduce
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from accuquant.denoising import DenoisingProcess
+from accuquant.network import Conditioning, call
+from accuquant.pipelines import Source
+from accuquant.progress import Progress, Silent
+from accuquant.runtime.engine_model import EngineModel
+from accuquant.simulate import simulate
+from accuquant.verification.assemble import assemble
+from accuquant.verification.features import load_features
+from accuquant.verification.latency import Latency, measure_latencies
+from accuquant.verification.metrics import to_images
+from accuquant.verification.parity import LayerParity, layer_parity
+from accuquant.verification.report import Report
+from accuquant.verification.rollout import Branches, BranchFn, Rollouts, roll_out
+from accuquant.verification.settings import VerificationSettings
+from accuquant.verification.subject import Subject
+from accuquant.verification.thresholds import Thresholds
+
+#: Images of a timed call, and of the comparison of layers.
+_SMALL_BATCH = 4
+#: Latents [N, ...] -> images [N, C, H, W] in [0, 1].
+Decode = Callable[[Tensor], Tensor]
+
+
+@torch.no_grad()
+def verify(
+    folder: str | os.PathLike[str],
+    reference: Source,
+    *,
+    engine: str = "openvino",
+    num_images: int = 64,
+    steps: int = 50,
+    seed: int = 0,
+    batch_size: int = 16,
+    features: str = "auto",
+    thresholds: Thresholds | None = None,
+    layers: bool = False,
+    allow_other_scheduler: bool = False,
+    conditioning: Conditioning | None = None,
+    decode: Decode | None = None,
+    float_engine: BranchFn | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Compare the exported `folder` with the pipeline it came from and judge it by `thresholds`.
+
+    `conditioning` holds tensors [num_images, ...] by name, `decode` maps latents to images [N, C, H, W] in
+    [0, 1] (pixel-space models need none), `float_engine` is a float32 engine to time beside the others.
+    Raises VerificationError where the folder belongs to another model or scheduler.
+    """
+    settings = VerificationSettings(
+        engine, num_images, steps, seed, batch_size, features, layers, allow_other_scheduler
+    )
+    limits, shown = thresholds or Thresholds(), progress or Silent()
+    subject = Subject.load(Path(folder), reference, settings)
+    notes = subject.check()
+    if decode is None:
+        subject.check_pixel_space()
+        decode = to_images
+    conditions = subject.conditioning(conditioning)
+    extractor = load_features(features, tuple(decode(torch.zeros(1, *subject.latent_shape)).shape[1:]))
+    limits.check_measurable(fid=extractor is not None and num_images > 1)
+    simulated = simulate(reference.network, subject.recipe)
+    with EngineModel.from_folder(subject.folder, engine) as model:
+        model.activate()
+        branches = Branches(torch_branch(reference.network), torch_branch(simulated), engine_branch(model))
+        _probe(subject, branches.engine, conditions)
+        rollouts = _roll_out(subject, branches, conditions, shown)
+        latencies = _latencies(branches, float_engine, rollouts, conditions, engine)
+    return assemble(
+        subject,
+        rollouts,
+        {name: decode(latents) for name, latents in rollouts.final.items()},
+        extractor=extractor if num_images > 1 else None,
+        thresholds=limits,
+        latencies=latencies,
+        layers=_layers(subject, simulated, rollouts, conditions, shown) if layers else None,
+        notes=notes,
+    )
+
+
+def torch_branch(network: nn.Module) -> BranchFn:
+    """Return a denoising network as a function of tensors."""
+    return lambda sample, timestep, conditioning: call(network, sample, timestep, conditioning)
+
+
+def engine_branch(model: EngineModel) -> BranchFn:
+    """Return an EngineModel as a function of tensors."""
+
+    def run(sample: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
+        arrays = {name: tensor.numpy(force=True) for name, tensor in conditioning.items()}
+        return torch.from_numpy(model(sample.numpy(force=True), float(timestep), arrays)).to(sample.dtype)
+
+    return run
+
+
+def _probe(subject: Subject, engine: BranchFn, conditioning: Conditioning) -> None:
+    """Call the engine once: what it cannot run should show before the minutes that FP32 takes."""
+    count = min(subject.settings.batch_size, subject.settings.num_images)
+    rows = {name: tensor[:count] for name, tensor in conditioning.items()}
+    process = DenoisingProcess(subject.reference.scheduler, subject.settings.steps)
+    engine(torch.zeros(count, *subject.latent_shape), torch.tensor(process.timesteps[0]), rows)
+
+
+def _roll_out(subject: Subject, branches: Branches, conditioning: Conditioning, shown: Progress) -> Rollouts:
+    settings = subject.settings
+    return roll_out(
+        DenoisingProcess(subject.reference.scheduler, settings.steps),
+        branches,
+        subject.latent_shape,
+        num_images=settings.num_images,
+        seed=settings.seed,
+        batch_size=settings.batch_size,
+        conditioning=conditioning,
+        progress=shown,
+    )
+
+
+def _latencies(
+    branches: Branches,
+    float_engine: BranchFn | None,
+    rollouts: Rollouts,
+    conditioning: Conditioning,
+    engine: str,
+) -> tuple[Latency, ...]:
+    sample = rollouts.inputs[0, :_SMALL_BATCH]
+    rows = {name: tensor[: len(sample)] for name, tensor in conditioning.items()}
+    timestep = torch.tensor(rollouts.timesteps[len(rollouts.timesteps) // 2])
+    networks = {"FP32 PyTorch": branches.reference}
+    if float_engine is not None:
+        networks[f"FP32 {engine}"] = float_engine
+    networks[f"int8 {engine}"] = branches.engine
+
+    def timed(network: BranchFn) -> Callable[[], object]:
+        return lambda: network(sample, timestep, rows)
+
+    return measure_latencies({name: timed(f) for name, f in networks.items()}, batch_size=len(sample))
+
+
+def _layers(
+    subject: Subject, simulated: nn.Module, rollouts: Rollouts, conditioning: Conditioning, shown: Progress
+) -> tuple[LayerParity, ...]:
+    """Compare the levels at the first, the middle and the last step; each layer's counts are summed."""
+    graphs, last = subject.manifest.graphs, len(rollouts.timesteps) - 1
+    chosen = sorted({0, last // 2, last})
+    shown.stage("layer by layer", len(chosen))
+    measured = []
+    for step in chosen:
+        timestep, sample = rollouts.timesteps[step], rollouts.inputs[step, :_SMALL_BATCH]
+        graph = graphs[subject.recipe.groups.find(timestep) if len(graphs) > 1 else 0]
+        parity = layer_parity(
+            subject.folder / graph,
+            simulated,
+            subject.recipe,
+            sample,
+            timestep,
+            conditioning={name: tensor[: len(sample)] for name, tensor in conditioning.items()},
+            engine=subject.settings.engine,
+        )
+        measured.append(parity)
+        shown.advance()
+    return tuple(reduce(LayerParity.merge, same) for same in zip(*measured, strict=True))

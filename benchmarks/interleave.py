@@ -1,0 +1,50 @@
+"""Time several calls in turn, so that a busy moment of the machine hits all of them alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Times:
+    """Milliseconds of one candidate, one value a round."""
+
+    values: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """The median in milliseconds."""
+        return float(np.median(self.values))
+
+    @property
+    def p90(self) -> float:
+        """The 90th percentile in milliseconds."""
+        return float(np.percentile(self.values, 90))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {"median_ms": self.median, "p90_ms": self.p90, "ms": list(self.values)}
+
+
+def time_interleaved(
+    calls: Mapping[str, Callable[[], object]], *, rounds: int, warm_up: int, pause: float = 0.0
+) -> dict[str, Times]:
+    """Run `calls` as A B C A B C ...: `warm_up` untimed rounds, then `rounds` timed ones.
+
+    `pause` seconds before each call let another engine's threads stop spinning.
+    """
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(warm_up + rounds):
+        for name, call in calls.items():
+            time.sleep(pause)
+            began = time.perf_counter()
+            call()
+            took = (time.perf_counter() - began) * 1e3
+            if turn >= warm_up:
+                times[name].append(took)
+    return {name: Times(tuple(values)) for name, values in times.items()}

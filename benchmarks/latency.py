@@ -1,0 +1,171 @@
+"""How fast is int8 with step groups on a CPU, against fp32 and against other int8?
+
+    python benchmarks/latency.py
+
+One network call of a DDPM-CIFAR-sized UNet (35.7 M parameters, random weights) in every engine, in interleaved
+rounds. All int8 graphs leave the same layers in float. "error" is the relative L2 distance to the fp32 output:
+the weights are random, so it says that the graph computes the network, and nothing about images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from competitors import quantize_with_nncf, trajectory_calls
+from float_graph import FloatGraph, open_float_graph
+from interleave import Times, time_interleaved
+from report import add_json_option, print_report
+from workload import MODELS, latent_shape, load_model, observed_recipe
+
+from accuquant.calibration.trajectory import record_trajectories
+from accuquant.denoising import DenoisingProcess
+from accuquant.export import export_onnx
+from accuquant.pipelines import Source
+from accuquant.runtime.open_runner import open_runner
+from accuquant.runtime.runner import Runner
+
+#: Name -> (engine, graph); the first is what the ratios are relative to.
+CANDIDATES = {
+    "openvino-fp32": ("openvino", "float"),
+    "openvino-int8": ("openvino", "symmetric"),
+    "openvino-int8-shift": ("openvino", "shift"),
+    "openvino-int8-zero-point": ("openvino", "zero_point"),
+    "openvino-int8-per-group": ("openvino", "per-group"),
+    "nncf": ("openvino", "nncf"),
+    "nncf-default": ("openvino", "nncf-default"),
+    "onnxruntime-fp32": ("onnxruntime", "float"),
+    "onnxruntime-int8": ("onnxruntime", "symmetric"),
+}
+_MEANINGS = {
+    "openvino-int8": "AccuQuant's export, one graph for all step groups, symmetric activations",
+    "openvino-int8-shift": "the same with zero-points, written as an addition (the default, for every engine)",
+    "openvino-int8-zero-point": "the same with zero-points inside the QDQ pairs (--affine zero_point)",
+    "openvino-int8-per-group": "symmetric, the graph of one step group: constant scales (--lowering per-group)",
+    "nncf": "nncf.quantize of the same layers only",
+    "nncf-default": "nncf.quantize, also what is not a layer (additions, attention products)",
+    "onnxruntime-int8": "the file of openvino-int8",
+}
+_BASE = next(iter(CANDIDATES))
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", choices=MODELS, default="cifar")
+    parser.add_argument("--candidates", nargs="+", choices=CANDIDATES, default=list(CANDIDATES))
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--groups", type=int, default=10, help="step groups (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--warm-up", type=int, default=3)
+    parser.add_argument("--pause-ms", type=float, default=20.0, help="before each call (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=2)
+    add_json_option(parser)
+    arguments = parser.parse_args()
+    if _BASE not in arguments.candidates:
+        arguments.candidates.insert(0, _BASE)
+    return arguments
+
+
+class Graphs:
+    """Makes each graph when it is first asked for."""
+
+    def __init__(self, source: Source, folder: Path, num_groups: int) -> None:
+        self._source = source
+        self._folder = folder
+        self._num_groups = num_groups
+        self._float: FloatGraph = open_float_graph(source, folder / "float.onnx")
+        self._paths: dict[str, Path] = {"float": self._float.path}
+
+    def path(self, name: str) -> Path:
+        """Return the file of the graph called `name` in CANDIDATES."""
+        if name not in self._paths:
+            make = self._nncf if name.startswith("nncf") else self._export
+            self._paths[name] = make(name)
+        return self._paths[name]
+
+    def _export(self, name: str) -> Path:
+        affine = name in ("shift", "zero_point")
+        recipe = observed_recipe(self._source, num_groups=self._num_groups, affine=affine)
+        written = export_onnx(
+            self._float.path,
+            recipe,
+            self._folder / f"{name}.onnx",
+            lowering="per-group" if name == "per-group" else "rescale",
+            affine="zero_point" if name == "zero_point" else "shift",
+        )
+        return written[0]
+
+    def _nncf(self, name: str) -> Path:
+        source = self._source
+        layers = tuple(observed_recipe(source, num_groups=1, affine=False, observer="minmax").layers)
+        process = DenoisingProcess(source.scheduler, self._num_groups)
+        batches = record_trajectories(
+            source.network, process, latent_shape(source), num_trajectories=1, batch_size=1, seed=0
+        )
+        path = self._folder / f"{name}.xml"
+        calls = trajectory_calls(process, batches)
+        quantize_with_nncf(self._float, layers, calls, path, only_layers=name == "nncf")
+        return path
+
+
+def network_call(runner: Runner, feeds: dict[str, Any]) -> Callable[[], Any]:
+    """Return one call of a loaded graph -> its prediction."""
+    output = runner.output_specs[0].name
+    return lambda: runner.infer(feeds)[output]
+
+
+def main() -> None:
+    """Build every graph, time them in turn, and print the ratios."""
+    arguments = parse_arguments()
+    torch.set_num_threads(arguments.threads)
+    source = load_model(arguments.model)
+    noise = np.random.default_rng(0).standard_normal((arguments.batch_size, *latent_shape(source)), np.float32)
+    feeds = {"sample": noise, "timestep": np.array([500], np.int64)}
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        graphs = Graphs(source, Path(folder), arguments.groups)
+        calls = {}
+        for name in arguments.candidates:
+            engine, graph = CANDIDATES[name]
+            runner = open_runner(graphs.path(graph), engine, num_threads=arguments.threads)
+            stack.callback(runner.deactivate)
+            calls[name] = network_call(runner, feeds)
+        outputs = {name: call() for name, call in calls.items()}
+        times = time_interleaved(
+            calls, rounds=arguments.rounds, warm_up=arguments.warm_up, pause=arguments.pause_ms / 1e3
+        )
+    errors = {name: _relative_error(output, outputs[_BASE]) for name, output in outputs.items()}
+    print_report(
+        f"One call, {arguments.model} model, batch {arguments.batch_size}, {arguments.threads} threads, "
+        f"{arguments.rounds} interleaved rounds, {arguments.groups} step groups",
+        ("", "median ms", "p90 ms", "times as fast as OpenVINO fp32", "error"),
+        [_row(name, entry, times[_BASE], errors[name]) for name, entry in times.items()],
+        notes=[f"{name}: {_MEANINGS[name]}" for name in times if name in _MEANINGS],
+        record={
+            "settings": {key: value for key, value in vars(arguments).items() if key != "json"},
+            "results": {n: {**t.to_dict(), "relative_error": errors[n]} for n, t in times.items()},
+            "speed": {n: times[_BASE].median / t.median for n, t in times.items()},
+        },
+        json_path=arguments.json,
+    )
+
+
+def _relative_error(output: Any, wanted: Any) -> float:
+    return float(np.linalg.norm(output - wanted) / np.linalg.norm(wanted))
+
+
+def _row(name: str, entry: Times, base: Times, error: float) -> list[str]:
+    speed = base.median / entry.median
+    return [name, f"{entry.median:.1f}", f"{entry.p90:.1f}", f"{speed:.2f}", f"{error:.4f}"]
+
+
+if __name__ == "__main__":
+    main()

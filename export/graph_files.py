@@ -1,0 +1,77 @@
+"""Write graphs to disk, with their weights inside or in one external file that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from accuquant.errors import ExportError
+
+#: Protobuf refuses messages of 2 GB; some room is left for the nodes.
+_INLINE_LIMIT = 2_000_000_000
+#: Smaller tensors (scales, biases, shapes) stay in the .onnx, where shape inference can read them.
+_EXTERNAL_ABOVE = 4096
+
+
+def save_graphs(
+    models: Mapping[str, ir.Model], folder: Path, data_name: str, *, external_data: bool | None = None
+) -> list[str]:
+    """Write each model as `folder/name` -> the names of all files written, .onnx first.
+
+    Weights go to `folder/data_name` where `external_data` is true, where there are several graphs
+    (each tensor is stored once), or, with None, above 2 GB. Every file passes onnx.checker.
+    """
+    tensors = _large_tensors(models)
+    if external_data is None:
+        external_data = len(models) > 1 or sum(tensor.nbytes for tensor in tensors) > _INLINE_LIMIT
+    written = list(models)
+    if external_data and tensors:
+        stored = ir.external_data.convert_tensors_to_external(tensors, folder, data_name)
+        _replace(models, dict(zip(map(id, tensors), stored, strict=True)))
+        written.append(data_name)
+    _embed_foreign(models, folder)
+    for name, model in models.items():
+        ir.save(model, folder / name)
+        _check(folder / name)
+    return written
+
+
+def _large_tensors(models: Mapping[str, ir.Model]) -> list[ir.TensorProtocol]:
+    """Return each initializer above the threshold once, however many graphs hold it."""
+    found: dict[int, ir.TensorProtocol] = {}
+    for model in models.values():
+        for value in model.graph.initializers.values():
+            tensor = value.const_value
+            if tensor is not None and tensor.nbytes > _EXTERNAL_ABOVE:
+                found[id(tensor)] = tensor
+    return list(found.values())
+
+
+def _embed_foreign(models: Mapping[str, ir.Model], folder: Path) -> None:
+    """Let tensors that lie in another model's data file be written into the .onnx; mapped, not copied."""
+    for model in models.values():
+        for value in model.graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, ir.ExternalTensor) and Path(tensor.base_dir) != folder:
+                value.const_value = ir.tensor(tensor.numpy(), name=value.name)
+
+
+def _replace(models: Mapping[str, ir.Model], stored: Mapping[int, ir.TensorProtocol]) -> None:
+    for model in models.values():
+        for value in model.graph.initializers.values():
+            value.const_value = stored.get(id(value.const_value), value.const_value)
+
+
+def _check(path: Path) -> None:
+    try:
+        onnx.checker.check_model(str(path))
+    except (onnx.checker.ValidationError, ValueError, RuntimeError) as fault:
+        raise ExportError(
+            f"'{path.name}'",
+            got=f"an invalid graph ({str(fault).strip().splitlines()[0]})",
+            expected="a graph that onnx.checker accepts",
+            remedy="Please report this, with the network's configuration",
+        ) from fault

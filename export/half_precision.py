@@ -1,0 +1,135 @@
+"""Turn the float32 part of a graph into float16, except where float16 loses what matters."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from accuquant.errors import ExportError
+from accuquant.export.patch import add_tensor
+
+#: Ops whose inner sums or exponentials overflow or lose digits in float16.
+_KEPT_OPS = frozenset(
+    {"Softmax", "LogSoftmax", "InstanceNormalization", "ReduceMean", "ReduceSum", "Pow", "Sqrt", "Exp", "Log"}
+    | {"Sin", "Cos", "Range", "CumSum", "Erf"}
+)
+#: The sinusoid of the timestep: float16 cannot tell 999 from 999.4, so its arguments stay float32 too.
+_SINUSOID_OPS = ("Sin", "Cos")
+#: Inputs that the ONNX specification fixes at float32 whatever the data is.
+_KEPT_INPUTS = {"Resize": (1, 2)}
+_SMALLEST = float(np.finfo(np.float16).smallest_subnormal)
+_LARGEST = float(np.finfo(np.float16).max)
+
+
+class HalfPrecisionPass(ir.passes.InPlacePass):
+    """Make float32 values float16.
+
+    Rules:
+    - Graph inputs and outputs keep their type, with a Cast at the border.
+    - Softmax, decomposed normalizations, and all that feeds Sin or Cos stay float32 between Casts.
+      GroupNormalization and LayerNormalization take float16: their statistics are float32 anyway
+      (stash_type = 1).
+    - Constants are converted when the file is written. Too large values become the largest float16;
+      a positive quantization scale never becomes zero.
+    - Runs before the activations are quantized: their scales then get the type of the tensor.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        self._graph = model.graph
+        self._casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+        self._halves: dict[ir.Value, ir.Value] = {}
+        kept = _kept_nodes(self._graph)
+        for node in list(self._graph):
+            self._check(node)
+            wanted = ir.DataType.FLOAT if node in kept else ir.DataType.FLOAT16
+            self._convert_inputs(node, wanted)
+            if wanted == ir.DataType.FLOAT16:
+                _convert_outputs(node)
+        self._restore_outputs()
+        RemoveUnusedNodesPass()(model)
+        return ir.passes.PassResult(model, modified=True)
+
+    def _convert_inputs(self, node: ir.Node, wanted: ir.DataType) -> None:
+        for position, value in enumerate(node.inputs):
+            if value is None or value.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
+                continue
+            fixed = position in _KEPT_INPUTS.get(node.op_type, ())
+            target = ir.DataType.FLOAT if fixed else wanted
+            if node.op_type == "Cast" or value.dtype == target:
+                continue
+            node.replace_input_with(position, self._as(value, target, node))
+
+    def _as(self, value: ir.Value, dtype: ir.DataType, user: ir.Node) -> ir.Value:
+        if value.is_initializer() and dtype == ir.DataType.FLOAT16:
+            return self._half(value, is_scale=user.op_type == "DequantizeLinear")
+        if (value, dtype) not in self._casts:
+            name = f"{value.name}_{'half' if dtype == ir.DataType.FLOAT16 else 'float'}"
+            cast = ir.node("Cast", [value], {"to": dtype}, name=f"{name}/Cast")
+            cast.outputs[0].name = name
+            cast.outputs[0].type = ir.TensorType(dtype)
+            cast.outputs[0].shape = value.shape
+            producer = value.producer()
+            if producer is None:
+                self._graph.insert_before(self._graph[0], cast)
+            else:
+                self._graph.insert_after(producer, cast)
+            self._casts[value, dtype] = cast.outputs[0]
+        return self._casts[value, dtype]
+
+    def _half(self, value: ir.Value, *, is_scale: bool) -> ir.Value:
+        if value not in self._halves:
+            tensor = value.const_value
+            assert tensor is not None
+
+            def compute() -> ir.TensorProtocol:
+                array = np.clip(tensor.numpy(), -_LARGEST, _LARGEST)
+                return ir.tensor((np.maximum(array, _SMALLEST) if is_scale else array).astype(np.float16))
+
+            lazy = ir.LazyTensor(compute, dtype=ir.DataType.FLOAT16, shape=ir.Shape(tensor.shape))
+            self._halves[value] = add_tensor(self._graph, lazy, f"{value.name}_half")
+        return self._halves[value]
+
+    def _restore_outputs(self) -> None:
+        for position, value in enumerate(list(self._graph.outputs)):
+            if value.dtype != ir.DataType.FLOAT16:
+                continue
+            name, value.name = value.name, f"{value.name}_half"
+            cast = ir.node("Cast", [value], {"to": ir.DataType.FLOAT}, name=f"{name}/Cast")
+            cast.outputs[0].name = name
+            cast.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+            cast.outputs[0].shape = value.shape
+            self._graph.append(cast)
+            self._graph.outputs[position] = cast.outputs[0]
+
+    def _check(self, node: ir.Node) -> None:
+        if any(attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attr in node.attributes.values()):
+            raise ExportError(
+                f"node '{node.name}' ({node.op_type})",
+                got="a graph with control flow",
+                expected="a plain graph for --precision fp16",
+                remedy="Export the network without If, Loop or Scan, or use --precision fp32",
+            )
+
+
+def _kept_nodes(graph: ir.Graph) -> set[ir.Node]:
+    kept = {node for node in graph if node.op_type in _KEPT_OPS}
+    waiting = [node for node in kept if node.op_type in _SINUSOID_OPS]
+    while waiting:
+        for value in waiting.pop().inputs:
+            producer = value.producer() if value is not None else None
+            if producer is not None and producer not in kept:
+                kept.add(producer)
+                waiting.append(producer)
+    return kept
+
+
+def _convert_outputs(node: ir.Node) -> None:
+    if node.op_type == "Cast" and node.attributes.get_int("to") == ir.DataType.FLOAT:
+        node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT16)
+    value = node.attributes.get("value")
+    if value is not None and node.op_type == "ConstantOfShape" and value.as_tensor().dtype == ir.DataType.FLOAT:
+        node.attributes["value"] = ir.AttrTensor("value", ir.tensor(value.as_tensor().numpy().astype(np.float16)))
+    for output in node.outputs:
+        if output.dtype == ir.DataType.FLOAT:
+            output.type = ir.TensorType(ir.DataType.FLOAT16)

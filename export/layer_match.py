@@ -1,0 +1,169 @@
+"""Find the graph node of each recipe layer by the content of its weight."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from accuquant.errors import ExportError
+from accuquant.qparams import FloatArray, LayerQParams, fingerprint
+
+#: Node metadata that holds the recipe's name of the layer that a node computes.
+LAYER_KEY = "accuquant.layer"
+_KINDS = {"Conv": "conv2d", "ConvTranspose": "conv_transpose2d", "Gemm": "linear", "MatMul": "linear"}
+_NAME_METADATA = ("namespace", "pkg.torch.onnx.name_scopes")
+
+
+@dataclass(frozen=True)
+class ConstantWeight:
+    """A weight that a node reads: its shape and its values in torch's layout, loaded when asked."""
+
+    shape: tuple[int, ...]
+    load: Callable[[], FloatArray]
+    initializer: str
+
+
+class MatchLayersPass(ir.passes.InPlacePass):
+    """Write the layer's name into the metadata of each node that computes a recipe layer.
+
+    Rules:
+    - Conv, ConvTranspose, and Gemm or MatMul with a constant right operand are candidates. The
+      constant may be an initializer or a Constant node, behind Identity, Cast or Transpose.
+    - A node is the layer whose weight has the same kind, shape and fingerprint (torch's layout).
+    - Where several layers share one weight, the name in the node decides.
+    - Several nodes may read one layer's weight (a module that is called twice).
+    Raises ExportError where a layer has no node, or a shared weight cannot be told apart.
+    """
+
+    def __init__(self, layers: Mapping[str, LayerQParams]) -> None:
+        self.layers = layers
+        self._by_content: dict[tuple[str, str], list[LayerQParams]] = defaultdict(list)
+        for layer in layers.values():
+            self._by_content[layer.kind, layer.fingerprint].append(layer)
+        self._shapes = {(layer.kind, layer.weight_shape) for layer in layers.values()}
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        found: set[str] = set()
+        for node in model.graph:
+            layer = self._layer_of(node)
+            if layer is not None:
+                node.metadata_props[LAYER_KEY] = layer.name
+                found.add(layer.name)
+        missing = [name for name in self.layers if name not in found]
+        if missing:
+            raise _no_node(missing, self.layers[missing[0]], len(self.layers))
+        return ir.passes.PassResult(model, modified=bool(found))
+
+    def _layer_of(self, node: ir.Node) -> LayerQParams | None:
+        kind = _KINDS.get(node.op_type)
+        weight = constant_weight(node) if kind and node.domain == "" else None
+        if kind is None or weight is None or (kind, weight.shape) not in self._shapes:
+            return None
+        layers = self._by_content.get((kind, fingerprint(weight.load())), [])
+        if len(layers) > 1:
+            return _by_name(node, weight, layers)
+        return layers[0] if layers else None
+
+
+def matched_layers(
+    graph: ir.Graph, layers: Mapping[str, LayerQParams]
+) -> list[tuple[ir.Node, LayerQParams]]:
+    """Return the nodes that MatchLayersPass marked, with their layers, in graph order."""
+    return [(node, layers[node.metadata_props[LAYER_KEY]]) for node in graph if LAYER_KEY in node.metadata_props]
+
+
+def constant_weight(node: ir.Node) -> ConstantWeight | None:
+    """Return the constant that is input 1 of `node`, seen in torch's layout, or None."""
+    value = node.inputs[1] if len(node.inputs) > 1 else None
+    resolved = _resolve(value) if value is not None else None
+    if resolved is None:
+        return None
+    tensor, perm, name = resolved
+    if reads_transposed(node):
+        if len(perm) != 2:
+            return None
+        perm = (perm[1], perm[0])
+    shape = tuple(int(n) for n in tensor.shape)
+
+    def load() -> FloatArray:
+        return np.transpose(np.asarray(tensor.numpy()), perm)
+
+    return ConstantWeight(tuple(shape[axis] for axis in perm), load, name)
+
+
+def constant_array(value: ir.Value) -> FloatArray | None:
+    """Return what `value` always is, following Identity, Cast and Transpose, or None."""
+    resolved = _resolve(value)
+    return None if resolved is None else np.transpose(np.asarray(resolved[0].numpy()), resolved[1])
+
+
+def reads_transposed(node: ir.Node) -> bool:
+    """Return whether `node` reads a Linear weight as [in, out], the transpose of torch's [out, in]."""
+    if node.op_type == "MatMul":
+        return True
+    return node.op_type == "Gemm" and not node.attributes.get_int("transB", 0)
+
+
+def _resolve(value: ir.Value) -> tuple[ir.TensorProtocol, tuple[int, ...], str] | None:
+    """Follow `value` up to a constant tensor -> (tensor, permutation on the way, name)."""
+    tensor = ir.convenience.get_const_tensor(value)
+    if tensor is not None:
+        return tensor, tuple(range(len(tensor.shape))), value.name or ""
+    producer = value.producer()
+    if producer is None or producer.op_type not in ("Identity", "Cast", "Transpose"):
+        return None
+    source = producer.inputs[0]
+    resolved = _resolve(source) if source is not None else None
+    if resolved is None or producer.op_type != "Transpose":
+        return resolved
+    tensor, perm, name = resolved
+    order = producer.attributes.get_ints("perm") or range(len(perm))[::-1]
+    return tensor, tuple(perm[axis] for axis in order), name
+
+
+def _by_name(node: ir.Node, weight: ConstantWeight, layers: list[LayerQParams]) -> LayerQParams:
+    scopes = [node.metadata_props[key] for key in _NAME_METADATA if key in node.metadata_props]
+    for text in (*scopes, node.name or "", weight.initializer):
+        named = [layer for layer in layers if _mentions(text, layer.name)]
+        if named:
+            return max(named, key=lambda layer: len(layer.name))
+    if _all_alike(layers):
+        return layers[0]
+    raise ExportError(
+        f"node '{node.name}'",
+        got=f"a weight that {len(layers)} layers share: {', '.join(layer.name for layer in layers[:4])}",
+        expected="a name that tells them apart, because their qparams differ",
+        remedy="Export the ONNX with its module names, or pass the pipeline folder instead",
+    )
+
+
+def _mentions(text: str, name: str) -> bool:
+    return re.search(rf"(^|[./]){re.escape(name)}($|[./:])", text.replace("/", ".")) is not None
+
+
+def _all_alike(layers: Iterable[LayerQParams]) -> bool:
+    first, *others = layers
+    return all(
+        np.array_equal(first.activation_scale, other.activation_scale)
+        and np.array_equal(first.weight_scale, other.weight_scale)
+        and first.zero_point == other.zero_point
+        and (first.weight_bits, first.activation_bits) == (other.weight_bits, other.activation_bits)
+        and (first.weight_levels is None) == (other.weight_levels is None)
+        and (first.weight_levels is None or np.array_equal(first.weight_levels, other.weight_levels))
+        for other in others
+    )
+
+
+def _no_node(missing: list[str], layer: LayerQParams, total: int) -> ExportError:
+    others = f" (and {len(missing) - 1} more of {total} layers)" if len(missing) > 1 else ""
+    return ExportError(
+        f"layer '{layer.name}'",
+        got=f"no node of the graph that reads its weight{others}",
+        expected=f"a {layer.kind} with the calibrated weight {list(layer.weight_shape)}",
+        remedy="Export the checkpoint that the recipe was calibrated from, or calibrate this model again",
+    )

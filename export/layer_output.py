@@ -1,0 +1,184 @@
+"""Undo, behind a quantized layer, the factor and the shift that its input got."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from accuquant.errors import ExportError
+from accuquant.export.activation_scales import ActivationScales
+from accuquant.export.layer_match import constant_array
+from accuquant.export.patch import Patch, dtype_of
+from accuquant.export.quantize_weights import dequantized_weight
+from accuquant.qparams import FloatArray
+
+_MATRIX_OPS = ("MatMul", "Gemm")
+
+
+class LayerOutput:
+    """Inserts y = node(x) without bias -> [Mul factor] -> Add(bias - zero_point * s * node(ones)).
+
+    node(ones), what a shift of the input by one adds to the output, is one constant for each output
+    channel of Linear and of unpadded Conv. With padding, and for ConvTranspose, it differs at the
+    borders: a Conv with one input channel computes it, for whatever image size comes in.
+    """
+
+    def __init__(self, graph: ir.Graph, node: ir.Node, name: str, scales: ActivationScales) -> None:
+        self.graph = graph
+        self.node = node
+        self.patch = Patch(graph, f"{name}/output")
+        self.scales = scales
+        self.dtype = dtype_of(node.outputs[0])
+        _check_gemm(node, name)
+
+    def restore(self, zero_point: int, factor: ir.Value | None, index: ir.Value | None) -> None:
+        """Insert the nodes; nothing where there is neither a factor nor a zero_point."""
+        if factor is None and zero_point == 0:
+            self._keep_bias_apart()
+            return
+        bias, last = self._detach_bias()
+        uses = list(last.uses())
+        core = self.node.outputs[0]
+        value = core if factor is None else self.patch.op("Mul", [core, factor], name="Mul", like=core)
+        addend = self._addend(zero_point, bias, index)
+        if addend is not None:
+            value = self.patch.op("Add", [value, addend], name="Add", like=core)
+        self.patch.insert_after(self.node)
+        for user, position in uses:
+            user.replace_input_with(position, value)
+        if last in self.graph.outputs:
+            _take_name(self.graph, last, value)
+
+    def _keep_bias_apart(self) -> None:
+        """Write the bias behind a MatMul as [1, 1, O].
+
+        ONNX Runtime fuses a bias [O] into a Gemm with Reshapes, moves the QDQ pair across them and
+        then rejects its own graph from opset 21 on (issue 25526: output_dtype against zero_point).
+        """
+        if self.node.op_type != "MatMul":
+            return
+        bias, last = _bias_behind(self.node.outputs[0])
+        add = last.producer()
+        if bias is not None and add is not None:
+            apart = self.patch.constant(bias.reshape(1, 1, -1).astype(self.dtype), "bias")
+            add.replace_input_with(1 - list(add.inputs).index(self.node.outputs[0]), apart)
+
+    def _addend(self, zero_point: int, bias: FloatArray | None, index: ir.Value | None) -> ir.Value | None:
+        if zero_point == 0:
+            return None if bias is None else self.patch.constant(self._aligned(bias), "bias")
+        if self.node.op_type not in _MATRIX_OPS and _differs_at_borders(self.node):
+            return self._border_map(zero_point, bias, index)
+        weight = dequantized_weight(self.node)
+        ones = weight.sum(axis=self._input_axes(weight.ndim))
+        shifts = [self._aligned((0 if bias is None else bias) - zero_point * s * ones) for s in self._steps()]
+        return self._choose(np.stack(shifts), "shifted_bias", index)
+
+    def _border_map(self, zero_point: int, bias: FloatArray | None, index: ir.Value | None) -> ir.Value:
+        """Return bias - zero_point * s * node(ones) as [1, O, H', W'], computed in the graph."""
+        x = self.node.inputs[0]
+        assert x is not None
+        steps = np.array([-zero_point * s for s in self._steps()]).astype(self.dtype)
+        size = self.patch.op("Shape", [x], name="Size", start=2)
+        one_image = self.patch.constant(np.array([1, 1], np.int64), "one_image")
+        shape = self.patch.op("Concat", [one_image, size], name="Shape", axis=0)
+        plane = self.patch.op("Expand", [self._choose(steps, "shift", index), shape], name="Plane")
+        kernel = self.patch.constant(_channel_sum(self.node).astype(self.dtype), "border_kernel")
+        inputs = [plane, kernel]
+        if bias is not None:
+            inputs.append(self.patch.constant(bias.astype(self.dtype), "bias"))
+        attributes = {key: attr.value for key, attr in self.node.attributes.items() if key != "group"}
+        return self.patch.op(self.node.op_type, inputs, name="BorderMap", **attributes)
+
+    def _steps(self) -> FloatArray:
+        """Return the scale [G] of each step group as the graph's float type rounds it."""
+        reference = float(np.asarray(self.scales.reference, self.dtype))
+        if not self.scales.is_grouped:
+            return np.array([reference])
+        return self.scales.factors(self.dtype).astype(np.float64) * reference
+
+    def _choose(self, table: FloatArray, name: str, index: ir.Value | None) -> ir.Value:
+        """Return table[group] of a table [G, ...], or its only row."""
+        table = table.astype(self.dtype)
+        if len(table) == 1:
+            return self.patch.constant(table[0], name)
+        assert index is not None
+        return self.patch.op("Gather", [self.patch.constant(table, name), index], name=name.title(), axis=0)
+
+    def _aligned(self, vector: FloatArray) -> FloatArray:
+        """Reshape [O] so that it broadcasts against the output."""
+        shaped = vector if self.node.op_type in _MATRIX_OPS else vector.reshape(1, -1, 1, 1)
+        return np.asarray(shaped, self.dtype)
+
+    def _input_axes(self, ndim: int) -> tuple[int, ...]:
+        if self.node.op_type == "MatMul":
+            return (0,)
+        if self.node.op_type == "Gemm":
+            return (1,) if self.node.attributes.get_int("transB", 0) else (0,)
+        return tuple(range(1, ndim))
+
+    def _detach_bias(self) -> tuple[FloatArray | None, ir.Value]:
+        """Take the bias off -> (bias [O] or None, the value that held the output with the bias)."""
+        output = self.node.outputs[0]
+        if len(self.node.inputs) > 2 and self.node.inputs[2] is not None:
+            bias = constant_array(self.node.inputs[2])
+            if bias is None:
+                raise _unsupported(self.patch.prefix, "a bias that the graph computes", "a constant bias")
+            self.node.resize_inputs(2)
+            return bias.reshape(-1), output
+        if self.node.op_type == "MatMul":
+            return _bias_behind(output)
+        return None, output
+
+
+def _bias_behind(output: ir.Value) -> tuple[FloatArray | None, ir.Value]:
+    """Return the constant that the only reader of a MatMul's output adds, and that reader's output."""
+    users = list(output.uses())
+    if len(users) == 1 and users[0].node.op_type == "Add" and not output.is_graph_output():
+        add = users[0].node
+        other = add.inputs[1 - users[0].idx]
+        bias = constant_array(other) if other is not None else None
+        if bias is not None and bias.ndim == 1:
+            return bias, add.outputs[0]
+    return None, output
+
+
+def _channel_sum(node: ir.Node) -> FloatArray:
+    """Return the kernel that gives node(ones) from one input channel: [O, 1, kh, kw] for Conv."""
+    weight = dequantized_weight(node)
+    if node.op_type == "Conv":
+        return weight.sum(axis=1, keepdims=True)
+    groups = node.attributes.get_int("group", 1) or 1
+    per_group = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:]).sum(axis=1)
+    return per_group.reshape(1, -1, *weight.shape[2:])
+
+
+def _differs_at_borders(node: ir.Node) -> bool:
+    if node.op_type == "ConvTranspose":
+        return True
+    return any(node.attributes.get_ints("pads", ()) or ()) or node.attributes.get_string(
+        "auto_pad", "NOTSET"
+    ) in ("SAME_UPPER", "SAME_LOWER")
+
+
+def _check_gemm(node: ir.Node, name: str) -> None:
+    if node.op_type != "Gemm":
+        return
+    get = node.attributes
+    if get.get_int("transA", 0) or get.get_float("alpha", 1.0) != 1.0 or get.get_float("beta", 1.0) != 1.0:
+        raise _unsupported(name, "a Gemm with alpha, beta or transA", "alpha = beta = 1 and transA = 0")
+
+
+def _take_name(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
+    """Make `new` the graph output that `old` was, under its name."""
+    name, old.name = old.name, f"{old.name}_without_bias"
+    new.name = name
+    graph.outputs[list(graph.outputs).index(old)] = new
+
+
+def _unsupported(subject: str, got: str, expected: str) -> ExportError:
+    return ExportError(
+        f"layer '{subject}'",
+        got=got,
+        expected=expected,
+        remedy="Leave this layer out of the recipe, or export the network with torch.onnx.export",
+    )

@@ -1,0 +1,113 @@
+"""From a float graph and a recipe to QDQ graphs: the order of the passes, and what a graph says of itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import onnx_ir as ir
+from onnx_ir.passes.common import (
+    ClearMetadataAndDocStringPass,
+    NameFixPass,
+    RemoveUnusedNodesPass,
+)
+
+import accuquant
+from accuquant.errors import UsageError
+from accuquant.export.correct_bias import CorrectBiasPass
+from accuquant.export.half_precision import HalfPrecisionPass
+from accuquant.export.layer_match import MatchLayersPass
+from accuquant.export.quantize_activations import QuantizeActivationsPass
+from accuquant.export.quantize_weights import QuantizeWeightsPass
+from accuquant.recipe import Recipe
+
+#: Called with what happens now and the share of the work that is done, from 0 to 1.
+Progress = Callable[[str, float], None]
+Lowering = Literal["rescale", "per-group"]
+Precision = Literal["fp32", "fp16"]
+Affine = Literal["shift", "zero_point"]
+_CHOICES = {
+    "lowering": ("rescale", "per-group"),
+    "precision": ("fp32", "fp16"),
+    "affine": ("shift", "zero_point"),
+}
+
+
+@dataclass(frozen=True)
+class LoweringOptions:
+    """How step groups, float precision and zero-points are written.
+
+    `lowering` "rescale" is one graph that derives the step group from the timestep, "per-group" one
+    graph a group with constant scales. `affine` "shift" writes zero-points as an addition around a
+    symmetric QDQ pair, which every engine takes; "zero_point" writes them into the pair.
+    """
+
+    lowering: Lowering = "rescale"
+    precision: Precision = "fp32"
+    affine: Affine = "shift"
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise UsageError(
+                    f"--{name}",
+                    got=repr(getattr(self, name)),
+                    expected=f"one of {', '.join(choices)}",
+                    remedy=f"Give --{name} {choices[0]}, for example",
+                )
+
+
+def lower(model: ir.Model, recipe: Recipe, options: LoweringOptions, digest: str) -> list[ir.Model]:
+    """Quantize the float `model` by `recipe` -> one graph, or one a step group.
+
+    `model` is changed. Graphs of several groups share their weight tensors. `digest` is the SHA-256 of
+    the recipe file. Raises ExportError where the graph cannot carry the recipe.
+    """
+    MatchLayersPass(recipe.layers)(model)
+    CorrectBiasPass(recipe.layers)(model)
+    _forget_origin(model)
+    QuantizeWeightsPass(recipe.layers)(model)
+    if options.precision == "fp16":
+        HalfPrecisionPass()(model)
+    if options.lowering == "rescale":
+        return [_finish(model, recipe, options, digest, None)]
+    return [_finish(model.clone(), recipe, options, digest, group) for group in range(len(recipe.groups))]
+
+
+def _forget_origin(model: ir.Model) -> None:
+    """Drop stack traces and doc strings, which name files of the machine that traced the network."""
+    kept = {node: dict(node.metadata_props) for node in model.graph}
+    ClearMetadataAndDocStringPass()(model)
+    for node, metadata in kept.items():
+        node.metadata_props.update({k: v for k, v in metadata.items() if k.startswith("accuquant.")})
+
+
+def _finish(
+    model: ir.Model, recipe: Recipe, options: LoweringOptions, digest: str, group: int | None
+) -> ir.Model:
+    QuantizeActivationsPass(recipe.layers, recipe.groups, group=group, affine=options.affine)(model)
+    RemoveUnusedNodesPass()(model)
+    NameFixPass()(model)
+    _describe(model, recipe, options, digest, group)
+    return model
+
+
+def _describe(
+    model: ir.Model, recipe: Recipe, options: LoweringOptions, digest: str, group: int | None
+) -> None:
+    model.producer_name = "accuquant"
+    model.producer_version = accuquant.__version__
+    model.metadata_props.update(
+        {
+            "accuquant.version": accuquant.__version__,
+            "accuquant.group_edges": json.dumps(list(recipe.groups.edges)),
+            "accuquant.lowering": options.lowering,
+            "accuquant.precision": options.precision,
+            "accuquant.signature": json.dumps(recipe.signature.to_dict(), sort_keys=True),
+            "accuquant.recipe_sha256": digest,
+        }
+    )
+    if group is not None:
+        model.metadata_props["accuquant.group"] = str(group)

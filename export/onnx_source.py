@@ -1,0 +1,127 @@
+"""Read a float .onnx that anybody exported, after checking that it is whole and stays in its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+from onnx import external_data_helper as helper
+from onnx_ir.passes.common import InlinePass, ShapeInferencePass
+
+from accuquant.errors import ExportError, SourceError
+
+#: Opset that older graphs are converted to: float16 scales need 19, Shape(start=...) 15.
+_TARGET_OPSET = 21
+_COPY_AGAIN = "The file is damaged or incomplete: export or copy it again"
+
+
+def read_proto(path: Path) -> onnx.ModelProto:
+    """Parse an .onnx without loading external data. Raises SourceError where it is not a valid one.
+
+    Every external tensor must lie inside the folder of `path`, in a file that is long enough.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise SourceError(f"'{path}'", got="no such file", expected="an .onnx file", remedy="Check the path")
+    try:
+        model = onnx.load_model(path, format="protobuf", load_external_data=False)
+    except (DecodeError, OSError, ValueError) as fault:
+        raise _damaged(path, f"{type(fault).__name__}: {fault}") from fault
+    if not model.graph.node or not model.opset_import:
+        raise _damaged(path, "a file without any node" if model.opset_import else "a file without an opset")
+    for tensor in _tensors(model.graph):
+        if helper.uses_external_data(tensor):
+            _check_location(path, tensor)
+    return model
+
+
+def read_model(path: Path, *, min_opset: int = 15) -> ir.Model:
+    """Read a float .onnx as onnx-ir; external data is mapped, not loaded.
+
+    Local functions are inlined, types inferred where they are missing, and a graph older than
+    `min_opset` is converted. Raises SourceError for a file that cannot be read, ExportError for one
+    that cannot be converted.
+    """
+    path = Path(path)
+    proto = read_proto(path)
+    _check(path)
+    model = ir.serde.deserialize_model(proto)
+    ir.external_data.set_base_dir(model.graph, path.parent)
+    InlinePass()(model)
+    opset = model.opset_imports.get("", 0)
+    if opset < min_opset:
+        _convert(model, path, opset)
+    if any(value.dtype is None for node in model.graph for value in node.outputs):
+        ShapeInferencePass()(model)
+    return model
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            for inner in (*((attribute.g,) if attribute.HasField("g") else ()), *attribute.graphs):
+                yield from _tensors(inner)
+
+
+def _check_location(path: Path, tensor: onnx.TensorProto) -> None:
+    info = {entry.key: entry.value for entry in tensor.external_data}
+    location = info.get("location", "")
+    folder = path.parent.resolve()
+    target = (folder / location).resolve()
+    absolute = PurePosixPath(location).is_absolute() or PureWindowsPath(location).is_absolute()
+    if not location or absolute or not target.is_relative_to(folder) or ".." in PurePosixPath(location).parts:
+        raise SourceError(
+            f"'{path}', tensor '{tensor.name}'",
+            got=f"external data at '{location}', outside the model's folder",
+            expected=f"a file beside '{path.name}'",
+            remedy="Do not trust this file. Export the model again, or put its data beside it",
+        )
+    if not target.is_file():
+        raise SourceError(
+            f"'{path}', tensor '{tensor.name}'",
+            got=f"no file '{location}' beside it",
+            expected="the model's external data in the same folder",
+            remedy=f"Copy '{location}' to '{path.parent}' too",
+        )
+    end = _number(path, info, "offset") + _number(path, info, "length")
+    if end > target.stat().st_size:
+        raise _damaged(target, f"{target.stat().st_size} bytes where tensor '{tensor.name}' ends at {end}")
+
+
+def _number(path: Path, info: dict[str, str], key: str) -> int:
+    text = info.get(key, "0")
+    if not text.isdecimal():
+        raise _damaged(path, f"external data with {key} {text!r}")
+    return int(text)
+
+
+def _check(path: Path) -> None:
+    try:
+        onnx.checker.check_model(str(path))
+    except (onnx.checker.ValidationError, ValueError, RuntimeError) as fault:
+        reason = str(fault).strip().splitlines()
+        raise _damaged(path, f"an invalid graph ({reason[0] if reason else type(fault).__name__})") from fault
+
+
+def _convert(model: ir.Model, path: Path, opset: int) -> None:
+    from onnxscript.version_converter import ConvertVersionPass
+
+    ConvertVersionPass(_TARGET_OPSET, fallback=True)(model)
+    if model.opset_imports.get("", 0) != _TARGET_OPSET:
+        raise ExportError(
+            f"'{path}'",
+            got=f"opset {opset}, which cannot be converted",
+            expected=f"opset {_TARGET_OPSET}",
+            remedy=f"Export the network again with opset_version={_TARGET_OPSET}",
+        )
+
+
+def _damaged(path: Path, got: str) -> SourceError:
+    return SourceError(f"'{path}'", got=got, expected="a complete ONNX file", remedy=_COPY_AGAIN)

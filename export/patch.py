@@ -1,0 +1,71 @@
+"""Build new nodes and constants and put them beside an existing node of an ONNX graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+
+class Patch:
+    """Collects nodes named under `prefix`, then places them in `graph` in the order they were made.
+
+    Values carry the type and shape of `like`, so that later passes can read both without inference.
+    """
+
+    def __init__(self, graph: ir.Graph, prefix: str) -> None:
+        self.graph = graph
+        self.prefix = prefix
+        self._nodes: list[ir.Node] = []
+
+    def op(
+        self, op_type: str, inputs: list[ir.Value], *, name: str, like: ir.Value | None = None, **attributes: Any
+    ) -> ir.Value:
+        """Make the node `prefix/name` and return its output; `like` gives its type and shape."""
+        node = ir.node(op_type, inputs, attributes, name=f"{self.prefix}/{name}")
+        output = node.outputs[0]
+        output.name = f"{node.name}_output"
+        if like is not None:
+            output.type = None if like.dtype is None else ir.TensorType(like.dtype)
+            output.shape = like.shape
+        self._nodes.append(node)
+        return output
+
+    def constant(self, array: npt.NDArray[Any], name: str) -> ir.Value:
+        """Register an initializer `prefix/name`, or return the one that has that name already."""
+        return add_constant(self.graph, array, f"{self.prefix}/{name}")
+
+    def insert_before(self, node: ir.Node) -> None:
+        """Place the collected nodes right before `node`."""
+        self.graph.insert_before(node, self._nodes)
+        self._nodes = []
+
+    def insert_after(self, node: ir.Node) -> None:
+        """Place the collected nodes right after `node`."""
+        self.graph.insert_after(node, self._nodes)
+        self._nodes = []
+
+
+def add_constant(graph: ir.Graph, array: npt.NDArray[Any], name: str) -> ir.Value:
+    """Register `array` as an initializer of `graph`, or return the one that has that name already."""
+    if name in graph.initializers:
+        return graph.initializers[name]
+    # np.ascontiguousarray would turn a scalar into [1], and TensorRT runs no convolution in int8
+    # whose activation scale has an axis.
+    return add_tensor(graph, ir.tensor(np.asarray(array, order="C"), name=name), name)
+
+
+def add_tensor(graph: ir.Graph, tensor: ir.TensorProtocol, name: str) -> ir.Value:
+    """Register a tensor, possibly a lazy one, as an initializer of `graph`."""
+    value = ir.Value(
+        name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor
+    )
+    graph.register_initializer(value)
+    return value
+
+
+def dtype_of(value: ir.Value) -> np.dtype[Any]:
+    """Return the numpy type of a float value; float32 where the graph does not say."""
+    return np.dtype(np.float16 if value.dtype == ir.DataType.FLOAT16 else np.float32)

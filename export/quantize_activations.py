@@ -1,0 +1,117 @@
+"""Put a QDQ pair at the input of each matched layer, and undo its shift and factor at the output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from accuquant.export.activation_scales import ActivationScales, check_representable, scales_of
+from accuquant.export.layer_match import matched_layers
+from accuquant.export.layer_output import LayerOutput
+from accuquant.export.patch import Patch, add_constant, dtype_of
+from accuquant.export.step_group_index import step_group_index
+from accuquant.groups import StepGroups
+from accuquant.qparams import LayerQParams, level_bounds
+
+
+@dataclass(frozen=True)
+class _Input:
+    """A quantized activation: the output of its QDQ pair, and the factor that was divided out."""
+
+    value: ir.Value
+    factor: ir.Value | None
+
+
+class QuantizeActivationsPass(ir.passes.InPlacePass):
+    """Quantize the input of each matched layer; outputs and biases stay float.
+
+    Rules (s: scale, z: zero_point, r = s_g / reference where the scale depends on the step group):
+    - x -> [Div r] -> [Add z * reference] -> [Clip below 8 bits] -> Q -> DQ -> layer -> [Mul r] -> + bias
+    - The pair is symmetric with a constant scale: what TensorRT, OpenVINO and ONNX Runtime all run.
+      `affine="zero_point"` writes z into the pair instead of adding it, for engines that take it.
+    - Layers that read the same tensor with the same qparams share one pair.
+    - `group=None` derives the group from the timestep input, once; layers whose scale is the same in
+      all groups get no factor. `group=g` writes that group's scales as constants.
+    - Scales have the type of the tensor that they quantize.
+    Raises ExportError where the graph has no timestep input or a scale does not fit the precision.
+    """
+
+    def __init__(
+        self,
+        layers: Mapping[str, LayerQParams],
+        groups: StepGroups,
+        *,
+        group: int | None = None,
+        affine: str = "shift",
+    ) -> None:
+        self.layers = layers
+        self.groups = groups
+        self.group = group
+        self.affine = affine
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        graph = model.graph
+        matches = matched_layers(graph, self.layers)
+        index = None
+        if self.group is None and any(layer.is_grouped for _, layer in matches):
+            index = step_group_index(graph, self.groups)
+        shared: dict[tuple[object, ...], _Input] = {}
+        for node, layer in matches:
+            source = node.inputs[0]
+            assert source is not None
+            scales = scales_of(layer, self.group)
+            key = (source, layer.zero_point, layer.activation_bits, scales.scales.tobytes())
+            if key not in shared:
+                shared[key] = self._quantize(graph, node, layer, scales, index)
+            quantized = shared[key]
+            node.replace_input_with(0, quantized.value)
+            shift = layer.zero_point if self.affine == "shift" else 0
+            LayerOutput(graph, node, layer.name, scales).restore(shift, quantized.factor, index)
+        return ir.passes.PassResult(model, modified=bool(matches))
+
+    def _quantize(
+        self,
+        graph: ir.Graph,
+        node: ir.Node,
+        layer: LayerQParams,
+        scales: ActivationScales,
+        index: ir.Value | None,
+    ) -> _Input:
+        patch = Patch(graph, f"{layer.name}/input")
+        x = node.inputs[0]
+        assert x is not None
+        dtype = dtype_of(x)
+        scale = np.asarray(scales.reference, dtype)
+        check_representable(layer, scale[()])
+        factor = None
+        if scales.is_grouped:
+            assert index is not None
+            factors = patch.constant(scales.factors(dtype), "factors")
+            factor = patch.op("Gather", [factors, index], name="Factor", axis=0)
+            x = patch.op("Div", [x, factor], name="Div", like=x)
+        if layer.zero_point and self.affine == "shift":
+            shift = patch.constant((layer.zero_point * scale).astype(dtype), "shift")
+            x = patch.op("Add", [x, shift], name="Add", like=x)
+        x = self._clip(patch, x, layer, scale)
+        pair = [patch.constant(scale, "scale"), self._zero_point(graph, layer)]
+        levels = patch.op("QuantizeLinear", [x, *pair], name="QuantizeLinear", like=x)
+        levels.type = ir.TensorType(ir.DataType.INT8)
+        value = patch.op("DequantizeLinear", [levels, *pair], name="DequantizeLinear", like=x)
+        patch.insert_before(node)
+        return _Input(value, factor)
+
+    def _clip(self, patch: Patch, x: ir.Value, layer: LayerQParams, scale: np.ndarray) -> ir.Value:  # type: ignore[type-arg]
+        """Clip to the levels of a grid that is narrower than int8, which Q itself would not."""
+        if layer.activation_bits == 8:
+            return x
+        inside = layer.zero_point if self.affine == "zero_point" else 0
+        low, high = ((level - inside) * scale for level in level_bounds(layer.activation_bits))
+        bounds = [patch.constant(low.astype(scale.dtype), "low"), patch.constant(high.astype(scale.dtype), "high")]
+        return patch.op("Clip", [x, *bounds], name="Clip", like=x)
+
+    def _zero_point(self, graph: ir.Graph, layer: LayerQParams) -> ir.Value:
+        value = layer.zero_point if self.affine == "zero_point" else 0
+        return add_constant(graph, np.array(value, np.int8), f"accuquant/zero_point_{value}")

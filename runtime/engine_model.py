@@ -1,0 +1,141 @@
+"""An exported folder as a function: sample, timestep and conditioning in, prediction out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from accuquant.errors import EngineError, UsageError
+from accuquant.manifest import Manifest
+from accuquant.runtime.external_data import check_external_files
+from accuquant.runtime.open_runner import make_runner
+from accuquant.runtime.runner import Array, Runner
+from accuquant.signature import TensorSpec
+
+
+class EngineModel:
+    """The denoising network of an exported folder, in an engine.
+
+    The lowering "rescale" is one graph; "per-group" is one graph a step group, and each is loaded
+    when a timestep first needs it (`activate` loads all). Close it, or use it in a with statement.
+    """
+
+    def __init__(self, manifest: Manifest, runners: tuple[Runner, ...]) -> None:
+        if len(runners) not in (1, len(manifest.groups)):
+            raise EngineError(
+                "manifest",
+                got=f"{len(runners)} graphs for {len(manifest.groups)} step groups",
+                expected="one graph, or one for each step group",
+                remedy="Run `accuquant export` again",
+            )
+        self.manifest = manifest
+        self._runners = runners
+
+    @classmethod
+    def from_folder(
+        cls,
+        folder: str | os.PathLike[str],
+        engine: str = "openvino",
+        *,
+        check_hashes: bool = True,
+        **options: Any,
+    ) -> EngineModel:
+        """Open the folder that `accuquant export` wrote; nothing is compiled yet.
+
+        `options` go to the engine, e.g. `num_threads=4`. With `check_hashes` every file must have the
+        bytes that were exported. Raises UsageError for an unknown engine or option, EngineError where
+        a file is missing, damaged, or would make the engine read outside the folder.
+        """
+        root = Path(folder)
+        manifest = Manifest.load(root)
+        paths = [_inside(root, graph) for graph in manifest.graphs]
+        runners = tuple(make_runner(path, engine, **options) for path in paths)
+        for path in paths:
+            check_external_files(path)
+        if check_hashes:
+            manifest.check_files(root)
+        return cls(manifest, runners)
+
+    def __call__(
+        self, sample: Array, timestep: float, conditioning: Mapping[str, Array] | None = None
+    ) -> Array:
+        """Predict for sample [B, C, H, W] at one timestep shared by the batch -> [B, C', H, W].
+
+        `conditioning` maps the names in the manifest's signature to arrays. Values are converted to the
+        graph's types. The result is a new array. Raises UsageError outside the calibrated timesteps.
+        """
+        runner = self._runner(timestep)
+        runner.activate()
+        signature = self.manifest.signature
+        given = {signature.sample.name: sample, **(conditioning or {})}
+        feeds: dict[str, Array] = {}
+        for spec in runner.input_specs:
+            if spec.name == signature.timestep.name:
+                feeds[spec.name] = _timestep_array(spec, timestep)
+            elif spec.name in given:
+                feeds[spec.name] = _converted(spec, given.pop(spec.name))
+        feeds.update(given)  # what no input takes: the runner refuses it with the names it has
+        return runner.infer(feeds)[signature.output.name]
+
+    def activate(self) -> None:
+        """Load every graph now, so that no step of a timed run has to."""
+        for runner in self._runners:
+            runner.activate()
+
+    def close(self) -> None:
+        """Release every loaded graph."""
+        for runner in self._runners:
+            runner.deactivate()
+
+    def __enter__(self) -> EngineModel:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _runner(self, timestep: float) -> Runner:
+        group = self.manifest.groups.find(timestep)  # also with one graph: refuses what was not calibrated
+        return self._runners[group if len(self._runners) > 1 else 0]
+
+
+def _timestep_array(spec: TensorSpec, timestep: float) -> Array:
+    dtype = np.dtype(spec.dtype)
+    if dtype.kind in "iu" and timestep != int(timestep):
+        raise UsageError(
+            f"timestep {timestep:g}",
+            got="a fraction",
+            expected=f"a whole number: the graph takes {spec.dtype}",
+            remedy="Use a scheduler with whole timesteps, or export with float timesteps",
+        )
+    return np.full([n if isinstance(n, int) else 1 for n in spec.shape], timestep, dtype)
+
+
+def _converted(spec: TensorSpec, value: Array) -> Array:
+    array = np.asarray(value)
+    if not np.can_cast(array.dtype, spec.dtype, "same_kind"):
+        raise UsageError(
+            f"input '{spec.name}'",
+            got=f"values of type {array.dtype}",
+            expected=f"values that convert to {spec.dtype} without loss of kind",
+            remedy=f"Pass an array of {spec.dtype}",
+        )
+    return array.astype(spec.dtype, copy=False)
+
+
+def _inside(folder: Path, name: str) -> Path:
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise EngineError(
+            f"folder '{folder}'",
+            got=f"graph '{name}', which points outside the folder",
+            expected="graphs inside the exported folder",
+            remedy="Do not load this folder unless you trust it; run `accuquant export` again",
+        )
+    return path

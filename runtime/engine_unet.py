@@ -1,0 +1,178 @@
+"""A drop-in for `pipe.unet` in a diffusers pipeline that runs an exported engine."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import diffusers
+import torch
+from diffusers.configuration_utils import FrozenDict
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.unets.unet_2d import UNet2DOutput
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+
+from accuquant.errors import EngineError, UsageError
+from accuquant.manifest import Manifest
+from accuquant.runtime.engine_model import EngineModel
+from accuquant.signature import TensorSpec
+
+_OUTPUTS = {"UNet2DModel": UNet2DOutput, "UNet2DConditionModel": UNet2DConditionOutput}
+
+
+class EngineUNet(ModelMixin):
+    """The exported network with the face of the diffusers class that it came from.
+
+        pipe = DiffusionPipeline.from_pretrained(source)
+        pipe.unet = EngineUNet.from_pretrained(folder)
+
+    It is a ModelMixin so that `DiffusionPipeline.from_pretrained(source, unet=...)` takes it too.
+    `config`, `dtype`, `device` and the call signature are the original's. The engine computes in its
+    own precision on its own device; tensors are converted on the way in and out.
+    """
+
+    _anchor: torch.Tensor
+
+    def __init__(self, model: EngineModel, config: Mapping[str, Any]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        original = _original(model.manifest)
+        self.engine_model = model
+        self._output = _OUTPUTS[original.__name__]
+        self._forward_signature = inspect.signature(original.forward)
+        self._conditioning = {spec.name: spec for spec in model.manifest.signature.conditioning}
+        self._config: Any = FrozenDict({**_defaults(original), **config})  # type: ignore[no-untyped-call]
+        # Follows pipe.to(device, dtype), as a weight would.
+        self.register_buffer("_anchor", torch.empty(0), persistent=False)
+        width = self._config.get("projection_class_embeddings_input_dim")
+        # SDXL pipelines ask the network for this extent before they build time_ids.
+        self.add_embedding = SimpleNamespace(linear_1=SimpleNamespace(in_features=width))
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, folder: str | os.PathLike[str], engine: str = "openvino", **options: Any
+    ) -> EngineUNet:
+        """Open an exported folder; `options` go to EngineModel.from_folder and the engine.
+
+        Raises EngineError for a folder that is damaged, UsageError for an unknown engine or option.
+        """
+        model = EngineModel.from_folder(folder, engine, **options)
+        return cls(model, _load_config(model.manifest, Path(folder)))
+
+    @property
+    def config(self) -> Any:
+        """The original network's configuration, by attribute or by key."""
+        return self._config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that the pipeline works in."""
+        return self._anchor.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device that the pipeline works on; the engine has its own."""
+        return self._anchor.device
+
+    @torch.no_grad()
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor | float, *args: Any, **kwargs: Any) -> Any:
+        """Predict as the original network: the same arguments, the same output class.
+
+        The output has the dtype and device of `sample`. Raises UsageError for a timestep outside the
+        calibrated range or an argument that the exported graph has no input for.
+        """
+        call = self._forward_signature.bind(self, sample, timestep, *args, **kwargs)
+        arguments = {k: v for k, v in call.arguments.items() if k not in ("self", "sample", "timestep")}
+        return_dict = arguments.pop("return_dict", True)
+        prediction = self.engine_model(
+            _to_numpy(sample, self.engine_model.manifest.signature.sample),
+            _single_timestep(timestep),
+            self._conditioning_arrays(arguments),
+        )
+        output = torch.from_numpy(prediction).to(sample.device, sample.dtype)
+        return self._output(sample=output) if return_dict else (output,)
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse: the engine holds no weights that diffusers could store."""
+        raise UsageError(
+            "EngineUNet.save_pretrained",
+            got="a compiled engine",
+            expected="the exported folder itself",
+            remedy="Copy the exported folder",
+        )
+
+    def _conditioning_arrays(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        given = {**arguments, **(arguments.get("added_cond_kwargs") or {})}
+        given.pop("added_cond_kwargs", None)
+        arrays = {}
+        for name, value in given.items():
+            if value is None or value == {}:
+                continue
+            if name not in self._conditioning:
+                raise UsageError(
+                    f"argument '{name}'",
+                    got="a value",
+                    expected=f"None; the exported graph takes {_listed(self._conditioning)}",
+                    remedy="Leave it out, or run the step that needs it with the float network",
+                )
+            arrays[name] = _to_numpy(value, self._conditioning[name])
+        return arrays
+
+
+def _original(manifest: Manifest) -> Any:
+    architecture = manifest.signature.architecture
+    if architecture not in _OUTPUTS:
+        raise EngineError(
+            f"network {architecture}",
+            got="an architecture without a drop-in",
+            expected=" or ".join(_OUTPUTS),
+            remedy="Call EngineModel instead",
+        )
+    return getattr(diffusers, architecture)
+
+
+def _load_config(manifest: Manifest, root: Path) -> dict[str, Any]:
+    folder = root / manifest.component
+    try:
+        config: dict[str, Any] = _original(manifest).load_config(folder)
+        return config
+    except (OSError, ValueError) as fault:
+        raise EngineError(
+            f"configuration '{folder / 'config.json'}'",
+            got=f"{type(fault).__name__}: {str(fault).splitlines()[0]}",
+            expected="the JSON that diffusers writes",
+            remedy="Copy the whole exported folder, or run `accuquant export` again",
+        ) from fault
+
+
+def _defaults(original: type) -> dict[str, Any]:
+    """Return the constructor's defaults: an older config.json lacks keys that pipelines read."""
+    parameters = inspect.signature(original).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+
+
+def _single_timestep(timestep: torch.Tensor | float) -> float:
+    if not isinstance(timestep, torch.Tensor):
+        return timestep
+    values = set(timestep.flatten().tolist())
+    if len(values) != 1:
+        raise UsageError(
+            "timestep",
+            got=f"{len(values)} different values in one batch",
+            expected="one timestep for the whole batch: step groups have their own scales",
+            remedy="Call the network once for each timestep",
+        )
+    value: float = values.pop()
+    return value
+
+
+def _to_numpy(tensor: torch.Tensor, spec: TensorSpec) -> Any:
+    # numpy has no bfloat16: convert in torch.
+    return tensor.detach().to("cpu", getattr(torch, spec.dtype)).numpy()
+
+
+def _listed(names: Mapping[str, object]) -> str:
+    return ", ".join(names) or "no conditioning"

@@ -1,0 +1,115 @@
+"""Run an ONNX model with ONNX Runtime: the portable reference, on the CPU or on CUDA."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from accuquant.errors import EngineError, MissingDependencyError, UsageError
+from accuquant.runtime.runner import ANY_EXTENT, Array, ModelSpecs, Runner
+from accuquant.signature import TensorSpec
+
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+    "tensor(bool)": "bool",
+}
+
+
+class OnnxRuntimeRunner(Runner):
+    """An ONNX file (with its external data) in an InferenceSession.
+
+    `provider` is "cpu" or "cuda". A CUDA provider that is missing or does not start is an error:
+    ONNX Runtime alone would run on the CPU without a word. Note that CUDA runs QDQ pairs in float.
+    `num_threads` None uses all cores.
+    """
+
+    engine = "onnxruntime"
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        name: str | None = None,
+        provider: str = "cpu",
+        num_threads: int | None = None,
+    ) -> None:
+        super().__init__(path, name=name)
+        if provider not in _PROVIDERS:
+            raise UsageError(
+                "ONNX Runtime provider",
+                got=repr(provider),
+                expected=" or ".join(_PROVIDERS),
+                remedy="Choose one of these",
+            )
+        self.provider = provider
+        self.num_threads = num_threads
+        self._session: Any = None
+        self._outputs: list[str] = []
+
+    def activate_impl(self) -> ModelSpecs:
+        """Create the session on the one provider that was asked for."""
+        try:
+            import onnxruntime
+        except ImportError as fault:
+            raise MissingDependencyError(
+                "engine onnxruntime",
+                got=f"no usable onnxruntime package ({fault})",
+                expected="onnxruntime 1.20 or newer",
+                remedy=f"Install it: pip install {self._package}",
+            ) from fault
+        if _PROVIDERS[self.provider] not in onnxruntime.get_available_providers():
+            raise self._provider_missing(", ".join(onnxruntime.get_available_providers()))
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        if self.num_threads is not None:
+            options.intra_op_num_threads = self.num_threads
+        session = onnxruntime.InferenceSession(
+            os.fspath(self.path), options, providers=[_PROVIDERS[self.provider]]
+        )
+        if _PROVIDERS[self.provider] not in session.get_providers():
+            raise self._provider_missing(", ".join(session.get_providers()))
+        session.disable_fallback()
+        self._session = session
+        self._outputs = [value.name for value in session.get_outputs()]
+        return ModelSpecs(
+            inputs=tuple(_spec(value) for value in session.get_inputs()),
+            outputs=tuple(_spec(value) for value in session.get_outputs()),
+        )
+
+    def infer_impl(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the session, which allocates its outputs anew."""
+        return dict(zip(self._outputs, self._session.run(self._outputs, feeds), strict=True))
+
+    def deactivate_impl(self) -> None:
+        """Release the session."""
+        self._session = None
+
+    @property
+    def _package(self) -> str:
+        return "onnxruntime-gpu" if self.provider == "cuda" else "onnxruntime"
+
+    def _provider_missing(self, available: str) -> EngineError:
+        return EngineError(
+            f"ONNX Runtime provider {self.provider}",
+            got=f"only {available}",
+            expected=_PROVIDERS[self.provider],
+            remedy=f"Install {self._package} and its CUDA libraries, or use --engine onnxruntime (CPU)",
+        )
+
+
+def _spec(value: Any) -> TensorSpec:
+    if value.type not in _DTYPES:
+        raise EngineError(
+            f"tensor '{value.name}'",
+            got=value.type,
+            expected=", ".join(_DTYPES),
+            remedy="Export the network again with `accuquant export`",
+        )
+    shape = tuple(extent if isinstance(extent, int | str) else ANY_EXTENT for extent in value.shape)
+    return TensorSpec(value.name, shape, _DTYPES[value.type])

@@ -1,0 +1,152 @@
+"""Sample images from an exported folder with numpy alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from accuquant.errors import EngineError, UsageError
+from accuquant.manifest import Manifest
+from accuquant.runtime.engine_model import EngineModel
+from accuquant.runtime.noise_schedule import FloatArray
+from accuquant.runtime.runner import Array
+from accuquant.runtime.samplers import Network, Schedule, StepCallback, sample_ddim, sample_ddpm
+from accuquant.runtime.scheduler_config import SchedulerConfig
+from accuquant.runtime.torch_noise import TorchNoise
+
+#: (steps done, steps in all), counted over all batches.
+Progress = Callable[[int, int], None]
+_DEFAULT_BATCH = 8
+_PIPELINES = ("DDIMPipeline", "DDPMPipeline")
+
+
+def sample_images(
+    folder: str | os.PathLike[str],
+    *,
+    engine: str = "openvino",
+    num_images: int = 16,
+    steps: int | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+    eta: float = 0.0,
+    class_labels: Sequence[int] | None = None,
+    progress: Progress | None = None,
+    callback: StepCallback | None = None,
+    **options: Any,
+) -> FloatArray:
+    """Sample `num_images` images with an engine -> float32 [N, H, W, C] in [0, 1].
+
+    Image k comes from seed + k: the same image in any batch size, and the one that a diffusers
+    pipeline makes with generator=[torch.Generator().manual_seed(seed + k), ...]. `steps` None takes
+    the calibrated number. `class_labels` has one label an image. `callback(step, timestep, latents)`
+    runs after each step of each batch, batches in order. `options` go to the engine. Raises
+    UsageError for a folder whose pipeline or scheduler the numpy loop does not know.
+    """
+    with EngineModel.from_folder(folder, engine, **options) as model:
+        config = sampler_config(Path(folder), model.manifest)
+        schedule = Schedule.create(config, model.manifest.num_inference_steps if steps is None else steps)
+        _check_counts(num_images, batch_size, class_labels)
+        size = batch_size or _default_batch(model.manifest, num_images)
+        ticker = _Ticker(progress, callback, len(schedule.timesteps) * -(-num_images // size))
+        batches = []
+        for first in range(0, num_images, size):
+            indices = range(first, min(first + size, num_images))
+            labels = None if class_labels is None else np.array([class_labels[k] for k in indices], np.int64)
+            seeds = [seed + k for k in indices]
+            conditioning = {} if labels is None else {"class_labels": labels}
+            batches.append(sample_latents(model, schedule, seeds, conditioning, eta=eta, callback=ticker))
+    return to_images(np.concatenate(batches))
+
+
+def sampler_config(folder: Path, manifest: Manifest) -> SchedulerConfig:
+    """Return the sampler of an unconditional pixel pipeline. Raises UsageError for another pipeline."""
+    if manifest.pipeline_class not in _PIPELINES or manifest.signature.architecture != "UNet2DModel":
+        raise UsageError(
+            f"pipeline {manifest.pipeline_class}",
+            got=f"a network {manifest.signature.architecture} that the numpy loop does not drive",
+            expected=f"{' or '.join(_PIPELINES)} with a UNet2DModel",
+            remedy="Sample with diffusers: pipe.unet = EngineUNet.from_pretrained(folder)",
+        )
+    # diffusers' DDIMPipeline turns whatever scheduler it is given into DDIM.
+    ddim = manifest.pipeline_class == "DDIMPipeline"
+    return SchedulerConfig.from_folder(folder, "DDIMScheduler" if ddim else None)
+
+
+def sample_latents(
+    model: EngineModel,
+    schedule: Schedule,
+    seeds: Sequence[int],
+    conditioning: Mapping[str, Array] | None = None,
+    *,
+    eta: float = 0.0,
+    callback: StepCallback | None = None,
+) -> FloatArray:
+    """Run the whole loop for one batch, one seed a sample -> the last latents [B, C, H, W]."""
+    shape = model.manifest.signature.sample.resolve(model.manifest.signature.sizes | {"batch": 1})
+    noises = [TorchNoise(seed) for seed in seeds]
+
+    def draw() -> FloatArray:
+        return np.concatenate([noise.randn((1, *shape[1:])) for noise in noises])
+
+    network: Network = partial(_call, model, conditioning)
+    if schedule.config.scheduler == "DDIMScheduler":
+        return sample_ddim(network, draw(), schedule, draw, eta=eta, callback=callback)
+    return sample_ddpm(network, draw(), schedule, draw, callback=callback)
+
+
+def to_images(latents: FloatArray) -> FloatArray:
+    """Map pixel latents [N, C, H, W] in [-1, 1] to images [N, H, W, C] in [0, 1]."""
+    if not np.isfinite(latents).all():
+        raise EngineError(
+            "sampled images",
+            got="values that are not finite",
+            expected="finite values",
+            remedy="The network diverges at this number of steps; take more steps, or verify the export",
+        )
+    images: FloatArray = np.clip(latents / 2 + np.float32(0.5), 0, 1).transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(images)
+
+
+def _call(
+    model: EngineModel, conditioning: Mapping[str, Array] | None, x: FloatArray, timestep: int
+) -> FloatArray:
+    return model(x, timestep, conditioning)
+
+
+class _Ticker:
+    """Count steps over all batches, for the progress bar, and pass them on."""
+
+    def __init__(self, progress: Progress | None, callback: StepCallback | None, total: int) -> None:
+        self._progress, self._callback = progress, callback
+        self._done, self._total = 0, total
+
+    def __call__(self, step: int, timestep: int, latents: FloatArray) -> None:
+        self._done += 1
+        if self._callback is not None:
+            self._callback(step, timestep, latents)
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+
+
+def _default_batch(manifest: Manifest, num_images: int) -> int:
+    exported = manifest.signature.sample.shape[0]
+    return exported if isinstance(exported, int) else min(num_images, _DEFAULT_BATCH)
+
+
+def _check_counts(num_images: int, batch_size: int | None, class_labels: Sequence[int] | None) -> None:
+    for option, value in (("--num-images", num_images), ("--batch-size", batch_size)):
+        if value is not None and value < 1:
+            remedy = f"Give {option} 4, for example"
+            raise UsageError(option, got=str(value), expected="at least 1", remedy=remedy)
+    if class_labels is not None and len(class_labels) != num_images:
+        raise UsageError(
+            "class labels",
+            got=f"{len(class_labels)} labels",
+            expected=f"{num_images}, one an image",
+            remedy="Give one class label for each image",
+        )

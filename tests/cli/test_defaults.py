@@ -1,0 +1,65 @@
+"""The command line spells out defaults so that --help stays light; here they meet the library's."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import pytest
+
+from accuquant.calibration import CalibrationSettings
+from accuquant.cli import calibrate, verify
+from accuquant.cli._limits import LIMITS, limit
+from accuquant.cli._options import ENGINES
+from accuquant.errors import UsageError
+from accuquant.runtime.open_runner import ENGINE_NAMES
+from accuquant.verification.thresholds import Thresholds
+from accuquant.verification.verify import verify as library_verify
+
+
+def test_calibrate_has_the_defaults_of_the_library() -> None:
+    given = calibrate.command.make_context("calibrate", ["source"]).params
+    del given["source"], given["output"]
+    assert CalibrationSettings(**given) == CalibrationSettings()
+    assert given == vars(CalibrationSettings())
+
+
+@pytest.mark.parametrize("name", calibrate.GRADIENTS)
+def test_calibrate_offers_gradients_that_exist(name: str) -> None:
+    assert CalibrationSettings(gradient=name).gradient == name
+
+
+@pytest.mark.parametrize("name", calibrate.OBSERVERS)
+def test_calibrate_offers_observers_that_exist(name: str) -> None:
+    assert CalibrationSettings(observer=name).observer == name
+
+
+@pytest.mark.parametrize("name", calibrate.ROUNDINGS)
+def test_calibrate_offers_roundings_that_exist(name: str) -> None:
+    assert CalibrationSettings(rounding=name).rounding == name
+
+
+def test_calibrate_offers_all_choices() -> None:
+    with pytest.raises(UsageError, match="expected " + " or ".join(calibrate.GRADIENTS)):
+        CalibrationSettings(gradient="none")
+    with pytest.raises(UsageError, match="expected " + " or ".join(calibrate.OBSERVERS)):
+        CalibrationSettings(observer="none")
+    with pytest.raises(UsageError, match="expected " + " or ".join(calibrate.ROUNDINGS)):
+        CalibrationSettings(rounding="none")
+
+
+def test_verify_has_the_defaults_of_the_library(tmp_path: Path) -> None:
+    given = verify.command.make_context("verify", [str(tmp_path), "--reference", "source"]).params
+    assert {name: given.pop(name) for name in LIMITS} == vars(Thresholds())
+    parameters = inspect.signature(library_verify).parameters
+    for name in set(given) - {"folder", "reference", "json_file", "html_file"}:
+        assert given[name] == parameters[name].default, name
+
+
+def test_a_limit_is_a_number_or_none() -> None:
+    assert limit("none") is None
+    assert limit("0.5") == 0.5
+
+
+def test_the_engines_are_those_of_the_runtime() -> None:
+    assert ENGINES == ENGINE_NAMES

@@ -1,0 +1,64 @@
+"""Fixtures that more than one test module needs: a tiny trained-looking pipeline and its parts."""
+
+from __future__ import annotations
+
+import os
+
+# The tensors of these tests are tiny: a second thread costs more than it gives, most of all under xdist.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from accuquant.pipelines import Source
+
+
+@pytest.fixture(scope="session")
+def make_unet() -> Callable[..., nn.Module]:
+    """Return a function that builds a UNet2DModel of 8x8 images with 14 quantizable layers or so."""
+
+    def make(seed: int = 0, **changes: Any) -> nn.Module:
+        import torch
+        from diffusers import UNet2DModel
+
+        config = {
+            "sample_size": 8,
+            "in_channels": 1,
+            "out_channels": 1,
+            "layers_per_block": 1,
+            "block_out_channels": (8,),
+            "norm_num_groups": 4,
+            "attention_head_dim": 8,
+            "down_block_types": ("AttnDownBlock2D",),
+            "up_block_types": ("UpBlock2D",),
+            "add_attention": False,
+        }
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return UNet2DModel(**(config | changes)).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory, make_unet: Callable[..., nn.Module]) -> Path:
+    """Return a folder with a DDIM pipeline around the tiny UNet; do not write into it."""
+    from diffusers import DDIMPipeline, DDIMScheduler
+
+    folder = tmp_path_factory.mktemp("tiny-ddpm")
+    DDIMPipeline(make_unet(), DDIMScheduler()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_source(tiny_pipeline: Path) -> Source:
+    """Return the tiny pipeline as load_source reads it; do not change its network."""
+    from accuquant.pipelines import load_source
+
+    return load_source(tiny_pipeline)

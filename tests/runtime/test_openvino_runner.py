@@ -1,0 +1,57 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from accuquant.runtime.openvino_runner import OpenVinoRunner
+
+FEEDS = {"sample": np.ones((1, 3, 8, 8), np.float32), "timestep": np.zeros(1, np.int64)}
+
+
+def test_floats_stay_float32_on_every_processor(model_path: Path) -> None:
+    with OpenVinoRunner(model_path, num_threads=1) as runner:
+        compiled = runner._request.get_compiled_model()
+        assert compiled.get_property("INFERENCE_PRECISION_HINT").to_string() == "f32"
+        assert compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") == 0
+        assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
+
+
+def test_the_cache_never_serves_an_engine_of_replaced_weights(
+    tmp_path: Path, build_model: Callable, network: Callable
+) -> None:
+    path, cache = tmp_path / "model.onnx", tmp_path / "cache"
+    for gain in (0.5, 0.75, 0.5):
+        onnx.save(
+            build_model(gain=gain),
+            path,
+            save_as_external_data=True,
+            location="weights.bin",
+            size_threshold=0,
+        )
+        with OpenVinoRunner(path, cache_dir=cache) as runner:
+            result = runner.infer(FEEDS)["out_sample"]
+        np.testing.assert_allclose(result, network(FEEDS["sample"], 0, gain), atol=1e-6)
+        (tmp_path / "weights.bin").unlink()
+    assert len(list(cache.glob("*.blob"))) == 2
+
+
+def test_keeps_the_graph_names_where_a_node_next_to_them_vanishes(tmp_path: Path) -> None:
+    shape = ["batch", 3]
+    nodes = [
+        helper.make_node("Cast", ["sample"], ["a_cast"], to=1),
+        helper.make_node("Add", ["a_cast", "a_cast"], ["a_sum"]),
+        helper.make_node("Identity", ["a_sum"], ["out_sample"]),
+        helper.make_node("Identity", ["a_sum"], ["z_sample"]),
+    ]
+    values = [helper.make_tensor_value_info(n, 1, shape) for n in ("sample", "out_sample", "z_sample")]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(model, tmp_path / "m.onnx")
+    for _ in range(2):  # compiled, then read from the cache
+        with OpenVinoRunner(tmp_path / "m.onnx", cache_dir=tmp_path / "cache") as runner:
+            assert [spec.name for spec in runner.input_specs] == ["sample"]
+            result = runner.infer({"sample": np.ones((1, 3), np.float32)})
+            assert sorted(result) == ["out_sample", "z_sample"]
+            np.testing.assert_array_equal(result["z_sample"], np.full((1, 3), 2, np.float32))

@@ -1,0 +1,106 @@
+"""The manifest of an exported folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from accuquant._files import sha256_of_file
+from accuquant.errors import EngineError
+from accuquant.groups import StepGroups
+from accuquant.manifest import MANIFEST_NAME, Manifest
+from accuquant.signature import Signature, TensorSpec
+
+IMAGE = ("batch", 1, "height", "width")
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Manifest:
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "model.onnx").write_bytes(b"graph")
+    return Manifest(
+        pipeline_class="DDPMPipeline",
+        component="unet",
+        lowering="per-group",
+        precision="fp32",
+        opset=21,
+        graphs=("unet/model.onnx",),
+        groups=StepGroups((1000, 450, 0)),
+        signature=Signature(
+            "UNet2DModel",
+            TensorSpec("sample", IMAGE),
+            TensorSpec("timestep", ("steps",), "int64"),
+            (),
+            TensorSpec("out_sample", IMAGE),
+            {"batch": 1, "steps": 1, "height": 8, "width": 8},
+        ),
+        model_hash="ab" * 32,
+        num_inference_steps=50,
+        accuquant_version="0.1.0",
+        source="fashion",
+        files={"unet/model.onnx": sha256_of_file(tmp_path / "unet" / "model.onnx")},
+    )
+
+
+def test_save_load_gives_the_same(manifest: Manifest, tmp_path: Path) -> None:
+    manifest.save(tmp_path)
+    assert Manifest.load(tmp_path) == manifest
+    first = (tmp_path / MANIFEST_NAME).read_bytes()
+    Manifest.load(tmp_path).save(tmp_path)
+    assert (tmp_path / MANIFEST_NAME).read_bytes() == first
+
+
+def test_a_folder_without_manifest_says_so(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"no accuquant.json.*export the pipeline first"):
+        Manifest.load(tmp_path)
+    with pytest.raises(EngineError, match=r"no accuquant.json"):
+        Manifest.load(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '"text"', '{"format_version": 1}', "\udcff"])
+def test_a_damaged_manifest_is_an_engine_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / MANIFEST_NAME).write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(EngineError, match=r"The file is damaged. Run `accuquant export` again"):
+        Manifest.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("groups", [0, 1]), ("groups", None), ("graphs", 3), ("signature", []), ("signature", {"sizes": []})],
+)
+def test_a_damaged_field_is_an_engine_error(
+    manifest: Manifest, tmp_path: Path, key: str, value: object
+) -> None:
+    manifest.save(tmp_path)
+    data = json.loads((tmp_path / MANIFEST_NAME).read_text()) | {key: value}
+    (tmp_path / MANIFEST_NAME).write_text(json.dumps(data))
+    with pytest.raises(EngineError, match=r"Run `accuquant export` again"):
+        Manifest.load(tmp_path)
+
+
+@pytest.mark.parametrize("version", [0, 2, None])
+def test_refuses_another_format_version(manifest: Manifest, tmp_path: Path, version: object) -> None:
+    manifest.save(tmp_path)
+    data = json.loads((tmp_path / MANIFEST_NAME).read_text()) | {"format_version": version}
+    (tmp_path / MANIFEST_NAME).write_text(json.dumps(data))
+    with pytest.raises(EngineError, match=r"format version .* expected version 1"):
+        Manifest.load(tmp_path)
+
+
+def test_accepts_the_files_that_were_exported(manifest: Manifest, tmp_path: Path) -> None:
+    manifest.check_files(tmp_path)
+
+
+def test_refuses_a_file_with_other_bytes(manifest: Manifest, tmp_path: Path) -> None:
+    (tmp_path / "unet" / "model.onnx").write_bytes(b"grapH")
+    with pytest.raises(EngineError, match=r"model.onnx': got other bytes than were exported"):
+        manifest.check_files(tmp_path)
+
+
+def test_refuses_a_folder_where_a_file_is_missing(manifest: Manifest, tmp_path: Path) -> None:
+    wanted = dataclasses.replace(manifest, files={**manifest.files, "unet/model.onnx.data": "0" * 64})
+    with pytest.raises(EngineError, match=r"model.onnx.data': got no such file"):
+        wanted.check_files(tmp_path)

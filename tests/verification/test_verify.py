@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from torch import nn
+
+from accuquant.errors import UsageError, VerificationError
+from accuquant.groups import StepGroups
+from accuquant.manifest import RECIPE_NAME, Manifest
+from accuquant.network import call, float_weights, model_hash, quantizable_layers, signature_of
+from accuquant.pipelines import Source
+from accuquant.qparams import WEIGHT_AXIS, LayerQParams, fingerprint
+from accuquant.recipe import GroupResult, Recipe
+from accuquant.runtime.engine_model import EngineModel
+from accuquant.simulate import simulate
+from accuquant.verification import Thresholds, verify
+
+GROUPS = StepGroups((1000, 500, 0))
+NO_LIMITS = Thresholds(min_psnr=None, min_lowering_psnr=None)
+
+
+def recipe_of(source: Source, activation_scale: float = 0.02) -> Recipe:
+    layers = {}
+    for name, weight in float_weights(source.network).items():
+        if name in ("conv_in", "conv_out") or "time" in name:
+            continue
+        kind = "linear" if weight.ndim == 2 else "conv2d"
+        scale = np.full(weight.shape[WEIGHT_AXIS[kind]], np.abs(weight).max() / 127, np.float32)
+        scales = np.array([2 * activation_scale, activation_scale], np.float32)
+        layers[name] = LayerQParams(name, kind, weight.shape, fingerprint(weight), scale, scales)
+    return Recipe(
+        GROUPS, layers, source.signature, dict(source.scheduler.config), model_hash(source.network),
+        calibration={"sensitivity": {name: float(k) for k, name in enumerate(layers)}},
+        results=(GroupResult(2.0, 1.0), GroupResult(1.0, 1.0, "rolled_back", "the loss rose")),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def source(make_unet: Callable[..., nn.Module], tmp_path_factory: pytest.TempPathFactory) -> Source:
+    network = make_unet(sample_size=16)
+    folder = tmp_path_factory.mktemp("source")
+    scheduler = DDIMScheduler(clip_sample=False)
+    return Source("toy", folder, "DDIMPipeline", "unet", network, scheduler, signature_of(network))
+
+
+def export(folder: Path, source: Source, recipe: Recipe) -> Path:
+    (folder / "unet").mkdir(parents=True)
+    (folder / "unet" / "model.onnx").write_bytes(bytes(1000))
+    recipe.save(folder / RECIPE_NAME)
+    Manifest(
+        pipeline_class="DDIMPipeline", component="unet", lowering="rescale", precision="fp32", opset=21,
+        graphs=("unet/model.onnx",), groups=GROUPS, signature=source.signature,
+        model_hash=recipe.model_hash, num_inference_steps=4, accuquant_version="0.1.0",
+    ).save(folder)  # fmt: skip
+    return folder
+
+
+class TorchEngine:
+    """Stands for an EngineModel: the simulated network behind numpy, with an error of its own."""
+
+    def __init__(self, network: nn.Module, error: float) -> None:
+        self.network = network
+        self.error = error
+
+    def __call__(
+        self, sample: npt.NDArray[Any], timestep: float, conditioning: Mapping[str, npt.NDArray[Any]]
+    ) -> npt.NDArray[Any]:
+        output = call(self.network, torch.from_numpy(sample), torch.tensor(timestep)).numpy()
+        shifted: npt.NDArray[Any] = output + np.float32(self.error)
+        return shifted
+
+    def activate(self) -> None:
+        pass
+
+    def __enter__(self) -> TorchEngine:
+        return self
+
+    def __exit__(self, *fault: object) -> None:
+        pass
+
+
+@pytest.fixture
+def folder(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    recipe = recipe_of(source)
+    network = simulate(source.network, recipe)
+    monkeypatch.setattr(EngineModel, "from_folder", lambda folder, engine: TorchEngine(network, error=1e-5))
+    return export(tmp_path / "out", source, recipe)
+
+
+def test_loss_is_split_into_quantization_and_lowering(folder: Path, source: Source) -> None:
+    report = verify(
+        folder,
+        source,
+        num_images=5,
+        batch_size=2,
+        steps=4,
+        features="none",
+        thresholds=Thresholds(min_psnr=20.0),
+    )
+    fidelity, quantization, lowering = report.fidelity, report.quantization, report.lowering
+    assert lowering.summary["psnr"].median > quantization.summary["psnr"].median + 10
+    assert fidelity.psnr == pytest.approx(quantization.psnr, abs=1.0)
+    assert report.passed
+    assert [check.limit for check in report.verdict.checks] == [20.0, 35.0]
+
+
+def test_the_report_tells_what_was_run(folder: Path, source: Source) -> None:
+    report = verify(folder, source, num_images=2, steps=4, seed=3, features="none")
+    assert report.settings["bits"] == "W8A8"
+    assert report.settings["features"] == "none"
+    assert report.gallery.first[0].seed == 3
+    assert report.notes == ()
+    assert [group.status for group in report.groups] == ["learned", "rolled_back"]
+    assert (report.groups[1].start, report.groups[1].end) == (500, 0)
+    assert report.sensitivity[0].error == max(layer.error for layer in report.sensitivity)
+    assert report.sizes == {
+        "fp32_weights": 4 * sum(p.numel() for p in source.network.parameters()),
+        "engine_files": 1000,
+    }
+    assert report.placement["int8_layers"] < len(quantizable_layers(source.network))
+    assert 0.5 < report.placement["int8_mac_share"] < 1
+    assert [latency.name for latency in report.latencies] == ["FP32 PyTorch", "int8 openvino"]
+
+
+def test_the_same_seeds_give_the_same_figures(folder: Path, source: Source) -> None:
+    first = verify(folder, source, num_images=3, batch_size=3, steps=3, features="none", thresholds=NO_LIMITS)
+    again = verify(folder, source, num_images=3, batch_size=3, steps=3, features="none", thresholds=NO_LIMITS)
+    assert first.fidelity == again.fidelity
+    assert first.notes == ("Sampled with 3 steps; the recipe was calibrated with 4.",)
+
+
+def test_features_of_the_user_give_a_distance(folder: Path, source: Source) -> None:
+    report = verify(
+        folder,
+        source,
+        num_images=3,
+        steps=2,
+        features=f"{__name__}:means",
+        thresholds=Thresholds(max_fid=1.0),
+    )
+    assert report.fid is not None
+    assert 0 <= report.fid.simulated < 1
+
+
+def means(images: torch.Tensor) -> torch.Tensor:
+    return torch.stack([images.mean((1, 2, 3)), images.std((1, 2, 3))], 1)
+
+
+def test_another_reference_is_refused(
+    folder: Path, source: Source, make_unet: Callable[..., nn.Module]
+) -> None:
+    other = Source(
+        "other",
+        source.folder,
+        "DDIMPipeline",
+        "unet",
+        make_unet(1, sample_size=16),
+        source.scheduler,
+        source.signature,
+    )
+    with pytest.raises(VerificationError, match="reference 'other': got weights other than"):
+        verify(folder, other)
+
+
+def test_another_scheduler_is_refused(folder: Path, source: Source) -> None:
+    scheduler = DDIMScheduler(clip_sample=True)
+    other = Source("toy", source.folder, "DDIMPipeline", "unet", source.network, scheduler, source.signature)
+    with pytest.raises(VerificationError, match="clip_sample: False -> True"):
+        verify(folder, other)
+    report = verify(
+        folder,
+        other,
+        num_images=1,
+        steps=1,
+        allow_other_scheduler=True,
+        features="none",
+        thresholds=NO_LIMITS,
+    )
+    assert "clip_sample: False -> True" in report.notes[0]
+
+
+def test_a_limit_on_a_distance_needs_features(folder: Path, source: Source) -> None:
+    with pytest.raises(UsageError, match="max_fid"):
+        verify(folder, source, num_images=2, features="none", thresholds=Thresholds(max_fid=1.0))
+
+
+def test_a_latent_space_pipeline_needs_a_decoder(folder: Path, source: Source, tmp_path: Path) -> None:
+    (tmp_path / "source" / "vae").mkdir(parents=True)
+    latent = Source(
+        "latent",
+        tmp_path / "source",
+        "LDMPipeline",
+        "unet",
+        source.network,
+        source.scheduler,
+        source.signature,
+    )
+    with pytest.raises(VerificationError, match="decode=function"):
+        verify(folder, latent, features="none")
+
+
+def test_conditioning_that_the_network_does_not_take_is_refused(folder: Path, source: Source) -> None:
+    with pytest.raises(VerificationError, match="conditioning \\['class_labels'\\]"):
+        verify(folder, source, num_images=2, conditioning={"class_labels": torch.zeros(2)})
+
+
+@pytest.mark.parametrize("option", ["num_images", "steps", "batch_size"])
+def test_counts_below_one_are_refused(folder: Path, source: Source, option: str) -> None:
+    with pytest.raises(UsageError, match=f"--{option.replace('_', '-')}: got 0"):
+        verify(folder, source, **{option: 0})  # type: ignore[arg-type]
