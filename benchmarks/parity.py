@@ -3,49 +3,63 @@
     python benchmarks/parity.py
     python benchmarks/parity.py --recipe recipe.safetensors
 
-One network call at several timesteps of a full-precision trajectory, both lowerings, both engines. "differing"
-is the share of elements whose int8 level differs, in the worst quantized activation of the worst timestep and
-over all of them; "output" is the relative L2 distance of the predictions, worst timestep.
+One network call at several timesteps of a full-precision trajectory, both lowerings, both engines.
+"layer by layer" gives the simulation the engine's own int8 levels at the input of every layer, so that each
+difference arose between two quantized layers. "whole call" lets both run on their own: a value that float
+rounding moves across the border of a level then changes what follows. Shares are of elements whose level
+differs, outputs are relative L2 distances; both are those of the worst timestep.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from engine_levels import TappedGraph, compare_levels, forced_levels
 from float_graph import open_float_graph
 from report import add_json_option, print_report
 from torch import Tensor, nn
 from workload import latent_shape, observed_recipe
 
 from accuquant.bundled import FASHION_DDPM
-from accuquant.calibration.trajectory import TrajectoryBatch, record_trajectories
+from accuquant.calibration.trajectory import record_trajectories
 from accuquant.denoising import DenoisingProcess
 from accuquant.export import export_onnx
+from accuquant.export.lowering import Lowering
 from accuquant.network import call
-from accuquant.pipelines import Source, load_source
+from accuquant.pipelines import load_source
 from accuquant.recipe import Recipe
-from accuquant.runtime.open_runner import open_runner
 from accuquant.simulate import simulate
-from accuquant.verification.parity import LayerParity, layer_parity
+from accuquant.verification.parity import LayerParity, simulated_levels
 
-LOWERINGS = ("rescale", "per-group")
+LOWERINGS: tuple[Lowering, ...] = ("rescale", "per-group")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call that is compared: sample [B, C, H, W] and the timestep of the batch."""
+
+    sample: Tensor
+    timestep: float
 
 
 @dataclass(frozen=True)
 class StepParity:
-    """One call at one timestep: every layer's levels, and the prediction of the engine [B, C, H, W]."""
+    """One call compared: levels layer by layer and in the whole call, the engine's prediction, its errors."""
 
     timestep: float
-    layers: tuple[LayerParity, ...]
+    forced: tuple[LayerParity, ...]
+    free: tuple[LayerParity, ...]
     prediction: Tensor
-    error: float
+    forced_error: float
+    free_error: float
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -55,6 +69,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--model", default=str(FASHION_DDPM), help="a diffusers pipeline (default: bundled)")
     parser.add_argument("--recipe", type=Path, help="default: MSE scales for 10 step groups, no learning")
+    parser.add_argument("--weight-bits", type=int, default=8, help="of the default recipe (default: %(default)s)")
+    parser.add_argument("--symmetric", action="store_true", help="no zero-points in the default recipe")
     parser.add_argument("--engines", nargs="+", default=["openvino", "onnxruntime"])
     parser.add_argument("--affine", choices=("shift", "zero_point"), default="shift")
     parser.add_argument("--steps", type=int, default=50)
@@ -66,19 +82,36 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def compare_step(
-    source: Source, simulated: nn.Module, recipe: Recipe, graph: Path, batch: TrajectoryBatch, step: int,
-    timestep: float, engine: str, threads: int,
-) -> StepParity:  # fmt: skip
-    """Run one call in the engine and in the simulation."""
-    sample = batch.latents[step]
-    layers = layer_parity(graph, simulated, recipe, sample, timestep, engine=engine)
+def compare(
+    graphs: Sequence[Path], simulated: nn.Module, recipe: Recipe, steps: Sequence[Step], engine: str, threads: int
+) -> list[StepParity]:
+    """Run every step in the engine and in the simulation; `graphs` is one, or one a step group."""
+    tapped: dict[Path, TappedGraph] = {}
+    measured = []
+    for step in steps:
+        path = graphs[recipe.groups.find(step.timestep) if len(graphs) > 1 else 0]
+        if path not in tapped:
+            tapped[path] = TappedGraph(path, recipe, engine, threads)
+        measured.append(_compare_step(tapped[path], simulated, recipe, step))
+    for graph in tapped.values():
+        graph.close()
+    return measured
+
+
+def _compare_step(graph: TappedGraph, simulated: nn.Module, recipe: Recipe, step: Step) -> StepParity:
+    found = graph(step.sample, step.timestep)
+    forced = forced_levels(simulated, recipe, found.levels, step.sample, step.timestep)
+    free = simulated_levels(simulated, recipe, step.sample, step.timestep)
     with torch.no_grad():
-        wanted = call(simulated, sample, torch.tensor(timestep))
-    with open_runner(graph, engine, num_threads=threads) as runner:
-        feeds = {"sample": sample.numpy(), "timestep": np.array([timestep], np.int64)}
-        prediction = torch.from_numpy(runner.infer(feeds)[source.signature.output.name])
-    return StepParity(timestep, layers, prediction, relative_error(prediction, wanted))
+        wanted = call(simulated, step.sample, torch.tensor(step.timestep))
+    return StepParity(
+        step.timestep,
+        compare_levels(found.levels, forced.levels),
+        compare_levels(found.levels, free),
+        found.prediction,
+        relative_error(found.prediction, forced.prediction),
+        relative_error(found.prediction, wanted),
+    )
 
 
 def relative_error(output: Tensor, wanted: Tensor) -> float:
@@ -86,30 +119,43 @@ def relative_error(output: Tensor, wanted: Tensor) -> float:
     return float((output - wanted).norm() / wanted.norm())
 
 
-def summarize(engine: str, lowering: str, steps: list[StepParity], first: list[StepParity]) -> dict[str, Any]:
+def summarize(steps: Sequence[StepParity], first: Sequence[StepParity]) -> dict[str, Any]:
     """Return the figures of one engine and lowering; `first` is the same engine's first lowering."""
-    everything = [layer for step in steps for layer in step.layers]
-    total = reduce(LayerParity.merge, everything)
-    worst = max(everything, key=lambda layer: layer.share)
-    pairs = zip(steps, first, strict=True)
+    worst = max((layer for step in steps for layer in step.forced), key=lambda layer: layer.share)
     return {
-        "engine": engine,
-        "lowering": lowering,
         "worst_share": worst.share,
         "worst_layer": worst.name,
-        "share": total.share,
-        "max_difference": total.max_difference,
-        "output_error": max(step.error for step in steps),
-        "lowerings": max(relative_error(a.prediction, b.prediction) for a, b in pairs),
+        "max_difference": max(layer.max_difference for step in steps for layer in step.forced),
+        "forced_error": max(step.forced_error for step in steps),
+        "free_share": max(reduce(LayerParity.merge, step.free).share for step in steps),
+        "free_error": max(step.free_error for step in steps),
+        "against_rescale": max(
+            relative_error(a.prediction, b.prediction) for a, b in zip(steps, first, strict=True)
+        ),
         "steps": [
             {
                 "timestep": step.timestep,
-                "output_error": step.error,
-                "layers": [layer.to_dict() for layer in step.layers],
+                "layer_by_layer": [layer.to_dict() for layer in step.forced],
+                "whole_call": [layer.to_dict() for layer in step.free],
             }
             for step in steps
         ],
     }
+
+
+def trajectory_steps(arguments: argparse.Namespace, source: Any) -> list[Step]:
+    """Return evenly spaced calls of one full-precision trajectory batch."""
+    process = DenoisingProcess(source.scheduler, arguments.steps)
+    (batch,) = record_trajectories(
+        source.network,
+        process,
+        latent_shape(source),
+        num_trajectories=arguments.batch_size,
+        batch_size=arguments.batch_size,
+        seed=arguments.seed,
+    )
+    chosen = sorted({round(k) for k in np.linspace(0, len(process) - 1, arguments.num_timesteps)})
+    return [Step(batch.latents[k].contiguous(), process.timesteps[k]) for k in chosen]
 
 
 def main() -> None:
@@ -117,62 +163,57 @@ def main() -> None:
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
     source = load_source(arguments.model)
-    process = DenoisingProcess(source.scheduler, arguments.steps)
     if arguments.recipe:
         recipe = Recipe.load(arguments.recipe)
     else:
-        recipe = observed_recipe(source, num_groups=10, affine=True)
-    (batch,) = record_trajectories(
-        source.network, process, latent_shape(source),
-        num_trajectories=arguments.batch_size, batch_size=arguments.batch_size, seed=arguments.seed,
-    )  # fmt: skip
-    batch = replace(batch, latents=batch.latents.contiguous())
-    chosen = sorted({round(k) for k in np.linspace(0, len(process) - 1, arguments.num_timesteps)})
+        recipe = observed_recipe(
+            source, num_groups=10, affine=not arguments.symmetric, weight_bits=arguments.weight_bits
+        )
+    steps = trajectory_steps(arguments, source)
     simulated = simulate(source.network, recipe)
-    results: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        float_path = open_float_graph(source, Path(folder) / "float.onnx").path
+    results: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        path = open_float_graph(source, folder / "float.onnx").path
         graphs = {
             lowering: export_onnx(
-                float_path, recipe, Path(folder) / f"{lowering}.onnx", lowering=lowering, affine=arguments.affine
+                path, recipe, folder / f"{lowering}.onnx", lowering=lowering, affine=arguments.affine
             )
             for lowering in LOWERINGS
         }
         for engine in arguments.engines:
             first: list[StepParity] = []
             for lowering, files in graphs.items():
-                measured = [
-                    compare_step(
-                        source, simulated, recipe,
-                        files[recipe.groups.find(process.timesteps[step]) if lowering == "per-group" else 0],
-                        batch, step, process.timesteps[step], engine, arguments.threads,
-                    )
-                    for step in chosen
-                ]  # fmt: skip
+                onnx_files = [file for file in files if file.suffix == ".onnx"]
+                measured = compare(onnx_files, simulated, recipe, steps, engine, arguments.threads)
                 first = first or measured
-                results.append(summarize(engine, lowering, measured, first))
+                results[f"{engine}, {lowering}"] = summarize(measured, first)
     print_report(
         f"Engine against fake-quantized PyTorch, {Path(arguments.model).name}, {len(recipe.layers)} layers, "
-        f"batch {arguments.batch_size}, {len(chosen)} timesteps",
-        ("engine, lowering", "differing, worst", "all", "max levels", "output", "against rescale"),
-        [_row(entry) for entry in results],
-        notes=[f"Timesteps: {', '.join(f'{process.timesteps[step]:g}' for step in chosen)}"],
+        f"batch {arguments.batch_size}, {len(steps)} timesteps",
+        ("", "layer by layer: worst", "max levels", "output", "whole call: all", "output", "against rescale"),
+        [_row(name, entry) for name, entry in results.items()],
+        notes=[
+            f"Timesteps: {', '.join(f'{step.timestep:g}' for step in steps)}",
+            *(f"{name}: worst in {entry['worst_layer']}" for name, entry in results.items()),
+        ],
         record={
-            "settings": {k: str(v) for k, v in vars(arguments).items() if k != "json"},
+            "settings": {key: str(value) for key, value in vars(arguments).items() if key != "json"},
             "results": results,
         },
         json_path=arguments.json,
     )
 
 
-def _row(entry: dict[str, Any]) -> list[str]:
+def _row(name: str, entry: dict[str, Any]) -> list[str]:
     return [
-        f"{entry['engine']}, {entry['lowering']}",
-        f"{entry['worst_share']:.4%} ({entry['worst_layer']})",
-        f"{entry['share']:.4%}",
+        name,
+        f"{entry['worst_share']:.3%}",
         str(entry["max_difference"]),
-        f"{entry['output_error']:.1e}",
-        f"{entry['lowerings']:.1e}",
+        f"{entry['forced_error']:.1e}",
+        f"{entry['free_share']:.3%}",
+        f"{entry['free_error']:.1e}",
+        f"{entry['against_rescale']:.1e}",
     ]
 
 

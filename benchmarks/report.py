@@ -76,16 +76,17 @@ def all_versions() -> dict[str, str]:
 
 
 def machine() -> str:
-    """Return the processor, and the number of cores that this process may use."""
+    """Return the processor, the cores that this process may use, and what the processor has for int8."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{_processor()}, {cores} cores, {platform.system()}"
+    name, flags = _processor()
+    int8 = [flag for flag in ("amx_int8", "avx512_vnni", "avx_vnni") if flag in flags]
+    # without VNNI an int8 convolution adds two products in 16 bits, which saturate for 8-bit weights
+    return f"{name}, {cores} cores, {platform.system()}, {', '.join(int8) if int8 else 'no VNNI'}"
 
 
-def _processor() -> str:
+def _processor() -> tuple[str, list[str]]:
     info = Path("/proc/cpuinfo")
-    names = [
-        line.partition(":")[2].strip()
-        for line in (info.read_text().splitlines() if info.is_file() else ())
-        if line.startswith("model name")
-    ]
-    return names[0] if names else platform.processor() or platform.machine()
+    lines = info.read_text().splitlines() if info.is_file() else []
+    found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    name = found.get("model name") or platform.processor() or platform.machine()
+    return name, (found.get("flags") or found.get("Features") or "").split()

@@ -55,8 +55,10 @@ def latent_shape(source: Source) -> tuple[int, ...]:
     return source.signature.sample.resolve(source.signature.sizes | {"batch": 1})[1:]
 
 
-def observed_recipe(source: Source, *, num_groups: int, affine: bool, observer: str = "mse") -> Recipe:
-    """Return a W8A8 recipe of the default layers: one short trajectory, one step a group, no learning."""
+def observed_recipe(
+    source: Source, *, num_groups: int, affine: bool, observer: str = "mse", weight_bits: int = 8
+) -> Recipe:
+    """Return a recipe of the default layers, A8: one short trajectory, one step a group, no learning."""
     process = DenoisingProcess(source.scheduler, num_groups)
     groups = StepGroups.from_timesteps(
         process.timesteps, group_size=1, num_train_timesteps=process.num_train_timesteps
@@ -73,7 +75,12 @@ def observed_recipe(source: Source, *, num_groups: int, affine: bool, observer: 
             before_step=before_step,
         )  # fmt: skip
     qparams = initial_qparams(
-        source.network, sampler.samples(), weight_bits=8, activation_bits=8, observer=observer, affine=affine
+        source.network,
+        sampler.samples(),
+        weight_bits=weight_bits,
+        activation_bits=8,
+        observer=observer,
+        affine=affine,
     )
     return Recipe(
         groups=groups,

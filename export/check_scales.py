@@ -103,13 +103,13 @@ def _untyped_quantize(graph: GraphView) -> Iterator[Violation]:
 
 
 def _untyped_dequantize(graph: GraphView) -> Iterator[Violation]:
-    """Compare what DequantizeLinear writes with the other input of the layers that read it."""
+    """Compare the weight that DequantizeLinear writes with the first input of the layers that read it."""
     for node in graph.select("DequantizeLinear"):
         written = graph.type_of(node.output[0]) or graph.type_of(input_name(node, 1))
         for read in graph.readers(node):
-            if read.node.op_type not in _LAYERS or read.index > 1:
+            if read.node.op_type not in _LAYERS or read.index != 1:
                 continue
-            other = graph.type_of(input_name(read.node, 1 - read.index))
+            other = graph.type_of(input_name(read.node, 0))
             if TensorProto.UNDEFINED not in (written, other) and written != other:
                 yield Violation(
                     "scale-type",

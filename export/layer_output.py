@@ -19,8 +19,8 @@ class LayerOutput:
     """Inserts y = node(x) without bias -> [Mul factor] -> Add(bias - zero_point * s * node(ones)).
 
     node(ones), what a shift of the input by one adds to the output, is one constant for each output
-    channel of Linear and of unpadded Conv. With padding, and for ConvTranspose, it differs at the
-    borders: a Conv with one input channel computes it, for whatever image size comes in.
+    channel of Linear and of unpadded Conv. For ConvTranspose, and a Conv that pads by itself, it differs
+    at the borders: the same op with one input channel computes it, for whatever image size comes in.
     """
 
     def __init__(self, graph: ir.Graph, node: ir.Node, name: str, scales: ActivationScales) -> None:
@@ -77,17 +77,19 @@ class LayerOutput:
         """Return bias - zero_point * s * node(ones) as [1, O, H', W'], computed in the graph."""
         x = self.node.inputs[0]
         assert x is not None
-        steps = np.array([-zero_point * s for s in self._steps()]).astype(self.dtype)
         size = self.patch.op("Shape", [x], name="Size", start=2)
         one_image = self.patch.constant(np.array([1, 1], np.int64), "one_image")
         shape = self.patch.op("Concat", [one_image, size], name="Shape", axis=0)
-        plane = self.patch.op("Expand", [self._choose(steps, "shift", index), shape], name="Plane")
+        ones = self.patch.op("Expand", [self.patch.constant(np.ones((), self.dtype), "one"), shape], name="Ones")
         kernel = self.patch.constant(_channel_sum(self.node).astype(self.dtype), "border_kernel")
-        inputs = [plane, kernel]
-        if bias is not None:
-            inputs.append(self.patch.constant(bias.astype(self.dtype), "bias"))
         attributes = {key: attr.value for key, attr in self.node.attributes.items() if key != "group"}
-        return self.patch.op(self.node.op_type, inputs, name="BorderMap", **attributes)
+        response = self.patch.op(self.node.op_type, [ones, kernel], name="Response", **attributes)
+        shift = self._choose(-zero_point * self._steps(), "shift", index)
+        border = self.patch.op("Mul", [response, shift], name="BorderMap")
+        if bias is None:
+            return border
+        aligned = self.patch.constant(self._aligned(bias), "bias")
+        return self.patch.op("Add", [border, aligned], name="BiasMap")
 
     def _steps(self) -> FloatArray:
         """Return the scale [G] of each step group as the graph's float type rounds it."""
@@ -152,12 +154,20 @@ def _channel_sum(node: ir.Node) -> FloatArray:
     return per_group.reshape(1, -1, *weight.shape[2:])
 
 
+def take_pads(node: ir.Node) -> tuple[int, ...]:
+    """Set a Conv's pads to zero and return them as Pad takes them (all starts, all ends), or ()."""
+    pads = tuple(node.attributes.get_ints("pads", None) or ())
+    if node.op_type != "Conv" or not any(pads):
+        return ()
+    node.attributes["pads"] = ir.AttrInt64s("pads", [0] * len(pads))
+    half = len(pads) // 2
+    return (0, 0, *pads[:half], 0, 0, *pads[half:])
+
+
 def _differs_at_borders(node: ir.Node) -> bool:
     if node.op_type == "ConvTranspose":
         return True
-    return any(node.attributes.get_ints("pads", ()) or ()) or node.attributes.get_string(
-        "auto_pad", "NOTSET"
-    ) in ("SAME_UPPER", "SAME_LOWER")
+    return node.attributes.get_string("auto_pad", "NOTSET") in ("SAME_UPPER", "SAME_LOWER")
 
 
 def _check_gemm(node: ir.Node, name: str) -> None:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from accuquant.export.activation_scales import ActivationScales, check_representable, scales_of
 from accuquant.export.layer_match import matched_layers
-from accuquant.export.layer_output import LayerOutput
+from accuquant.export.layer_output import LayerOutput, take_pads
 from accuquant.export.patch import Patch, add_constant, dtype_of
 from accuquant.export.step_group_index import step_group_index
 from accuquant.groups import StepGroups
@@ -29,9 +29,12 @@ class QuantizeActivationsPass(ir.passes.InPlacePass):
     """Quantize the input of each matched layer; outputs and biases stay float.
 
     Rules (s: scale, z: zero_point, r = s_g / reference where the scale depends on the step group):
-    - x -> [Div r] -> [Add z * reference] -> [Clip below 8 bits] -> Q -> DQ -> layer -> [Mul r] -> + bias
+    - x -> [Div r] -> [Add z * reference] -> [Clip below 8 bits] -> [Pad] -> Q -> DQ -> layer -> [Mul r]
+      -> + bias
     - The pair is symmetric with a constant scale: what TensorRT, OpenVINO and ONNX Runtime all run.
       `affine="zero_point"` writes z into the pair instead of adding it, for engines that take it.
+    - A shifted input is padded with z * reference before Q, and the Conv no longer pads: the padding
+      stays what it was, zeros, and the shift's share of the output is one constant a channel.
     - Layers that read the same tensor with the same qparams share one pair.
     - `group=None` derives the group from the timestep input, once; layers whose scale is the same in
       all groups get no factor. `group=g` writes that group's scales as constants.
@@ -63,12 +66,13 @@ class QuantizeActivationsPass(ir.passes.InPlacePass):
             source = node.inputs[0]
             assert source is not None
             scales = scales_of(layer, self.group)
-            key = (source, layer.zero_point, layer.activation_bits, scales.scales.tobytes())
+            shift = layer.zero_point if self.affine == "shift" else 0
+            pads = take_pads(node) if shift else ()
+            key = (source, layer.zero_point, layer.activation_bits, scales.scales.tobytes(), pads)
             if key not in shared:
-                shared[key] = self._quantize(graph, node, layer, scales, index)
+                shared[key] = self._quantize(graph, node, layer, scales, index, pads)
             quantized = shared[key]
             node.replace_input_with(0, quantized.value)
-            shift = layer.zero_point if self.affine == "shift" else 0
             LayerOutput(graph, node, layer.name, scales).restore(shift, quantized.factor, index)
         return ir.passes.PassResult(model, modified=bool(matches))
 
@@ -79,6 +83,7 @@ class QuantizeActivationsPass(ir.passes.InPlacePass):
         layer: LayerQParams,
         scales: ActivationScales,
         index: ir.Value | None,
+        pads: tuple[int, ...],
     ) -> _Input:
         patch = Patch(graph, f"{layer.name}/input")
         x = node.inputs[0]
@@ -96,6 +101,10 @@ class QuantizeActivationsPass(ir.passes.InPlacePass):
             shift = patch.constant((layer.zero_point * scale).astype(dtype), "shift")
             x = patch.op("Add", [x, shift], name="Add", like=x)
         x = self._clip(patch, x, layer, scale)
+        if pads:
+            amounts = patch.constant(np.array(pads, np.int64), "pads")
+            x = patch.op("Pad", [x, amounts, shift], name="Pad", mode="constant")
+            x.type = ir.TensorType(ir.DataType.FLOAT16 if dtype == np.float16 else ir.DataType.FLOAT)
         pair = [patch.constant(scale, "scale"), self._zero_point(graph, layer)]
         levels = patch.op("QuantizeLinear", [x, *pair], name="QuantizeLinear", like=x)
         levels.type = ir.TensorType(ir.DataType.INT8)

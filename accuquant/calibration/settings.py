@@ -36,7 +36,7 @@ class CalibrationSettings:
     float_budget: float = 0.0
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-2
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, astuple, fields
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -24,14 +24,14 @@ def command(ctx: click.Context, model: Path, json_file: str | None) -> None:
     """
     from rich.markup import escape
 
-    from accuquant.export import check_model
+    from accuquant.export.check_model import check_model
 
     violations = check_model(model)
     if json_file:
         write_json(json_file, json.dumps([asdict(v) for v in violations], indent=2))
     console = console_beside_json(json_file)
     if violations:
-        columns = [field.name for field in fields(violations[0])]
-        print_table(console, columns, [[escape(str(value)) for value in astuple(v)] for v in violations])
+        rows = [[escape(text) for text in (v.rule, v.node, v.message, v.remedy)] for v in violations]
+        print_table(console, ("rule", "node", "found", "remedy"), rows)
         ctx.exit(1)
     console.print(f"{model}: no violation", markup=False)

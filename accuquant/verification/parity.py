@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from accuquant.errors import VerificationError
 from accuquant.network import Conditioning, call
-from accuquant.qparams import quantize
+from accuquant.qparams import LayerQParams, quantize
 from accuquant.recipe import Recipe
 
 IntArray = npt.NDArray[np.integer[Any]]
@@ -26,7 +26,10 @@ _PREFIX = "accuquant_levels."
 
 @dataclass(frozen=True)
 class LayerParity:
-    """How many of a layer's input levels differ between graph and simulation, and by how much at most."""
+    """How many of a layer's input levels differ between graph and simulation, and by how much at most.
+
+    Layers before it count as equal: see `layer_parity`.
+    """
 
     name: str
     elements: int
@@ -64,45 +67,37 @@ def layer_parity(
 ) -> tuple[LayerParity, ...]:
     """Compare the levels that every quantized layer reads in one network call, in the recipe's order.
 
-    `sample` [B, C, H, W]. A copy of the graph whose QuantizeLinear nodes are outputs runs in `engine`.
-    With the lowering "per-group", `onnx_path` is the graph of the timestep's group. Raises
-    VerificationError where the graph does not hold a layer of the recipe.
+    A copy of the graph whose QuantizeLinear nodes are outputs runs in `engine`. Then the simulation runs on
+    the same `sample` [B, C, H, W]; behind each comparison it goes on with the graph's levels, so that one
+    value that float rounding put on the next level counts once, and not in every later layer as well. With
+    the lowering "per-group", `onnx_path` is the graph of the timestep's group. Raises VerificationError
+    where the graph does not hold a layer of the recipe.
     """
-    wanted = simulated_levels(simulated, recipe, sample, timestep, conditioning)
-    measured = _graph_levels(Path(onnx_path), recipe, sample, timestep, conditioning or {}, engine)
-    return tuple(_compare(name, measured[name], wanted[name]) for name in recipe.layers)
-
-
-@torch.no_grad()
-def simulated_levels(
-    simulated: nn.Module,
-    recipe: Recipe,
-    sample: Tensor,
-    timestep: float,
-    conditioning: Conditioning | None = None,
-) -> dict[str, IntArray]:
-    """Return the levels clamp(round(x / s) + z, qmin, qmax) of each layer's input in one call."""
+    levels = _graph_levels(Path(onnx_path), recipe, sample, timestep, conditioning or {}, engine)
     group = recipe.groups.find(timestep)
-    levels: dict[str, IntArray] = {}
+    results: dict[str, LayerParity] = {}
 
-    def record(name: str, x: Tensor) -> None:
-        layer = recipe.layers[name]
-        scale = layer.activation_scale[group]
-        values = quantize(x.numpy(force=True), scale, layer.activation_bits, zero_point=layer.zero_point)
-        levels.setdefault(name, values)  # of a layer that is called twice, the first call counts
+    def compare(layer: LayerQParams, x: Tensor) -> tuple[Tensor]:
+        scale, zero_point = layer.activation_scale[group], layer.zero_point
+        wanted = quantize(x.numpy(force=True), scale, layer.activation_bits, zero_point=zero_point)
+        measured = levels[layer.name]
+        # of a layer that is called twice, the first call counts
+        results.setdefault(layer.name, _compare(layer.name, measured, wanted))
+        return (torch.from_numpy((measured.reshape(x.shape) - zero_point) * scale).to(x),)
 
     hooks = [
         simulated.get_submodule(name).register_forward_pre_hook(
-            lambda _module, args, name=name: record(name, args[0])
+            lambda _module, args, layer=layer: compare(layer, args[0])
         )
-        for name in recipe.layers
+        for name, layer in recipe.layers.items()
     ]
     try:
-        call(simulated, sample, torch.tensor(timestep), conditioning)
+        with torch.no_grad():
+            call(simulated, sample, torch.tensor(timestep), conditioning)
     finally:
         for hook in hooks:
             hook.remove()
-    return levels
+    return tuple(results[name] for name in recipe.layers)
 
 
 def quantize_outputs(model: onnx.ModelProto, recipe: Recipe) -> dict[str, str]:

@@ -203,6 +203,10 @@ def test_both_branches_see_the_same_noise(make_unet: Callable[..., nn.Module], s
         assert len(states) == len(steps)
         for step, latent in zip(range(steps.start, steps.stop + 1), latents, strict=True):
             assert torch.equal(latent, batch.latents[step])
+        with torch.no_grad():
+            for step, before, after, state in zip(steps, latents, latents[1:], states, strict=False):
+                generators = process.restore_state(state)
+                assert torch.equal(process.step(batch.bind(unet), before, step, generators), after)
 
 
 @pytest.mark.parametrize("arm", GRADIENT_ARMS)

@@ -105,6 +105,10 @@ def test_values_after_silu_get_a_strongly_negative_zero_point_and_a_lower_error(
         assert error(x, mse_scale(x, bits, z), bits, z) < 0.6 * error(x, mse_scale(x, bits), bits)
 
 
+def test_values_that_gain_nothing_keep_the_zero_point_0() -> None:
+    assert choose_zero_point([np.zeros(10, np.float32)], 8) == 0
+
+
 def test_values_below_zero_get_a_positive_zero_point() -> None:
     assert choose_zero_point([-silu(gaussian())], 8) > 60
 

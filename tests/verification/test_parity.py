@@ -99,6 +99,16 @@ def test_another_scale_is_found_and_counted(tmp_path: Path) -> None:
     assert result.share == pytest.approx((difference > 0).mean())
 
 
+def test_a_difference_is_not_counted_in_later_layers_again(tmp_path: Path) -> None:
+    network, x = Toy(), sample()
+    inputs: list[Tensor] = []
+    network.conv.register_forward_hook(lambda _module, args, _output: inputs.append(args[0]))
+    path = write_graph(tmp_path / "model.onnx", scale=0.1)
+    layer_parity(path, network, recipe_of(network), x, 900.0)
+    graph_levels = np.clip(np.rint(x.numpy() / np.float32(0.1)) + 3, -128, 127)
+    np.testing.assert_allclose(inputs[0].numpy(), (graph_levels - 3) * np.float32(0.05), rtol=1e-6)
+
+
 def test_the_graph_on_disk_is_left_as_it_was(tmp_path: Path) -> None:
     network = Toy()
     path = write_graph(tmp_path / "model.onnx", scale=0.1)
