@@ -18,6 +18,7 @@ from torch import Tensor
 
 from accuquant.calibration import CalibrationSettings
 from accuquant.denoising import NetworkFn
+from accuquant.export.pipeline_folder import export_pipeline
 from accuquant.network import call
 from accuquant.progress import Progress
 from accuquant.recipe import Recipe
@@ -147,8 +148,6 @@ def _our_network(study: Study, method: Method, bits: Bits, progress: Progress) -
         simulated = simulate(study.source.network, Recipe.load(recipe))
         yield lambda sample, timestep: call(simulated, sample, timestep)
         return
-    from accuquant.export import export_pipeline
-
     with TemporaryDirectory() as folder:
         exported = Path(folder) / "exported"
         export_pipeline(study.source, Recipe.load(recipe), exported)

@@ -26,7 +26,7 @@ from workload import MODELS, latent_shape, load_model, observed_recipe
 
 from accuquant.calibration.trajectory import record_trajectories
 from accuquant.denoising import DenoisingProcess
-from accuquant.export import export_onnx
+from accuquant.export.onnx_file import export_onnx
 from accuquant.pipelines import Source
 from accuquant.runtime.open_runner import open_runner
 from accuquant.runtime.runner import Runner

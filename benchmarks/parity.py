@@ -4,10 +4,10 @@
     python benchmarks/parity.py --recipe recipe.safetensors
 
 One network call at several timesteps of a full-precision trajectory, both lowerings, both engines.
-"layer by layer" gives the simulation the engine's own int8 levels at the input of every layer, so that each
-difference arose between two quantized layers. "whole call" lets both run on their own: a value that float
-rounding moves across the border of a level then changes what follows. Shares are of elements whose level
-differs, outputs are relative L2 distances; both are those of the worst timestep.
+The simulation gets the engine's own int8 levels at the input of every layer, so that each difference arose
+between two quantized layers: "differing" is the share of a layer's levels that differ, "output" the relative
+L2 distance of the predictions. "output, free" lets both networks run on their own: a value that float rounding
+moves across the border of a level then changes what follows. All figures are those of the worst timestep.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from engine_levels import TappedGraph, compare_levels, forced_levels
 from float_graph import open_float_graph
 from report import add_json_option, print_report
 from torch import Tensor, nn
@@ -31,13 +30,14 @@ from workload import latent_shape, observed_recipe
 from accuquant.bundled import FASHION_DDPM
 from accuquant.calibration.trajectory import record_trajectories
 from accuquant.denoising import DenoisingProcess
-from accuquant.export import export_onnx
+from accuquant.export.onnx_file import export_onnx
 from accuquant.export.lowering import Lowering
 from accuquant.network import call
 from accuquant.pipelines import load_source
 from accuquant.recipe import Recipe
+from accuquant.runtime.open_runner import open_runner
 from accuquant.simulate import simulate
-from accuquant.verification.parity import LayerParity, simulated_levels
+from accuquant.verification.parity import LayerParity, layer_parity
 
 LOWERINGS: tuple[Lowering, ...] = ("rescale", "per-group")
 
@@ -52,13 +52,12 @@ class Step:
 
 @dataclass(frozen=True)
 class StepParity:
-    """One call compared: levels layer by layer and in the whole call, the engine's prediction, its errors."""
+    """One call compared: levels layer by layer, the engine's prediction [B, C, H, W], its relative errors."""
 
     timestep: float
-    forced: tuple[LayerParity, ...]
-    free: tuple[LayerParity, ...]
+    layers: tuple[LayerParity, ...]
     prediction: Tensor
-    forced_error: float
+    error: float
     free_error: float
 
 
@@ -82,35 +81,25 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def compare(
-    graphs: Sequence[Path], simulated: nn.Module, recipe: Recipe, steps: Sequence[Step], engine: str, threads: int
-) -> list[StepParity]:
-    """Run every step in the engine and in the simulation; `graphs` is one, or one a step group."""
-    tapped: dict[Path, TappedGraph] = {}
-    measured = []
-    for step in steps:
-        path = graphs[recipe.groups.find(step.timestep) if len(graphs) > 1 else 0]
-        if path not in tapped:
-            tapped[path] = TappedGraph(path, recipe, engine, threads)
-        measured.append(_compare_step(tapped[path], simulated, recipe, step))
-    for graph in tapped.values():
-        graph.close()
-    return measured
-
-
-def _compare_step(graph: TappedGraph, simulated: nn.Module, recipe: Recipe, step: Step) -> StepParity:
-    found = graph(step.sample, step.timestep)
-    forced = forced_levels(simulated, recipe, found.levels, step.sample, step.timestep)
-    free = simulated_levels(simulated, recipe, step.sample, step.timestep)
+def compare_step(
+    graph: Path, simulated: nn.Module, recipe: Recipe, step: Step, engine: str, threads: int
+) -> StepParity:
+    """Run one call in the engine and in the simulation."""
+    outputs: list[Tensor] = []
+    hook = simulated.register_forward_hook(lambda _module, _args, output: outputs.append(output[0]))
+    layers = layer_parity(graph, simulated, recipe, step.sample, step.timestep, engine=engine)
+    hook.remove()
     with torch.no_grad():
-        wanted = call(simulated, step.sample, torch.tensor(step.timestep))
+        free = call(simulated, step.sample, torch.tensor(step.timestep))
+    feeds = {"sample": step.sample.numpy(), "timestep": np.array([step.timestep], np.int64)}
+    with open_runner(graph, engine, num_threads=threads) as runner:
+        prediction = torch.from_numpy(runner.infer(feeds)[recipe.signature.output.name])
     return StepParity(
         step.timestep,
-        compare_levels(found.levels, forced.levels),
-        compare_levels(found.levels, free),
-        found.prediction,
-        relative_error(found.prediction, forced.prediction),
-        relative_error(found.prediction, wanted),
+        layers,
+        prediction,
+        relative_error(prediction, outputs[0]),
+        relative_error(prediction, free),
     )
 
 
@@ -121,24 +110,20 @@ def relative_error(output: Tensor, wanted: Tensor) -> float:
 
 def summarize(steps: Sequence[StepParity], first: Sequence[StepParity]) -> dict[str, Any]:
     """Return the figures of one engine and lowering; `first` is the same engine's first lowering."""
-    worst = max((layer for step in steps for layer in step.forced), key=lambda layer: layer.share)
+    layers = [layer for step in steps for layer in step.layers]
+    worst = max(layers, key=lambda layer: layer.share)
     return {
         "worst_share": worst.share,
         "worst_layer": worst.name,
-        "max_difference": max(layer.max_difference for step in steps for layer in step.forced),
-        "forced_error": max(step.forced_error for step in steps),
-        "free_share": max(reduce(LayerParity.merge, step.free).share for step in steps),
+        "share": reduce(LayerParity.merge, layers).share,
+        "max_difference": max(layer.max_difference for layer in layers),
+        "error": max(step.error for step in steps),
         "free_error": max(step.free_error for step in steps),
         "against_rescale": max(
             relative_error(a.prediction, b.prediction) for a, b in zip(steps, first, strict=True)
         ),
         "steps": [
-            {
-                "timestep": step.timestep,
-                "layer_by_layer": [layer.to_dict() for layer in step.forced],
-                "whole_call": [layer.to_dict() for layer in step.free],
-            }
-            for step in steps
+            {"timestep": step.timestep, "layers": [layer.to_dict() for layer in step.layers]} for step in steps
         ],
     }
 
@@ -185,13 +170,19 @@ def main() -> None:
             first: list[StepParity] = []
             for lowering, files in graphs.items():
                 onnx_files = [file for file in files if file.suffix == ".onnx"]
-                measured = compare(onnx_files, simulated, recipe, steps, engine, arguments.threads)
+                measured = [
+                    compare_step(
+                        onnx_files[recipe.groups.find(step.timestep) if len(onnx_files) > 1 else 0],
+                        simulated, recipe, step, engine, arguments.threads,
+                    )
+                    for step in steps
+                ]  # fmt: skip
                 first = first or measured
                 results[f"{engine}, {lowering}"] = summarize(measured, first)
     print_report(
         f"Engine against fake-quantized PyTorch, {Path(arguments.model).name}, {len(recipe.layers)} layers, "
         f"batch {arguments.batch_size}, {len(steps)} timesteps",
-        ("", "layer by layer: worst", "max levels", "output", "whole call: all", "output", "against rescale"),
+        ("", "differing, worst layer", "all layers", "max levels", "output", "output, free", "against rescale"),
         [_row(name, entry) for name, entry in results.items()],
         notes=[
             f"Timesteps: {', '.join(f'{step.timestep:g}' for step in steps)}",
@@ -209,11 +200,9 @@ def _row(name: str, entry: dict[str, Any]) -> list[str]:
     return [
         name,
         f"{entry['worst_share']:.3%}",
+        f"{entry['share']:.3%}",
         str(entry["max_difference"]),
-        f"{entry['forced_error']:.1e}",
-        f"{entry['free_share']:.3%}",
-        f"{entry['free_error']:.1e}",
-        f"{entry['against_rescale']:.1e}",
+        *(f"{entry[key]:.1e}" for key in ("error", "free_error", "against_rescale")),
     ]
 
 

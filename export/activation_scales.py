@@ -30,15 +30,15 @@ class ActivationScales:
         return self.scales.size > 1
 
     @property
-    def reference(self) -> np.float32:
+    def reference(self) -> float:
         """The scale of the QDQ pair."""
         if not self.is_grouped:
-            return np.float32(self.scales[0])
-        return np.float32(2.0 ** np.rint(np.mean(np.log2(self.scales.astype(np.float64)))))
+            return float(self.scales[0])
+        return float(2.0 ** np.rint(np.mean(np.log2(self.scales.astype(np.float64)))))
 
     def factors(self, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         """Return scales / reference [G] in the float type of the graph."""
-        return (self.scales / self.reference).astype(dtype)
+        return (self.scales / np.float32(self.reference)).astype(dtype)
 
 
 def scales_of(layer: LayerQParams, group: int | None) -> ActivationScales:
@@ -49,7 +49,7 @@ def scales_of(layer: LayerQParams, group: int | None) -> ActivationScales:
     return ActivationScales(scales if layer.is_grouped else scales[:1])
 
 
-def check_representable(layer: LayerQParams, scale: np.floating) -> None:  # type: ignore[type-arg]
+def check_representable(layer: LayerQParams, scale: npt.NDArray[Any]) -> None:
     """Raise ExportError where a scale has become zero or infinite in the graph's float type."""
     if not np.isfinite(scale) or scale <= 0:
         raise ExportError(

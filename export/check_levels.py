@@ -39,7 +39,8 @@ def zero_point(graph: GraphView) -> Iterator[Violation]:
 def level_type(graph: GraphView) -> Iterator[Violation]:
     """Report levels of a type that TensorRT does not compute with, uint8 above all.
 
-    Its tensor cores multiply signed integers. Without a zero_point, ONNX reads QuantizeLinear as uint8.
+    TensorRT's quantization is signed. TensorRT-RTX 1.7 compiles a uint8 pair as if it were int8, without a
+    word, so that the engine clips at other levels than ONNX does. Without a zero_point, ONNX means uint8.
     """
     for node in graph.select("QuantizeLinear", "DequantizeLinear"):
         found = levels_of(graph, node)
@@ -58,7 +59,7 @@ def level_type(graph: GraphView) -> Iterator[Violation]:
 def quantized_bias(graph: GraphView) -> Iterator[Violation]:
     """Report int32 inputs of DequantizeLinear.
 
-    TensorRT adds the bias in float after the int8 product and has no int32 DQ layer.
+    TensorRT adds the bias in float after the int8 product; the parser refuses an int32 DequantizeLinear.
     """
     for node in graph.select("DequantizeLinear"):
         if levels_of(graph, node) == TensorProto.INT32:

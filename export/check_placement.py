@@ -13,8 +13,8 @@ from accuquant.export.check_graph import FloatArray, GraphView, Violation, input
 def unpaired_quantize(graph: GraphView) -> Iterator[Violation]:
     """Report QuantizeLinear nodes whose levels something else than DequantizeLinear reads.
 
-    TensorRT derives int8 kernels from Q -> DQ pairs; integers that reach another layer do not parse, or
-    run as integers without their scale.
+    TensorRT documents int8 kernels for Q -> DQ pairs alone; whether it moves a pair over what stands
+    between the two depends on the operator and the release.
     """
     for node in graph.select("QuantizeLinear"):
         others = [read.node for read in graph.readers(node) if read.node.op_type != "DequantizeLinear"]
@@ -37,7 +37,7 @@ def unpaired_quantize(graph: GraphView) -> Iterator[Violation]:
 def unpaired_dequantize(graph: GraphView) -> Iterator[Violation]:
     """Report DequantizeLinear nodes that read neither a constant nor a QuantizeLinear.
 
-    Without the Q, TensorRT does not know how the levels came about and cannot fuse the pair.
+    TensorRT documents fusions for pairs and for constant weights alone.
     """
     for node in graph.select("DequantizeLinear"):
         producer = graph.producer(node)

@@ -18,8 +18,8 @@ _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 def constant_scale(graph: GraphView) -> Iterator[Violation]:
     """Report scales that are neither an initializer nor a Constant.
 
-    TensorRT bakes scales into its kernels. A scale that is a graph input or the output of a Gather does
-    not fail with a message: it crashes the compiler.
+    TensorRT bakes scales into its kernels. A scale that depends on a graph input, directly or through a
+    Gather, does not fail with a message: it crashes the compiler (TensorRT-RTX 1.7, segmentation fault).
     """
     for node in graph.select("QuantizeLinear", "DequantizeLinear"):
         name = input_name(node, 1)
@@ -41,7 +41,7 @@ def constant_scale(graph: GraphView) -> Iterator[Violation]:
 def positive_scale(graph: GraphView) -> Iterator[Violation]:
     """Report scales that are zero, negative or not finite.
 
-    TensorRT requires positive scales; a zero one divides by zero, a NaN one spreads to every pixel.
+    TensorRT's parser refuses scales that are not positive; a NaN one would spread to every pixel.
     """
     for node in graph.select("QuantizeLinear", "DequantizeLinear"):
         scale = graph.scale(node)
@@ -59,7 +59,7 @@ def per_channel_activation(graph: GraphView) -> Iterator[Violation]:
     """Report activations with more than one scale.
 
     An int8 product sums over the input channels, so one factor per input channel cannot leave the sum:
-    TensorRT takes per-channel scales for constant weights only.
+    TensorRT runs the layer in float.
     """
     for node in graph.select("QuantizeLinear", "DequantizeLinear"):
         scale = graph.scale(node)

@@ -24,8 +24,8 @@ class _Axis:
 def weight_axis(graph: GraphView) -> Iterator[Violation]:
     """Report per-channel weights whose scales do not follow the output channels of the layer.
 
-    Only a factor of the output channel can be taken out of the int8 sum and applied to its result, so
-    TensorRT fuses no other axis: it multiplies in float, or refuses the graph.
+    Only a factor of the output channel can be taken out of the int8 sum and applied to its result. With
+    any other axis TensorRT builds the engine, but the layer runs in float.
     """
     for node in graph.select("DequantizeLinear"):
         start = _scaled_axis(graph, node)

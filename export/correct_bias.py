@@ -27,6 +27,7 @@ class CorrectBiasPass(ir.passes.InPlacePass):
         self.layers = layers
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Apply the rules to `model`, in place."""
         corrected = False
         for node, layer in matched_layers(model.graph, self.layers):
             if layer.bias_correction is not None:

@@ -34,7 +34,7 @@ class _Positional(nn.Module):
 
 
 def trace(network: nn.Module, signature: Signature, *, opset: int = 21, dynamic: bool = True) -> ir.Model:
-    """Export `network` with torch.onnx -> an onnx-ir model whose inputs and output bear the signature's names.
+    """Export `network` with torch.onnx -> an onnx-ir model with the signature's input and output names.
 
     With `dynamic` every named extent of the signature may vary; else they are the signature's sizes.
     The model refers to the network's own weights without a copy. Raises ExportError where torch
@@ -58,6 +58,7 @@ def trace(network: nn.Module, signature: Signature, *, opset: int = 21, dynamic:
             )
     except Exception as fault:  # torch raises many unrelated kinds, with pages of text
         raise _cannot_trace(network, fault) from fault
+    assert exported is not None, "torch.onnx.export returns a program where it is given no file"
     model: ir.Model = exported.model
     _declare(model.graph, signature, sizes, dynamic=dynamic)
     return model
@@ -100,7 +101,8 @@ def _size_multiple(network: nn.Module) -> int:
 
 def _declare(graph: ir.Graph, signature: Signature, sizes: dict[str, int], *, dynamic: bool) -> None:
     """Write the signature's shapes on the inputs and the output, in place of torch's expressions."""
-    for value, spec in zip([*graph.inputs, *graph.outputs], [*signature.inputs, signature.output], strict=True):
+    specs = [*signature.inputs, signature.output]
+    for value, spec in zip([*graph.inputs, *graph.outputs], specs, strict=True):
         value.shape = ir.Shape(spec.shape if dynamic else spec.resolve(sizes))
 
 

@@ -36,6 +36,7 @@ class HalfPrecisionPass(ir.passes.InPlacePass):
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Apply the rules to `model`, in place."""
         self._graph = model.graph
         self._casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
         self._halves: dict[ir.Value, ir.Value] = {}
@@ -86,7 +87,7 @@ class HalfPrecisionPass(ir.passes.InPlacePass):
                 array = np.clip(tensor.numpy(), -_LARGEST, _LARGEST)
                 return ir.tensor((np.maximum(array, _SMALLEST) if is_scale else array).astype(np.float16))
 
-            lazy = ir.LazyTensor(compute, dtype=ir.DataType.FLOAT16, shape=ir.Shape(tensor.shape))
+            lazy = ir.LazyTensor(compute, dtype=ir.DataType.FLOAT16, shape=ir.Shape(tensor.shape.numpy()))
             self._halves[value] = add_tensor(self._graph, lazy, f"{value.name}_half")
         return self._halves[value]
 
@@ -103,7 +104,8 @@ class HalfPrecisionPass(ir.passes.InPlacePass):
             self._graph.outputs[position] = cast.outputs[0]
 
     def _check(self, node: ir.Node) -> None:
-        if any(attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attr in node.attributes.values()):
+        graphs = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+        if any(attribute.type in graphs for attribute in node.attributes.values()):
             raise ExportError(
                 f"node '{node.name}' ({node.op_type})",
                 got="a graph with control flow",
@@ -127,9 +129,9 @@ def _kept_nodes(graph: ir.Graph) -> set[ir.Node]:
 def _convert_outputs(node: ir.Node) -> None:
     if node.op_type == "Cast" and node.attributes.get_int("to") == ir.DataType.FLOAT:
         node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT16)
-    value = node.attributes.get("value")
-    if value is not None and node.op_type == "ConstantOfShape" and value.as_tensor().dtype == ir.DataType.FLOAT:
-        node.attributes["value"] = ir.AttrTensor("value", ir.tensor(value.as_tensor().numpy().astype(np.float16)))
+    filled = node.attributes.get_tensor("value", None) if node.op_type == "ConstantOfShape" else None
+    if filled is not None and filled.dtype == ir.DataType.FLOAT:
+        node.attributes["value"] = ir.AttrTensor("value", ir.tensor(filled.numpy().astype(np.float16)))
     for output in node.outputs:
         if output.dtype == ir.DataType.FLOAT:
             output.type = ir.TensorType(ir.DataType.FLOAT16)

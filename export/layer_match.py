@@ -6,8 +6,10 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from accuquant.errors import ExportError
@@ -48,6 +50,7 @@ class MatchLayersPass(ir.passes.InPlacePass):
         self._shapes = {(layer.kind, layer.weight_shape) for layer in layers.values()}
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Apply the rules to `model`, in place."""
         found: set[str] = set()
         for node in model.graph:
             layer = self._layer_of(node)
@@ -70,11 +73,10 @@ class MatchLayersPass(ir.passes.InPlacePass):
         return layers[0] if layers else None
 
 
-def matched_layers(
-    graph: ir.Graph, layers: Mapping[str, LayerQParams]
-) -> list[tuple[ir.Node, LayerQParams]]:
+def matched_layers(graph: ir.Graph, layers: Mapping[str, LayerQParams]) -> list[tuple[ir.Node, LayerQParams]]:
     """Return the nodes that MatchLayersPass marked, with their layers, in graph order."""
-    return [(node, layers[node.metadata_props[LAYER_KEY]]) for node in graph if LAYER_KEY in node.metadata_props]
+    marked = [node for node in graph if LAYER_KEY in node.metadata_props]
+    return [(node, layers[node.metadata_props[LAYER_KEY]]) for node in marked]
 
 
 def constant_weight(node: ir.Node) -> ConstantWeight | None:
@@ -88,7 +90,7 @@ def constant_weight(node: ir.Node) -> ConstantWeight | None:
         if len(perm) != 2:
             return None
         perm = (perm[1], perm[0])
-    shape = tuple(int(n) for n in tensor.shape)
+    shape = tensor.shape.numpy()
 
     def load() -> FloatArray:
         return np.transpose(np.asarray(tensor.numpy()), perm)
@@ -153,10 +155,16 @@ def _all_alike(layers: Iterable[LayerQParams]) -> bool:
         and np.array_equal(first.weight_scale, other.weight_scale)
         and first.zero_point == other.zero_point
         and (first.weight_bits, first.activation_bits) == (other.weight_bits, other.activation_bits)
-        and (first.weight_levels is None) == (other.weight_levels is None)
-        and (first.weight_levels is None or np.array_equal(first.weight_levels, other.weight_levels))
+        and _same(first.weight_levels, other.weight_levels)
+        and _same(first.bias_correction, other.bias_correction)
         for other in others
     )
+
+
+def _same(one: npt.NDArray[Any] | None, other: npt.NDArray[Any] | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return np.array_equal(one, other)
 
 
 def _no_node(missing: list[str], layer: LayerQParams, total: int) -> ExportError:

@@ -80,7 +80,8 @@ class LayerOutput:
         size = self.patch.op("Shape", [x], name="Size", start=2)
         one_image = self.patch.constant(np.array([1, 1], np.int64), "one_image")
         shape = self.patch.op("Concat", [one_image, size], name="Shape", axis=0)
-        ones = self.patch.op("Expand", [self.patch.constant(np.ones((), self.dtype), "one"), shape], name="Ones")
+        one = self.patch.constant(np.ones((), self.dtype), "one")
+        ones = self.patch.op("Expand", [one, shape], name="Ones")
         kernel = self.patch.constant(_channel_sum(self.node).astype(self.dtype), "border_kernel")
         attributes = {key: attr.value for key, attr in self.node.attributes.items() if key != "group"}
         response = self.patch.op(self.node.op_type, [ones, kernel], name="Response", **attributes)
@@ -148,15 +149,15 @@ def _channel_sum(node: ir.Node) -> FloatArray:
     """Return the kernel that gives node(ones) from one input channel: [O, 1, kh, kw] for Conv."""
     weight = dequantized_weight(node)
     if node.op_type == "Conv":
-        return weight.sum(axis=1, keepdims=True)
+        return np.asarray(weight.sum(axis=1, keepdims=True))
     groups = node.attributes.get_int("group", 1) or 1
     per_group = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:]).sum(axis=1)
-    return per_group.reshape(1, -1, *weight.shape[2:])
+    return np.asarray(per_group.reshape(1, -1, *weight.shape[2:]))
 
 
 def take_pads(node: ir.Node) -> tuple[int, ...]:
     """Set a Conv's pads to zero and return them as Pad takes them (all starts, all ends), or ()."""
-    pads = tuple(node.attributes.get_ints("pads", None) or ())
+    pads = tuple(node.attributes.get_ints("pads", ()))
     if node.op_type != "Conv" or not any(pads):
         return ()
     node.attributes["pads"] = ir.AttrInt64s("pads", [0] * len(pads))

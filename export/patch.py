@@ -21,7 +21,13 @@ class Patch:
         self._nodes: list[ir.Node] = []
 
     def op(
-        self, op_type: str, inputs: list[ir.Value], *, name: str, like: ir.Value | None = None, **attributes: Any
+        self,
+        op_type: str,
+        inputs: list[ir.Value],
+        *,
+        name: str,
+        like: ir.Value | None = None,
+        **attributes: Any,
     ) -> ir.Value:
         """Make the node `prefix/name` and return its output; `like` gives its type and shape."""
         node = ir.node(op_type, inputs, attributes, name=f"{self.prefix}/{name}")
@@ -60,7 +66,7 @@ def add_constant(graph: ir.Graph, array: npt.NDArray[Any], name: str) -> ir.Valu
 def add_tensor(graph: ir.Graph, tensor: ir.TensorProtocol, name: str) -> ir.Value:
     """Register a tensor, possibly a lazy one, as an initializer of `graph`."""
     value = ir.Value(
-        name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor
+        name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()), const_value=tensor
     )
     graph.register_initializer(value)
     return value

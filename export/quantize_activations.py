@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from accuquant.export.activation_scales import ActivationScales, check_representable, scales_of
@@ -56,6 +58,7 @@ class QuantizeActivationsPass(ir.passes.InPlacePass):
         self.affine = affine
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Apply the rules to `model`, in place."""
         graph = model.graph
         matches = matched_layers(graph, self.layers)
         index = None
@@ -90,7 +93,7 @@ class QuantizeActivationsPass(ir.passes.InPlacePass):
         assert x is not None
         dtype = dtype_of(x)
         scale = np.asarray(scales.reference, dtype)
-        check_representable(layer, scale[()])
+        check_representable(layer, scale)
         factor = None
         if scales.is_grouped:
             assert index is not None
@@ -112,14 +115,16 @@ class QuantizeActivationsPass(ir.passes.InPlacePass):
         patch.insert_before(node)
         return _Input(value, factor)
 
-    def _clip(self, patch: Patch, x: ir.Value, layer: LayerQParams, scale: np.ndarray) -> ir.Value:  # type: ignore[type-arg]
+    def _clip(self, patch: Patch, x: ir.Value, layer: LayerQParams, scale: npt.NDArray[Any]) -> ir.Value:
         """Clip to the levels of a grid that is narrower than int8, which Q itself would not."""
         if layer.activation_bits == 8:
             return x
         inside = layer.zero_point if self.affine == "zero_point" else 0
-        low, high = ((level - inside) * scale for level in level_bounds(layer.activation_bits))
-        bounds = [patch.constant(low.astype(scale.dtype), "low"), patch.constant(high.astype(scale.dtype), "high")]
-        return patch.op("Clip", [x, *bounds], name="Clip", like=x)
+        limits = [
+            patch.constant(((level - inside) * scale).astype(scale.dtype), name)
+            for level, name in zip(level_bounds(layer.activation_bits), ("low", "high"), strict=True)
+        ]
+        return patch.op("Clip", [x, *limits], name="Clip", like=x)
 
     def _zero_point(self, graph: ir.Graph, layer: LayerQParams) -> ir.Value:
         value = layer.zero_point if self.affine == "zero_point" else 0

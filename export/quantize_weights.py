@@ -27,6 +27,7 @@ class QuantizeWeightsPass(ir.passes.InPlacePass):
         self.layers = layers
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Apply the rules to `model`, in place."""
         graph = model.graph
         done: dict[tuple[str, bool], ir.Value] = {}
         matches = matched_layers(graph, self.layers)

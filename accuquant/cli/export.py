@@ -83,13 +83,13 @@ def run(source: str, recipe: Path | None, output: Path, options: dict[str, Any])
 
 
 def _write_graph(source: str, recipe: Recipe, output: Path, **options: Any) -> None:
-    from accuquant.export.export_onnx import export_onnx
+    from accuquant.export.onnx_file import export_onnx
 
     export_onnx(Path(source), recipe, output, **options)
 
 
 def _write_pipeline(source: str, recipe: Recipe, output: Path, **options: Any) -> None:
-    from accuquant.export.export_pipeline import export_pipeline
+    from accuquant.export.pipeline_folder import export_pipeline
     from accuquant.pipelines import load_source
 
     export_pipeline(load_source(source), recipe, output, **options)

@@ -33,7 +33,7 @@ from accuquant.simulate import simulate
 QUICK = CalibrationSettings(
     steps=4,
     group_size=2,
-    num_trajectories=4,
+    num_trajectories=6,
     batch_size=2,
     iterations=2,
     observer="minmax",

@@ -1,0 +1,177 @@
+"""The commands one after the other on a tiny pipeline, through the demo and one by one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from accuquant.cli import demo
+from accuquant.cli.main import main
+from accuquant.manifest import Manifest
+from accuquant.recipe import Recipe
+
+TINY = [
+    "--steps",
+    "4",
+    "--group-size",
+    "2",
+    "--num-trajectories",
+    "4",
+    "--batch-size",
+    "2",
+    "--iterations",
+    "1",
+]
+
+
+@pytest.fixture(scope="module")
+def output(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the demo leaves, run on the tiny pipeline."""
+    folder = tmp_path_factory.mktemp("demo") / "output"
+    settings = {"steps": 4, "group_size": 2, "num_trajectories": 4, "batch_size": 2, "iterations": 1}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "FASHION_DDPM", tiny_pipeline)
+        patch.setattr(demo, "CALIBRATION", settings)
+        patch.setattr(demo, "VERIFICATION", {"num_images": 4, "steps": 4, "seed": 100})
+        patch.setattr(demo, "NUM_SAMPLES", 4)
+        assert main(["demo", "--output-dir", str(folder)]) == 0
+    return folder
+
+
+def test_the_demo_leaves_recipe_model_images_and_report(output: Path) -> None:
+    recipe = Recipe.load(output / "recipe.safetensors")
+    assert len(recipe.groups) == 2
+    Manifest.load(output / "model").check_files(output / "model")
+    assert sorted(path.name for path in (output / "images").iterdir()) == [
+        *(f"{k:05d}.png" for k in range(4)),
+        "grid.png",
+    ]
+    assert json.loads((output / "report.json").read_text())["passed"] is True
+    assert "<html" in (output / "report.html").read_text()
+
+
+def test_calibrate_says_what_comes_next(
+    tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "recipe.safetensors"
+    assert main(["calibrate", str(tiny_pipeline), "-o", str(recipe), "--weight-bits", "4", *TINY]) == 0
+    captured = capsys.readouterr()
+    assert f"--recipe {recipe}" in captured.out
+    assert "step group 2/2: loss" in captured.err
+    assert {layer.weight_bits for layer in Recipe.load(recipe).layers.values()} == {4}
+
+
+def test_quiet_silences_the_progress(
+    tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["calibrate", str(tiny_pipeline), "-o", str(tmp_path / "r.safetensors"), *TINY]
+    assert main(["--quiet", *arguments]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_check_finds_nothing_in_an_export(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(output / "model" / "unet" / "model.onnx"), "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+
+
+def test_sample_writes_the_same_images_in_any_batch_size(output: Path, tmp_path: Path) -> None:
+    for size in ("1", "3"):
+        arguments = [str(output / "model"), "--num-images", "3", "--batch-size", size, "--seed", "7"]
+        assert main(["sample", *arguments, "--output-dir", str(tmp_path / size)]) == 0
+    for k in range(3):
+        first, second = (Image.open(tmp_path / size / f"{k:05d}.png").tobytes() for size in ("1", "3"))
+        assert first == second
+
+
+def test_verify_fails_by_its_thresholds(
+    output: Path, tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        str(output / "model"),
+        "--reference",
+        str(tiny_pipeline),
+        "--num-images",
+        "2",
+        "--steps",
+        "4",
+    ]
+    report, page = tmp_path / "report.json", tmp_path / "report.html"
+    arguments += ["--json", str(report), "--html", str(page), "--engine", "onnxruntime"]
+    assert main(["verify", *arguments, "--min-psnr", "200"]) == 1
+    assert "FAILED" in capsys.readouterr().out
+    assert json.loads(report.read_text())["passed"] is False
+    assert page.is_file()
+    assert main(["verify", *arguments, "--min-psnr", "none"]) == 0
+
+
+def test_export_takes_an_onnx_file(output: Path, tiny_pipeline: Path, tmp_path: Path) -> None:
+    from accuquant.export.float_graph import trace
+    from accuquant.pipelines import load_source
+
+    source = load_source(tiny_pipeline)
+    import onnx_ir
+
+    onnx_ir.save(trace(source.network, source.signature), tmp_path / "float.onnx")
+    recipe, quantized = str(output / "recipe.safetensors"), tmp_path / "int8.onnx"
+    assert main(["export", str(tmp_path / "float.onnx"), "--recipe", recipe, "-o", str(quantized)]) == 0
+    assert main(["check", str(quantized)]) == 0
+
+
+def test_check_names_the_violations_of_a_float_graph(
+    output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import onnx
+    from onnx import TensorProto, helper
+
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "float", [x], [y])
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10),
+        tmp_path / "m.onnx",
+    )
+    assert main(["check", str(tmp_path / "m.onnx"), "--json", str(tmp_path / "v.json")]) == 1
+    assert "not-quantized" in capsys.readouterr().out
+    assert json.loads((tmp_path / "v.json").read_text())[0]["rule"] == "not-quantized"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["calibrate", "{tmp}/none"], 1, "no such folder"),
+        (["export", "{pipeline}", "--recipe", "{pipeline}/model_index.json", "-o", "{tmp}/m"], 1, "recipe"),
+        (["export", "{tmp}/m.onnx", "-o", "{tmp}/q.onnx"], 2, "Calibrate the pipeline"),
+        (["export", "{pipeline}", "--recipe", "{recipe}", "-o", "{pipeline}"], 1, "nothing was overwritten"),
+        (["sample", "{pipeline}"], 1, "accuquant.json"),
+        (["verify", "{pipeline}", "--reference", "{pipeline}"], 1, "accuquant.json"),
+        (["check", "{pipeline}/model_index.json"], 1, "model_index.json"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: list[str],
+    code: int,
+    message: str,
+    output: Path,
+    tiny_pipeline: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = {"tmp": tmp_path, "pipeline": tiny_pipeline, "recipe": output / "recipe.safetensors"}
+    assert main(["--quiet", *(argument.format(**names) for argument in arguments)]) == code
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("accuquant: ")
+    assert message in error
+
+
+def test_a_damaged_export_is_refused(
+    output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(output / "model", folder)
+    (folder / "unet" / "model.onnx").write_bytes((output / "model/unet/model.onnx").read_bytes()[:-100])
+    assert main(["--quiet", "sample", str(folder)]) == 1
+    assert "model.onnx" in capsys.readouterr().err
