@@ -28,10 +28,10 @@ demo: $(STAMP) ## Calibrate, export, run and verify the bundled model
 	@$(BIN)/accuquant demo
 
 test: $(STAMP) ## Run the fast tests
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m 'not slow and not gpu' --quiet
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'not slow and not gpu' --quiet
 
 test-all: $(STAMP) ## Run every test that this machine can run
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --durations 10 --quiet
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations 10 --quiet
 
 lint: $(STAMP) ## Check the style
 	@$(BIN)/ruff check .

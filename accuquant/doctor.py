@@ -27,7 +27,7 @@ _PACKAGES = {
     "pillow": "",
     "torch": "calibrate",
     "diffusers": "calibrate",
-    "onnx-ir": "calibrate",
+    "onnx-ir": "",
     "onnxscript": "calibrate",
     "jinja2": "calibrate",
     "onnxruntime": "onnxruntime",

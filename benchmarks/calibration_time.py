@@ -1,4 +1,4 @@
-"""How much slower is a calibration iteration than the same forwards and backwards of the float UNet?
+"""Time a calibration iteration against the same forwards and backwards of the float UNet.
 
     python benchmarks/calibration_time.py
 

@@ -119,13 +119,13 @@ def _ignored_operations(
     model: Any, graph: FloatGraph, layers: tuple[str, ...], *, only_layers: bool
 ) -> list[str]:
     """Return the names of the operations of an OpenVINO `model` that NNCF shall leave in float."""
-    names_of = {layer: {name for entry in entries for name in entry} for layer, entries in graph.nodes.items()}
-    layer_of = {name: layer for layer, names in names_of.items() for name in names}
+    layer_of = {name: layer for layer, e in graph.nodes.items() for names in e for name in names}
     found, ignored = set(), []
     for op in model.get_ordered_ops():
         name: str = op.get_friendly_name()
         # OpenVINO calls a convolution NODE/WithoutBiases, and the addition of its bias NODE
-        layer = layer_of.get(name.removesuffix("/WithoutBiases")) if op.get_type_name() in _OPENVINO_OPS else None
+        is_layer = op.get_type_name() in _OPENVINO_OPS
+        layer = layer_of.get(name.removesuffix("/WithoutBiases")) if is_layer else None
         found.add(layer)
         if layer not in layers and (only_layers or layer is not None):
             ignored.append(name)

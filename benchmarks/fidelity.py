@@ -1,8 +1,11 @@
-"""How close do quantized images stay to full precision, method by method, with the same layers quantized?
+"""Compare quantized images with full-precision ones, method by method, the same layers quantized.
 
     python benchmarks/fidelity.py --cache-dir fidelity-cache
-    python benchmarks/fidelity.py --cache-dir fidelity-cache --methods accuquant --bits W4A8     one process a method
-    python benchmarks/fidelity.py --cache-dir fidelity-cache --table-only                        from the cache
+    python benchmarks/fidelity.py --cache-dir fidelity-cache --methods accuquant --bits W4A8
+    python benchmarks/fidelity.py --cache-dir fidelity-cache --table-only
+
+A run goes on where it was stopped, several processes may work on one cache folder with different methods, and
+the last command prints what is there.
 
 FID2FP32 is the Frechet distance between the features of the quantized and of the FP32 pipeline's images,
 PSNR and latent MSE compare the two pipelines seed by seed. No seed was seen by any calibration.
@@ -11,6 +14,7 @@ PSNR and latent MSE compare the two pipelines seed by seed. No seed was seen by 
 from __future__ import annotations
 
 import argparse
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,7 @@ from torch import Tensor
 
 from accuquant.bundled import FASHION_DDPM
 from accuquant.calibration import CalibrationSettings
+from accuquant.calibration.placement import DEFAULT_EXCLUDE, Placement
 from accuquant.cli._progress import Bars
 from accuquant.pipelines import load_source
 from accuquant.verification.features import FeatureExtractor, fid_to_fp32, load_features
@@ -40,23 +45,30 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--model", default=str(FASHION_DDPM), help="a diffusers pipeline (default: the bundled one)")
     add("--bits", nargs="+", type=Bits.parse, default=[Bits(8, 8), Bits(8, 6), Bits(4, 8)], metavar="W8A8")
-    add("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD", help=", ".join(METHODS))
+    add(
+        "--methods",
+        nargs="+",
+        choices=METHODS,
+        default=list(METHODS),
+        metavar="METHOD",
+        help=", ".join(METHODS),
+    )
     add("--steps", type=int, default=50, help="sampler steps (default: %(default)s)")
     add("--num-images", type=int, default=256, help="seeds (default: %(default)s)")
     add("--seed", type=int, default=100_000, help="first seed (default: %(default)s)")
     add("--exclude", action="append", default=[], metavar="PATTERN", help="leave these layers in float too")
-    add("--float-budget", type=float, default=0.0, help="share of MACs that W8A8's sensitivity leaves in float")
+    add("--float-budget", type=float, default=0.0, help="share of MACs left in float by sensitivity")
     add("--group-size", type=int, default=defaults.group_size)
     add("--num-trajectories", type=int, default=defaults.num_trajectories)
     add("--iterations", type=int, default=defaults.iterations)
     add("--batch-size", type=int, default=defaults.batch_size)
     add("--calibration-seed", type=int, default=0)
-    add("--set", action="append", default=[], metavar="NAME=VALUE", help="another field of CalibrationSettings")
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help="a field of CalibrationSettings")
     add("--engine", choices=("torch", "openvino", "onnxruntime"), default="torch", help="runs our recipes")
     add("--sampling-batch", type=int, default=32)
     add("--features", default="auto", help="feature network of FID2FP32 (default: %(default)s)")
     add("--threads", type=int, default=2)
-    add("--cache-dir", type=Path, default=Path("fidelity-cache"), help="recipes and latents; a run resumes here")
+    add("--cache-dir", type=Path, default=Path("fidelity-cache"), help="recipes and latents")
     add("--table-only", action="store_true", help="print what the cache holds, compute nothing")
     add_json_option(parser)
     arguments = parser.parse_args()
@@ -128,6 +140,13 @@ def row(bits: Bits, method: Method, measured: dict[str, Any]) -> list[str]:
     ]
 
 
+def _float_layers(placement: Placement) -> str:
+    """Return what stays in float: how many layers by default, and the others by name."""
+    others = [n for n in placement.float_layers if not any(fnmatchcase(n, p) for p in DEFAULT_EXCLUDE)]
+    count = len(placement.float_layers) - len(others)
+    return ", ".join([f"{count} layers by default (AccuQuant's DEFAULT_EXCLUDE)", *others])
+
+
 def main() -> None:
     """Run every method that the cache lacks, then print the table."""
     arguments = parse_arguments()
@@ -150,12 +169,12 @@ def main() -> None:
             progress.message(f"{bits} {method.name}: median PSNR {figures['psnr']['median']:.2f} dB")
     scheduler = type(study.source.scheduler).__name__.removesuffix("Scheduler")
     print_report(
-        f"{Path(arguments.model).name}, {scheduler} {arguments.steps} steps, {arguments.num_images} seeds from "
-        f"{arguments.seed}; {placement.int8_share:.1%} of the MACs quantized, the same layers for all",
+        f"{Path(arguments.model).name}, {scheduler} {arguments.steps} steps, {arguments.num_images} seeds "
+        f"from {arguments.seed}; {placement.int8_share:.1%} of the MACs quantized, the same layers for all",
         _COLUMNS,
         [row(*entry) for entry in measured],
         notes=[f"{m.name}: {m.meaning}" for m in dict.fromkeys(m for _, m, _ in measured)]
-        + [f"In float: {', '.join(placement.float_layers)}"],
+        + [f"In float: {_float_layers(placement)}"],
         record={
             "settings": {**study.sampling, "engine": arguments.engine, **study.settings.to_dict()},
             "int8_mac_share": placement.int8_share,

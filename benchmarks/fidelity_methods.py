@@ -86,20 +86,22 @@ METHODS = {
             only_8_bits=True,
         ),
         Method("modelopt", "NVIDIA Model Optimizer, INT8_DEFAULT_CFG; simulated", package="nvidia-modelopt"),
-        Method(
-            "nncf", "nncf.quantize, the layers only; run by OpenVINO", package="nncf", only_8_bits=True
-        ),
+        Method("nncf", "nncf.quantize, the layers only; run by OpenVINO", package="nncf", only_8_bits=True),
         Method(
             "nncf-default",
             "nncf.quantize, also what is not a layer (additions, attention products); run by OpenVINO",
             package="nncf",
             only_8_bits=True,
         ),
-        Method("minmax", "a min-max scale per step group, no learning", changes={**_PLAIN, "observer": "minmax"}),
+        Method(
+            "minmax", "a min-max scale per step group, no learning", changes={**_PLAIN, "observer": "minmax"}
+        ),
         Method("mse", "an MSE scale per step group, no learning", changes={**_PLAIN, "observer": "mse"}),
         Method("mse-affine", "mse with zero-points", changes={**_PLAIN, "observer": "mse", "affine": True}),
         Method("start", "our settings before learning", changes={"iterations": 0}),
-        Method("independent", "our settings, every step learned by itself", changes={"gradient": "independent"}),
+        Method(
+            "independent", "our settings, each step learned by itself", changes={"gradient": "independent"}
+        ),
         Method("accuquant", "our settings", changes={"gradient": "accuquant"}),
     )
 }

@@ -1,4 +1,4 @@
-"""One fidelity study: a pipeline, the seeds it is judged on, the layers that every method quantizes, a cache."""
+"""One fidelity study: a pipeline, its judging seeds, the layers that every method quantizes, a cache."""
 
 from __future__ import annotations
 
@@ -114,15 +114,14 @@ class Study:
 
     def float_graph(self) -> FloatGraph:
         """Return the float network as ONNX."""
-        return open_float_graph(
-            self.source, self.file("float", {"model": self.sampling["model"]}, ".onnx")
-        )
+        return open_float_graph(self.source, self.file("float", {"model": self.sampling["model"]}, ".onnx"))
 
     def reference(self, progress: Progress) -> Tensor:
         """Return the FP32 pipeline's latents [N, C, H, W]."""
         path = self.file("reference", self.sampling, ".npy")
-        network = self.source.network
-        return self.load(path) if path.is_file() else self.sample(path, lambda x, t: call(network, x, t), progress)
+        if path.is_file():
+            return self.load(path)
+        return self.sample(path, lambda sample, t: call(self.source.network, sample, t), progress)
 
     def load(self, path: Path) -> Tensor:
         """Return cached latents."""
@@ -150,6 +149,4 @@ class Study:
     ) -> Tensor:
         generators = seeded_generators(seeds)
         start = self.process.initial_latents(shape, generators)
-        return self.process.sample(
-            network, start, generators, callback=lambda *_state: progress.advance()
-        )
+        return self.process.sample(network, start, generators, callback=lambda *_state: progress.advance())

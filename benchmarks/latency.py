@@ -1,10 +1,10 @@
-"""How fast is int8 with step groups on a CPU, against fp32 and against other int8?
+"""Time int8 with step groups on a CPU against fp32 and against other int8.
 
     python benchmarks/latency.py
 
-One network call of a DDPM-CIFAR-sized UNet (35.7 M parameters, random weights) in every engine, in interleaved
-rounds. All int8 graphs leave the same layers in float. "error" is the relative L2 distance to the fp32 output:
-the weights are random, so it says that the graph computes the network, and nothing about images.
+One network call of a DDPM-CIFAR-sized UNet (35.7 M parameters, random weights) in every engine, in
+interleaved rounds. All int8 graphs leave the same layers in float. "error" is the relative L2 distance to the
+fp32 output: the weights are random, so it says that the graph computes the network, and nothing about images.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ CANDIDATES = {
 }
 _MEANINGS = {
     "openvino-int8": "AccuQuant's export, one graph for all step groups, symmetric activations",
-    "openvino-int8-shift": "the same with zero-points, written as an addition (the default, for every engine)",
+    "openvino-int8-shift": "the same with zero-points, as an addition (the default, for every engine)",
     "openvino-int8-zero-point": "the same with zero-points inside the QDQ pairs (--affine zero_point)",
-    "openvino-int8-per-group": "symmetric, the graph of one step group: constant scales (--lowering per-group)",
+    "openvino-int8-per-group": "symmetric, one step group's own graph (--lowering per-group)",
     "nncf": "nncf.quantize of the same layers only",
     "nncf-default": "nncf.quantize, also what is not a layer (additions, attention products)",
     "onnxruntime-int8": "the file of openvino-int8",
@@ -66,7 +66,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--groups", type=int, default=10, help="step groups (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--warm-up", type=int, default=3)
-    parser.add_argument("--pause-ms", type=float, default=20.0, help="before each call (default: %(default)s)")
+    parser.add_argument(
+        "--pause-ms", type=float, default=20.0, help="before each call (default: %(default)s)"
+    )
     parser.add_argument("--threads", type=int, default=2)
     add_json_option(parser)
     arguments = parser.parse_args()
@@ -128,7 +130,8 @@ def main() -> None:
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
     source = load_model(arguments.model)
-    noise = np.random.default_rng(0).standard_normal((arguments.batch_size, *latent_shape(source)), np.float32)
+    shape = (arguments.batch_size, *latent_shape(source))
+    noise = np.random.default_rng(0).standard_normal(shape, np.float32)
     feeds = {"sample": noise, "timestep": np.array([500], np.int64)}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         graphs = Graphs(source, Path(folder), arguments.groups)

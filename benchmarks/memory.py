@@ -1,4 +1,4 @@
-"""Does the memory of a calibration iteration grow with the number M of simulated steps?
+"""Measure the memory of a calibration iteration for several numbers M of simulated steps.
 
     python benchmarks/memory.py
 
@@ -107,8 +107,8 @@ def main() -> None:
                 f"{added / _MB:.0f}", f"{added / first:.3f}",
             ])  # fmt: skip
     print_report(
-        f"Memory of a calibration iteration, {arguments.model} model, batch {arguments.batch_size}, one thread",
-        ("gradient, steps", "loaded MB", "peak MB", "added MB", f"relative to M = {arguments.group_sizes[0]}"),
+        f"One calibration iteration, {arguments.model} model, batch {arguments.batch_size}, one thread",
+        ("", "loaded MB", "peak MB", "added MB", f"relative to M = {arguments.group_sizes[0]}"),
         rows,
         notes=[f"Smallest of {arguments.repeats} fresh processes each; {_ALLOCATOR}"],
         record={"model": arguments.model, "batch_size": arguments.batch_size, "results": results},

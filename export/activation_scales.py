@@ -38,7 +38,8 @@ class ActivationScales:
 
     def factors(self, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         """Return scales / reference [G] in the float type of the graph."""
-        return (self.scales / np.float32(self.reference)).astype(dtype)
+        factors: npt.NDArray[Any] = (self.scales / np.float32(self.reference)).astype(dtype)
+        return factors
 
 
 def scales_of(layer: LayerQParams, group: int | None) -> ActivationScales:

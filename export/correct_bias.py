@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from accuquant.errors import ExportError
 from accuquant.export.layer_match import constant_array, matched_layers
-from accuquant.export.patch import Patch, dtype_of
+from accuquant.export.patch import Patch, dtype_of, take_over
 from accuquant.qparams import FloatArray, LayerQParams
 
 
@@ -69,5 +69,4 @@ def _correct_behind(node: ir.Node, patch: Patch, correction: FloatArray) -> None
     constant = patch.constant(correction.astype(dtype_of(output)), "bias")
     value = patch.op("Add", [output, constant], name="Add", like=output)
     patch.insert_after(node)
-    for user, position in users:
-        user.replace_input_with(position, value)
+    take_over(patch.graph, output, value, users)

@@ -8,7 +8,7 @@ import onnx_ir as ir
 from accuquant.errors import ExportError
 from accuquant.export.activation_scales import ActivationScales
 from accuquant.export.layer_match import constant_array
-from accuquant.export.patch import Patch, dtype_of
+from accuquant.export.patch import Patch, dtype_of, take_over
 from accuquant.export.quantize_weights import dequantized_weight
 from accuquant.qparams import FloatArray
 
@@ -44,10 +44,7 @@ class LayerOutput:
         if addend is not None:
             value = self.patch.op("Add", [value, addend], name="Add", like=core)
         self.patch.insert_after(self.node)
-        for user, position in uses:
-            user.replace_input_with(position, value)
-        if last in self.graph.outputs:
-            _take_name(self.graph, last, value)
+        take_over(self.graph, last, value, uses)
 
     def _keep_bias_apart(self) -> None:
         """Write the bias behind a MatMul as [1, 1, O].
@@ -177,13 +174,6 @@ def _check_gemm(node: ir.Node, name: str) -> None:
     get = node.attributes
     if get.get_int("transA", 0) or get.get_float("alpha", 1.0) != 1.0 or get.get_float("beta", 1.0) != 1.0:
         raise _unsupported(name, "a Gemm with alpha, beta or transA", "alpha = beta = 1 and transA = 0")
-
-
-def _take_name(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
-    """Make `new` the graph output that `old` was, under its name."""
-    name, old.name = old.name, f"{old.name}_without_bias"
-    new.name = name
-    graph.outputs[list(graph.outputs).index(old)] = new
 
 
 def _unsupported(subject: str, got: str, expected: str) -> ExportError:

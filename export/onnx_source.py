@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -9,7 +10,7 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 from onnx import external_data_helper as helper
-from onnx_ir.passes.common import InlinePass, ShapeInferencePass
+from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, ShapeInferencePass
 
 from accuquant.errors import ExportError, SourceError
 
@@ -41,8 +42,8 @@ def read_proto(path: Path) -> onnx.ModelProto:
 def read_model(path: Path, *, min_opset: int = 15) -> ir.Model:
     """Read a float .onnx as onnx-ir; external data is mapped, not loaded.
 
-    Local functions are inlined, types inferred where they are missing, and a graph older than
-    `min_opset` is converted. Raises SourceError for a file that cannot be read, ExportError for one
+    Local functions are inlined, Constant nodes become initializers, types are inferred where they are
+    missing, and a graph older than `min_opset` is converted. Raises SourceError for a file that cannot be read, ExportError for one
     that cannot be converted.
     """
     path = Path(path)
@@ -54,6 +55,7 @@ def read_model(path: Path, *, min_opset: int = 15) -> ir.Model:
     opset = model.opset_imports.get("", 0)
     if opset < min_opset:
         _convert(model, path, opset)
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     if any(value.dtype is None for node in model.graph for value in node.outputs):
         ShapeInferencePass()(model)
     return model
@@ -113,7 +115,13 @@ def _check(path: Path) -> None:
 def _convert(model: ir.Model, path: Path, opset: int) -> None:
     from onnxscript.version_converter import ConvertVersionPass
 
-    ConvertVersionPass(_TARGET_OPSET, fallback=True)(model)
+    logger = logging.getLogger("onnxscript.version_converter")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it warns that it falls back to onnx's own converter, which is meant
+    try:
+        ConvertVersionPass(_TARGET_OPSET, fallback=True)(model)
+    finally:
+        logger.setLevel(level)
     if model.opset_imports.get("", 0) != _TARGET_OPSET:
         raise ExportError(
             f"'{path}'",

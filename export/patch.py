@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,16 @@ def add_tensor(graph: ir.Graph, tensor: ir.TensorProtocol, name: str) -> ir.Valu
     )
     graph.register_initializer(value)
     return value
+
+
+def take_over(graph: ir.Graph, old: ir.Value, new: ir.Value, uses: Collection[tuple[ir.Node, int]]) -> None:
+    """Let `new` replace `old` in `uses`, and as a graph output under the old name."""
+    for user, position in uses:
+        user.replace_input_with(position, new)
+    if old.is_graph_output():
+        name, old.name = old.name, f"{old.name}_without_bias"
+        new.name = name
+        graph.outputs[list(graph.outputs).index(old)] = new
 
 
 def dtype_of(value: ir.Value) -> np.dtype[Any]:

@@ -59,7 +59,9 @@ def export_pipeline(
         part = folder / source.component
         part.mkdir()
         names = _graph_names(lowering, len(graphs))
-        save_graphs(dict(zip(names, graphs, strict=True)), part, "model.onnx_data", external_data=external_data)
+        save_graphs(
+            dict(zip(names, graphs, strict=True)), part, "model.onnx_data", external_data=external_data
+        )
         _copy_configuration(source, folder)
         recipe.save(folder / RECIPE_NAME)
         manifest = Manifest(
@@ -127,7 +129,9 @@ def _graph_names(lowering: str, count: int) -> list[str]:
 def _copy_configuration(source: Source, folder: Path) -> None:
     """Copy what describes the pipeline, without the weights that the graph replaces."""
     shutil.copyfile(source.folder / "model_index.json", folder / "model_index.json")
-    shutil.copyfile(source.folder / source.component / "config.json", folder / source.component / "config.json")
+    shutil.copyfile(
+        source.folder / source.component / "config.json", folder / source.component / "config.json"
+    )
     shutil.copytree(source.folder / "scheduler", folder / "scheduler")
 
 

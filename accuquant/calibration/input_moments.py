@@ -13,7 +13,7 @@ from torch.nn import functional
 from accuquant.network import weight_of
 
 #: Rows gathered for each layer over the whole recording: several times the widest input, 2304 numbers.
-ROWS = 16384
+ROWS = 8192
 #: Layers with more inputs than this keep round-to-nearest: their covariance would take gigabytes.
 MAX_INPUTS = 6144
 _BLOCK = 512

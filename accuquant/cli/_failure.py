@@ -14,7 +14,6 @@ INTERRUPTED = 130
 _EXTRAS = {
     "diffusers": "calibrate",
     "jinja2": "calibrate",
-    "onnx_ir": "calibrate",
     "onnxscript": "calibrate",
     "torch": "calibrate",
     "onnxruntime": "onnxruntime",

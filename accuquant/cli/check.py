@@ -24,7 +24,7 @@ def command(ctx: click.Context, model: Path, json_file: str | None) -> None:
     """
     from rich.markup import escape
 
-    from accuquant.export.check_model import check_model
+    from accuquant.export import check_model
 
     violations = check_model(model)
     if json_file:

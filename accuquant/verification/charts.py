@@ -90,7 +90,7 @@ def histogram(
     x_label: str,
     limit: float | None = None,
     median: float | None = None,
-    size: tuple[int, int] = (480, 380),
+    size: tuple[int, int] = (480, 540),
 ) -> str:
     """Draw how many of `values` fall into each of about 16 bins, with lines at `limit` and `median`."""
     marks = [m for m in (limit, median) if m is not None]

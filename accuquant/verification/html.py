@@ -36,6 +36,7 @@ def render(report: Report) -> str:
     )
     environment.filters |= {
         "sig": significant,
+        "measured": with_unit,
         "bytes": byte_size,
         "engine": engine_title,
     }
@@ -63,6 +64,11 @@ def significant(value: float, digits: int = 3) -> str:
         str.maketrans("-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079")
     )
     return f"{mantissa}\u2009\u00d7\u200910{raised}"
+
+
+def with_unit(value: float, unit: str) -> str:
+    """Format a measured value or a limit; levels are whole numbers."""
+    return f"{value:g} {unit}" if unit == "levels" else f"{significant(value)} {unit}".rstrip()
 
 
 def byte_size(value: float) -> str:
@@ -211,13 +217,12 @@ def _bars(layers: Sequence[LayerSensitivity]) -> list[dict[str, Any]]:
 
 def _lead(report: Report) -> str:
     """Return one sentence that says what the figures mean."""
-    total = report.fidelity.summary["latent_mse"].median
+    quantization = report.quantization.summary["latent_mse"].median
     lowering = report.lowering.summary["latent_mse"].median
-    share = lowering / total if total else 0.0
     source = (
-        "The loss is that of quantization; the engine adds next to nothing to it."
-        if share < 0.1
-        else f"The engine's distance from its simulation is {100 * share:.0f} % of the squared error."
+        f"The engine is {lowering / quantization:.1f} times the quantization error away from its simulation."
+        if lowering > 0.1 * quantization > 0
+        else "The loss is that of quantization; the engine adds next to nothing to it."
     )
     failed = sum(not check.passed for check in report.verdict.checks)
     count = len(report.verdict.checks)

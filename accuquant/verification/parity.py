@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -100,15 +101,26 @@ def layer_parity(
     return tuple(results[name] for name in recipe.layers)
 
 
-def quantize_outputs(model: onnx.ModelProto, recipe: Recipe) -> dict[str, str]:
-    """Return, for each layer of the recipe, the output of the QuantizeLinear node that it reads."""
+@dataclass(frozen=True)
+class _Levels:
+    """The output of a QuantizeLinear node; `inside` [rank] slices off the border that a Pad put before it."""
+
+    tensor: str
+    inside: tuple[slice, ...]
+
+
+def _quantized_inputs(model: onnx.ModelProto, recipe: Recipe) -> dict[str, _Levels]:
+    """Return, for each layer of the recipe, the levels that it reads."""
     producers = {output: node for node in model.graph.node for output in node.output}
-    found: dict[str, str] = {}
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    found: dict[str, _Levels] = {}
     for node in model.graph.node:
         name = next((entry.value for entry in node.metadata_props if entry.key == LAYER_KEY), None)
         dequantize = producers.get(node.input[0]) if name is not None else None
         if name is not None and dequantize is not None and dequantize.op_type == "DequantizeLinear":
-            found.setdefault(name, dequantize.input[0])
+            quantize_node = producers[dequantize.input[0]]
+            inside = _inside(producers.get(quantize_node.input[0]), constants)
+            found.setdefault(name, _Levels(quantize_node.output[0], inside))
     missing = [name for name in recipe.layers if name not in found]
     if missing:
         raise VerificationError(
@@ -120,14 +132,23 @@ def quantize_outputs(model: onnx.ModelProto, recipe: Recipe) -> dict[str, str]:
     return found
 
 
+def _inside(node: onnx.NodeProto | None, constants: Mapping[str, onnx.TensorProto]) -> tuple[slice, ...]:
+    """Return the slices that undo a Pad node with constant amounts; () for any other node."""
+    if node is None or node.op_type != "Pad" or node.input[1] not in constants:
+        return ()
+    amounts = onnx.numpy_helper.to_array(constants[node.input[1]]).tolist()
+    rank = len(amounts) // 2
+    return tuple(slice(a, -b or None) for a, b in zip(amounts[:rank], amounts[rank:], strict=True))
+
+
 def _graph_levels(
     path: Path, recipe: Recipe, sample: Tensor, timestep: float, conditioning: Conditioning, engine: str
 ) -> dict[str, IntArray]:
     from accuquant.runtime.open_runner import open_runner
 
     model = onnx.load(path)
-    outputs = quantize_outputs(model, recipe)
-    for tensor in sorted(set(outputs.values())):
+    outputs = _quantized_inputs(model, recipe)
+    for tensor in sorted({levels.tensor for levels in outputs.values()}):
         # Engines return float outputs most reliably, and floats hold int8 levels exactly.
         name = _PREFIX + tensor
         model.graph.node.append(onnx.helper.make_node("Cast", [tensor], [name], to=onnx.TensorProto.FLOAT))
@@ -144,7 +165,10 @@ def _graph_levels(
                     feeds[spec.name] = np.full(shape, timestep)
             typed = {spec.name: feeds[spec.name].astype(spec.dtype) for spec in runner.input_specs}
             results = runner.infer(typed)
-    return {layer: results[_PREFIX + tensor].astype(np.int16) for layer, tensor in outputs.items()}
+    return {
+        name: results[_PREFIX + levels.tensor][levels.inside].astype(np.int16)
+        for name, levels in outputs.items()
+    }
 
 
 def _compare(name: str, measured: IntArray, wanted: IntArray) -> LayerParity:

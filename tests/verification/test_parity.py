@@ -48,28 +48,33 @@ def recipe_of(network: Toy) -> Recipe:
     return Recipe(StepGroups((1000, 500, 0)), {"conv": layer}, SIGNATURE, {}, "")
 
 
-def write_graph(path: Path, *, scale: float, named: bool = True, height: str | int = "height") -> Path:
-    """Write Q (zero-point 3) -> DQ -> Conv, as an exporter would for one step group."""
+def write_graph(path: Path, *, scale: float, named: bool = True, padded: bool = False) -> Path:
+    """Write [Pad ->] Q (zero-point 3) -> DQ -> Conv, as an exporter would for one step group."""
+    pad = helper.make_node("Pad", ["sample", "amounts"], ["padded"])
     nodes = [
-        helper.make_node("QuantizeLinear", ["sample", "scale", "zero_point"], ["levels"]),
+        *([pad] if padded else []),
+        helper.make_node(
+            "QuantizeLinear", ["padded" if padded else "sample", "scale", "zero_point"], ["levels"]
+        ),
         helper.make_node("DequantizeLinear", ["levels", "scale", "zero_point"], ["x"]),
         helper.make_node("Conv", ["x", "weight"], ["out_sample"], name="any name"),
     ]
     if named:
-        nodes[2].metadata_props.add(key="accuquant.layer", value="conv")
+        nodes[-1].metadata_props.add(key="accuquant.layer", value="conv")
     initializers = [
         numpy_helper.from_array(np.float32(scale), "scale"),
         numpy_helper.from_array(np.int8(3), "zero_point"),
+        numpy_helper.from_array(np.array([0, 0, 1, 0, 0, 0, 2, 1]), "amounts"),
         numpy_helper.from_array(np.arange(6, dtype=np.float32).reshape(3, 2, 1, 1), "weight"),
     ]
     graph = helper.make_graph(
         nodes,
         "toy",
         [
-            helper.make_tensor_value_info("sample", TensorProto.FLOAT, ["batch", 2, height, "width"]),
+            helper.make_tensor_value_info("sample", TensorProto.FLOAT, ["batch", 2, "height", "width"]),
             helper.make_tensor_value_info("timestep", TensorProto.INT64, [1]),
         ],
-        [helper.make_tensor_value_info("out_sample", TensorProto.FLOAT, ["batch", 3, height, "width"])],
+        [helper.make_tensor_value_info("out_sample", TensorProto.FLOAT, None)],
         initializers,
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
@@ -85,6 +90,13 @@ def test_an_equal_graph_has_equal_levels(tmp_path: Path, engine: str) -> None:
     network = Toy()
     path = write_graph(tmp_path / "model.onnx", scale=0.1)
     result = layer_parity(path, network, recipe_of(network), sample(), 100.0, engine=engine)
+    assert result == (LayerParity("conv", 64, 0, 0),)
+
+
+def test_a_border_in_the_graph_is_left_out(tmp_path: Path) -> None:
+    network = Toy()
+    path = write_graph(tmp_path / "model.onnx", scale=0.1, padded=True)
+    result = layer_parity(path, network, recipe_of(network), sample(), 100.0)
     assert result == (LayerParity("conv", 64, 0, 0),)
 
 
