@@ -43,8 +43,8 @@ def read_model(path: Path, *, min_opset: int = 15) -> ir.Model:
     """Read a float .onnx as onnx-ir; external data is mapped, not loaded.
 
     Local functions are inlined, Constant nodes become initializers, types are inferred where they are
-    missing, and a graph older than `min_opset` is converted. Raises SourceError for a file that cannot be read, ExportError for one
-    that cannot be converted.
+    missing, and a graph older than `min_opset` is converted. Raises SourceError for a file that cannot
+    be read, ExportError for one that cannot be converted.
     """
     path = Path(path)
     proto = read_proto(path)
