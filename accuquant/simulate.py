@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -149,7 +149,7 @@ def quantize_network(network: nn.Module, layers: Iterable[LayerQParams], groups:
             qparams.name, QuantizedLayer(modules[qparams.name], qparams, active), strict=True
         )
     _tie_scales(quantized_layers(quantized).values())
-    quantized.register_forward_pre_hook(_select_group(active), with_kwargs=True)
+    quantized.register_forward_pre_hook(_select_group, with_kwargs=True)
     return quantized.eval()
 
 
@@ -168,11 +168,10 @@ def quantized_layers(network: nn.Module) -> dict[str, QuantizedLayer]:
     return {name: m for name, m in network.named_modules() if isinstance(m, QuantizedLayer)}
 
 
-def _select_group(active: ActiveGroup) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        active.select(args[1] if len(args) > 1 else kwargs["timestep"])
-
-    return hook
+def _select_group(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Choose the step group of a call; looked up in the network, so that a deep copy uses its own."""
+    first = next(module for module in network.modules() if isinstance(module, QuantizedLayer))
+    first.active.select(args[1] if len(args) > 1 else kwargs["timestep"])
 
 
 def _dequantize(levels: np.ndarray, qparams: LayerQParams) -> np.ndarray:

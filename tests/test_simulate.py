@@ -194,6 +194,16 @@ def test_the_original_network_stays_as_it_was(network: TwoLayers) -> None:
     assert all(parameter.requires_grad for parameter in network.parameters())
 
 
+def test_a_deep_copy_selects_its_own_group(network: TwoLayers) -> None:
+    original = quantize_network(network, both(network), GROUPS)
+    copied = copy.deepcopy(original)
+    original(torch.randn(1, 2, 4, 4), 0.0)
+    for timestep in (900.0, 0.0):
+        copied(torch.randn(1, 2, 4, 4), timestep)
+        groups = {layer.active.index for layer in quantized_layers(copied).values()}
+        assert groups == {GROUPS.find(timestep)}
+
+
 def test_only_the_log_scales_are_trainable(network: TwoLayers) -> None:
     quantized = quantize_network(network, both(network), GROUPS)
     assert list(quantized_layers(quantized)) == ["conv", "block.1"]
