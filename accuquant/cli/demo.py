@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 CALIBRATION: dict[str, Any] = {
     "steps": 50,
     "group_size": 5,
-    "num_trajectories": 24,
+    "num_trajectories": 32,
     "iterations": 4,
     "seed": 0,
 }
 #: What the demo verifies; the seeds are other ones than those of the calibration.
-VERIFICATION: dict[str, Any] = {"num_images": 40, "steps": 50, "seed": 1000}
+VERIFICATION: dict[str, Any] = {"num_images": 48, "steps": 50, "seed": 1000}
 ENGINE = "openvino"
 NUM_SAMPLES = 16
 
