@@ -72,6 +72,25 @@ def per_channel_activation(graph: GraphView) -> Iterator[Violation]:
             )
 
 
+def scalar_scale(graph: GraphView) -> Iterator[Violation]:
+    """Report the scale of an activation that is stored as [1] instead of as a scalar.
+
+    TensorRT's parser takes any axis for a per-channel scale. It builds without a word, and runs the
+    convolution behind it in float (seen with TensorRT-RTX 1.7; MatMul is not affected).
+    """
+    for node in graph.select("QuantizeLinear", "DequantizeLinear"):
+        scale = graph.scale(node)
+        if scale is None or graph.is_constant(input_name(node, 0)):
+            continue
+        if scale.size == 1 and scale.ndim:
+            yield Violation(
+                "scalar-scale",
+                label(node),
+                f"one scale of shape {list(scale.shape)}, expected a scalar []",
+                "Store the scale without an axis: convolutions behind this pair run in float",
+            )
+
+
 def scale_type(graph: GraphView) -> Iterator[Violation]:
     """Report scales of another type than the tensor they quantize, and half scales before opset 19.
 
@@ -119,4 +138,4 @@ def _untyped_dequantize(graph: GraphView) -> Iterator[Violation]:
                 )
 
 
-RULES = (constant_scale, positive_scale, per_channel_activation, scale_type)
+RULES = (constant_scale, positive_scale, per_channel_activation, scalar_scale, scale_type)

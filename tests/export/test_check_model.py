@@ -166,6 +166,11 @@ def test_reports_per_channel_scales_of_an_activation(graph: Graph, path: Path) -
     assert rules(path) == {("per-channel-activation", "input.q"), ("per-channel-activation", "input.dq")}
 
 
+def test_reports_the_one_scale_of_an_activation_that_has_an_axis(graph: Graph, path: Path) -> None:
+    graph.save(path, graph.conv(graph.quantize("x", "input", scale=[0.5], zero=[0])))
+    assert rules(path) == {("scalar-scale", "input.q"), ("scalar-scale", "input.dq")}
+
+
 def test_accepts_a_float_weight_that_is_quantized_per_channel_in_the_graph(graph: Graph, path: Path) -> None:
     weight = graph.tensor("weight", np.ones((4, 4, 1, 1)))
     pair = [graph.tensor("scale", np.full(4, 0.5)), graph.tensor("zero", np.zeros(4), np.int8)]
