@@ -13,6 +13,8 @@ AccuQuantError              exit code 1
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class AccuQuantError(Exception):
     """A failure that the user can act on: `subject: got ..., expected .... remedy`.
@@ -44,6 +46,16 @@ class UsageError(AccuQuantError):
     """An argument or an option is wrong."""
 
     exit_code = 2
+
+
+def unknown_name(kind: str, name: str, valid: Iterable[str]) -> UsageError:
+    """Return the error for an option `--kind` that got a name which is not in `valid`."""
+    return UsageError(
+        f"{kind} '{name}'",
+        got="an unknown name",
+        expected=" or ".join(valid),
+        remedy=f"Give --{kind} one of these names",
+    )
 
 
 class MissingDependencyError(AccuQuantError):

@@ -62,7 +62,6 @@ class QuantizedLayer(nn.Module):
         # exp(log(s)) is not s in float32: the engine must see the very scale that was evaluated
         self.register_buffer("scale", torch.tensor(qparams.activation_scale).to(device))
         self.learning = False
-        self.enabled = True
         levels = qparams.quantized_weight(weight_of(layer).numpy(force=True))
         self.set_weight(_dequantize(levels, qparams))
         self._correct_bias()
@@ -94,8 +93,7 @@ class QuantizedLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the layer on x [B, C, H, W] or [..., C]."""
-        if self.enabled:
-            x = fake_quantize(x, self.current_scale(), self.qparams.zero_point, self.qmin, self.qmax)
+        x = fake_quantize(x, self.current_scale(), self.qparams.zero_point, self.qmin, self.qmax)
         layer = self.layer
         if isinstance(layer, nn.Conv2d):
             # the layer's own forward would be the same, without a second module call

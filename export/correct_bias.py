@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from accuquant.errors import ExportError
 from accuquant.export.layer_match import constant_array, matched_layers
+from accuquant.export.matmul_bias import added_bias
 from accuquant.export.patch import Patch, dtype_of, take_over
 from accuquant.qparams import FloatArray, LayerQParams
 
@@ -57,15 +58,12 @@ def _correct(graph: ir.Graph, node: ir.Node, name: str, correction: FloatArray) 
 
 def _correct_behind(node: ir.Node, patch: Patch, correction: FloatArray) -> None:
     output = node.outputs[0]
+    found = added_bias(output)
+    if found is not None:
+        merged = (found.bias + correction).astype(dtype_of(output))
+        found.add.replace_input_with(found.side, patch.constant(merged, "bias"))
+        return
     users = list(output.uses())
-    if len(users) == 1 and users[0].node.op_type == "Add" and not output.is_graph_output():
-        add, side = users[0].node, 1 - users[0].idx
-        other = add.inputs[side]
-        bias = constant_array(other) if other is not None else None
-        if bias is not None and bias.ndim == 1:
-            merged = (bias + correction).astype(dtype_of(output))
-            add.replace_input_with(side, patch.constant(merged, "bias"))
-            return
     constant = patch.constant(correction.astype(dtype_of(output)), "bias")
     value = patch.op("Add", [output, constant], name="Add", like=output)
     patch.insert_after(node)

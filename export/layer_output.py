@@ -8,6 +8,7 @@ import onnx_ir as ir
 from accuquant.errors import ExportError
 from accuquant.export.activation_scales import ActivationScales
 from accuquant.export.layer_match import constant_array
+from accuquant.export.matmul_bias import added_bias
 from accuquant.export.patch import Patch, dtype_of, take_over
 from accuquant.export.quantize_weights import dequantized_weight
 from accuquant.qparams import FloatArray
@@ -54,11 +55,10 @@ class LayerOutput:
         """
         if self.node.op_type != "MatMul":
             return
-        bias, last = _bias_behind(self.node.outputs[0])
-        add = last.producer()
-        if bias is not None and add is not None:
-            apart = self.patch.constant(bias.reshape(1, 1, -1).astype(self.dtype), "bias")
-            add.replace_input_with(1 - list(add.inputs).index(self.node.outputs[0]), apart)
+        found = added_bias(self.node.outputs[0])
+        if found is not None:
+            apart = self.patch.constant(found.bias.reshape(1, 1, -1).astype(self.dtype), "bias")
+            found.add.replace_input_with(found.side, apart)
 
     def _addend(self, zero_point: int, bias: FloatArray | None, index: ir.Value | None) -> ir.Value | None:
         if zero_point == 0:
@@ -125,21 +125,8 @@ class LayerOutput:
                 raise _unsupported(self.patch.prefix, "a bias that the graph computes", "a constant bias")
             self.node.resize_inputs(2)
             return bias.reshape(-1), output
-        if self.node.op_type == "MatMul":
-            return _bias_behind(output)
-        return None, output
-
-
-def _bias_behind(output: ir.Value) -> tuple[FloatArray | None, ir.Value]:
-    """Return the constant that the only reader of a MatMul's output adds, and that reader's output."""
-    users = list(output.uses())
-    if len(users) == 1 and users[0].node.op_type == "Add" and not output.is_graph_output():
-        add = users[0].node
-        other = add.inputs[1 - users[0].idx]
-        bias = constant_array(other) if other is not None else None
-        if bias is not None and bias.ndim == 1:
-            return bias, add.outputs[0]
-    return None, output
+        found = added_bias(output) if self.node.op_type == "MatMul" else None
+        return (None, output) if found is None else (found.bias, found.add.outputs[0])
 
 
 def _channel_sum(node: ir.Node) -> FloatArray:

@@ -120,14 +120,6 @@ def test_a_layer_runs_on_quantized_input_and_weight(
     assert np.array_equal(quantized.weight.numpy(), weight_by_hand(qparams, weight))
 
 
-def test_a_disabled_layer_leaves_its_input_alone() -> None:
-    layer = nn.Linear(5, 3)
-    quantized = QuantizedLayer(copy.deepcopy(layer), qparams_of("l", layer), ActiveGroup(GROUPS))
-    quantized.enabled = False
-    x = torch.randn(4, 5)
-    assert torch.equal(quantized(x), functional.linear(x, quantized.weight, layer.bias))
-
-
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_bias_correction_is_added_to_the_bias(bias: bool) -> None:
     layer = nn.Linear(5, 3, bias=bias)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from accuquant.denoising import DenoisingProcess, NetworkFn, ProcessState
-from accuquant.errors import UsageError
+from accuquant.errors import unknown_name
 
 from .trajectory import TrajectoryBatch
 
@@ -114,12 +114,7 @@ GRADIENT_ARMS: dict[str, GradientArm] = {
 def gradient_arm(name: str) -> GradientArm:
     """Return the arm called `name`; raise UsageError that lists them where there is none."""
     if name not in GRADIENT_ARMS:
-        raise UsageError(
-            f"gradient '{name}'",
-            got="an unknown name",
-            expected=" or ".join(GRADIENT_ARMS),
-            remedy="Give --gradient one of these names",
-        )
+        raise unknown_name("gradient", name, GRADIENT_ARMS)
     return GRADIENT_ARMS[name]
 
 

@@ -24,7 +24,6 @@ class LearningSettings:
     gradient: str = "accuquant"
     iterations: int = 100
     learning_rate: float = 1e-2
-    robust: bool = True
 
 
 def sample_errors(end: Tensor, target: Tensor) -> Tensor:
@@ -119,7 +118,6 @@ def _descend(
     optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.iterations)
     rng = torch.Generator().manual_seed(seed)
-    scale = typical if settings.robust else 0.0
     moments = {math.ceil(settings.iterations * quarter / 4) for quarter in (1, 2, 3, 4)}
     for iteration in range(settings.iterations):
         if iteration % len(batches) == 0:
@@ -130,7 +128,7 @@ def _descend(
             process,
             batch.bind(network),
             Segment(batch, steps),
-            lambda end, target: end_point_loss(end, target, scale),
+            lambda end, target: end_point_loss(end, target, typical),
         )
         if not math.isfinite(loss):
             return f"the loss became {loss} at iteration {iteration + 1}"

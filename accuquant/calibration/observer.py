@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from accuquant.errors import UsageError
+from accuquant.errors import unknown_name
 from accuquant.qparams import FloatArray, along_axis, level_bounds
 
 Float32 = npt.NDArray[np.float32]
@@ -33,8 +33,8 @@ def percentile_scale(values: FloatArray, bits: int, zero_point: int = 0) -> floa
 def mse_scale(values: FloatArray, bits: int, zero_point: int = 0) -> float:
     """Return the scale with the least mean squared quantization error over `values` [N].
 
-    Searches 80 scales between 0.2 and 1 times the min-max scale (fewer levels clip less well), on a
-    subset of about 4096 evenly spaced values.
+    Searches 80 scales between 0.2 and 1 times the min-max scale (from 0.05 at 4 bits and below), on a
+    subset of 4096 to 8191 evenly spaced values.
     """
     limit = min_max_scale(values, bits, zero_point)
     subset = values[:: max(1, values.size // 4096)]
@@ -53,12 +53,7 @@ OBSERVERS: dict[str, Observer] = {
 def observer_named(name: str) -> Observer:
     """Return the observer called `name`; raise UsageError that lists them where there is none."""
     if name not in OBSERVERS:
-        raise UsageError(
-            f"observer '{name}'",
-            got="an unknown name",
-            expected=" or ".join(OBSERVERS),
-            remedy="Give --observer one of these names",
-        )
+        raise unknown_name("observer", name, OBSERVERS)
     return OBSERVERS[name]
 
 

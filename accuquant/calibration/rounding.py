@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from accuquant.errors import UsageError
+from accuquant.errors import unknown_name
 from accuquant.network import weight_of
 from accuquant.qparams import LayerQParams, level_bounds
 
@@ -23,12 +23,7 @@ _BLOCK = 128
 def check_rounding(name: str) -> None:
     """Raise UsageError, with the valid names, unless `name` is one of ROUNDINGS."""
     if name not in ROUNDINGS:
-        raise UsageError(
-            f"rounding '{name}'",
-            got="an unknown name",
-            expected=" or ".join(ROUNDINGS),
-            remedy="Give --rounding one of these names",
-        )
+        raise unknown_name("rounding", name, ROUNDINGS)
 
 
 def compensate(layer: nn.Module, qparams: LayerQParams, moments: Moments) -> LayerQParams:
