@@ -62,3 +62,30 @@ def tiny_source(tiny_pipeline: Path) -> Source:
     from accuquant.pipelines import load_source
 
     return load_source(tiny_pipeline)
+
+
+@pytest.fixture(scope="session")
+def make_text_unet() -> Callable[..., nn.Module]:
+    """Return a function that builds a UNet2DConditionModel as in Stable Diffusion, 8x8 latents, random."""
+
+    def make(seed: int = 0, **changes: Any) -> nn.Module:
+        import torch
+        from diffusers import UNet2DConditionModel
+
+        config = {
+            "sample_size": 8,
+            "in_channels": 4,
+            "out_channels": 4,
+            "layers_per_block": 1,
+            "block_out_channels": (8, 16),
+            "norm_num_groups": 4,
+            "attention_head_dim": 2,
+            "cross_attention_dim": 16,
+            "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        }
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return UNet2DConditionModel(**(config | changes)).eval()
+
+    return make

@@ -41,7 +41,7 @@ def calibrate(
         num_train_timesteps=process.num_train_timesteps,
     )
     work = WorkFolder(Path(output), _identity(source, settings))
-    batches = work.load_trajectories(process)
+    batches = work.load_trajectories()
     initial = work.load_initial()
     if batches is None or initial is None:
         batches, initial = prepare(source, settings, process, groups, shown)
