@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from torch import nn
 
 from accuquant.errors import SourceError
 from accuquant.network import signature_of
-from accuquant.schedulers import float_timesteps
 from accuquant.signature import Signature
 
 #: Pipeline attributes that hold the denoising network.
@@ -49,18 +48,14 @@ def load_source(source: str | Path) -> Source:
             remedy="Use a diffusion pipeline",
         )
     network = _load_part(folder, index, component).eval().requires_grad_(False)
-    scheduler = _load_part(folder, index, "scheduler")
-    signature = signature_of(network)
-    if float_timesteps(scheduler):
-        signature = replace(signature, timestep=replace(signature.timestep, dtype="float32"))
     return Source(
         name=str(source),
         folder=folder,
         pipeline_class=str(index.get("_class_name", "DiffusionPipeline")),
         component=component,
         network=network,
-        scheduler=scheduler,
-        signature=signature,
+        scheduler=_load_part(folder, index, "scheduler"),
+        signature=signature_of(network),
     )
 
 

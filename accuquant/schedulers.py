@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from accuquant.errors import CalibrationError
@@ -18,11 +17,9 @@ from accuquant.errors import CalibrationError
 class SchedulerFacts:
     """What the simulation has to know about a scheduler class.
 
-    `float_timesteps`: it may visit fractions of a training timestep, so that an exported graph needs a
-    float input there. `written_in_place`: attributes whose tensors a step changes, which are copied.
+    `written_in_place`: attributes whose tensors a step changes, which are copied.
     """
 
-    float_timesteps: bool = False
     written_in_place: tuple[str, ...] = ()
 
 
@@ -31,13 +28,13 @@ SCHEDULERS: dict[str, SchedulerFacts] = {
     "DDIMScheduler": SchedulerFacts(),
     "DDPMScheduler": SchedulerFacts(),
     "PNDMScheduler": SchedulerFacts(written_in_place=("cur_model_output",)),
-    "EulerDiscreteScheduler": SchedulerFacts(float_timesteps=True),
-    "EulerAncestralDiscreteScheduler": SchedulerFacts(float_timesteps=True),
-    "HeunDiscreteScheduler": SchedulerFacts(float_timesteps=True),
+    "EulerDiscreteScheduler": SchedulerFacts(),
+    "EulerAncestralDiscreteScheduler": SchedulerFacts(),
+    "HeunDiscreteScheduler": SchedulerFacts(),
     "DPMSolverMultistepScheduler": SchedulerFacts(),
     "UniPCMultistepScheduler": SchedulerFacts(),
     "LCMScheduler": SchedulerFacts(),
-    "FlowMatchEulerDiscreteScheduler": SchedulerFacts(float_timesteps=True),
+    "FlowMatchEulerDiscreteScheduler": SchedulerFacts(),
 }
 
 
@@ -151,12 +148,3 @@ def _same(value: Any, fresh: Any) -> bool:
         return True
     plain = (bool, int, float, str)
     return isinstance(value, plain) and isinstance(fresh, plain) and bool(value == fresh)
-
-
-def float_timesteps(scheduler: Any) -> bool:
-    """Say whether `scheduler`, of a known class or not, may visit fractions of a training timestep."""
-    facts = SCHEDULERS.get(type(scheduler).__name__)
-    if facts is not None:
-        return facts.float_timesteps
-    timesteps = getattr(scheduler, "timesteps", None)
-    return isinstance(timesteps, torch.Tensor) and timesteps.is_floating_point()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from accuquant.errors import SourceError
 from accuquant.pipelines import load_source
@@ -165,14 +163,3 @@ def test_weights_that_lack_a_tensor_are_not_filled_with_random_values(folder: Pa
     save_file(tensors, path, {"format": "pt"})
     with pytest.raises(SourceError, match=r"conv_out.weight"):
         load_source(folder)
-
-
-@pytest.mark.parametrize(
-    ("scheduler", "dtype"), [("DDIMScheduler", "int64"), ("EulerDiscreteScheduler", "float32")]
-)
-def test_the_timestep_is_a_float_where_the_scheduler_visits_fractions(
-    scheduler: str, dtype: str, tmp_path: Path, make_unet: Callable[..., nn.Module]
-) -> None:
-
-    diffusers.DDPMPipeline(make_unet(), getattr(diffusers, scheduler)()).save_pretrained(tmp_path)
-    assert load_source(tmp_path).signature.timestep.dtype == dtype

@@ -23,7 +23,7 @@ from accuquant.groups import StepGroups
 from accuquant.guidance import Guidance
 from accuquant.network import call
 from accuquant.qparams import LayerQParams, fingerprint
-from accuquant.schedulers import SCHEDULERS, float_timesteps
+from accuquant.schedulers import SCHEDULERS
 from accuquant.simulate import quantize_network, quantized_layers
 from accuquant.start import Start
 
@@ -259,13 +259,6 @@ def test_the_copied_gradient_is_finite_and_leaves_the_trajectory_alone(name: str
     assert gradient.abs().max() > 0
     latents, _ = rollout(process, batch.bind(Wave()), Segment(batch, range(1, 5)))
     assert all(torch.equal(a, b) for a, b in zip(latents, before[1:6], strict=True))
-
-
-@every_scheduler
-def test_timesteps_are_fractions_only_where_the_facts_say_so(name: str) -> None:
-    process = DenoisingProcess(make_scheduler(name), 7)
-    fractions = any(t != int(t) for t in process.timesteps)
-    assert float_timesteps(process.scheduler) >= fractions
 
 
 @every_scheduler
