@@ -87,9 +87,10 @@ class EngineUNet(ModelMixin):
         call = self._forward_signature.bind(self, sample, timestep, *args, **kwargs)
         arguments = {k: v for k, v in call.arguments.items() if k not in ("self", "sample", "timestep")}
         return_dict = arguments.pop("return_dict", True)
+        signature = self.engine_model.manifest.signature
         prediction = self.engine_model(
-            _to_numpy(sample, self.engine_model.manifest.signature.sample),
-            _single_timestep(timestep),
+            _to_numpy(sample, signature.sample),
+            _single_timestep(timestep) * signature.timestep_divisor,
             self._conditioning_arrays(arguments),
         )
         output = torch.from_numpy(prediction).to(sample.device, sample.dtype)
