@@ -8,6 +8,7 @@ COMMANDS = {
     "calibrate": "calibrate",
     "export": "export",
     "check": "check",
+    "audit": "audit",
     "sample": "sample",
     "verify": "verify",
     "doctor": "doctor",
