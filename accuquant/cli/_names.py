@@ -9,6 +9,7 @@ COMMANDS = {
     "export": "export",
     "check": "check",
     "audit": "audit",
+    "build": "build",
     "sample": "sample",
     "verify": "verify",
     "doctor": "doctor",

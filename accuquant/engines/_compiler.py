@@ -16,6 +16,13 @@ Report = Callable[[dict[str, Any]], None]
 _COMPATIBILITY = {"ampere+": "AMPERE_PLUS", "sameComputeCapability": "SAME_COMPUTE_CAPABILITY"}
 _REMEDY = "Run `accuquant check` on the model: it names what TensorRT cannot compile"
 
+#: Part of what the builder says -> what to do about it.
+_REFUSALS = {
+    "libnvinfer_lean": "Leave --versionCompatible out: this library has no lean runtime",
+    "status == CUDA_SUCCESS": "Without a GPU leave --refit and --stripWeights out, or build where the GPU is",
+    "driver version is insufficient": "Build on the machine that has the GPU, or give --backend tensorrt_rtx",
+}
+
 
 def compile_request(library: str, request: dict[str, Any], report: Report) -> None:
     """Compile request["model"] into request["plan"] with the package `library`.
@@ -31,12 +38,7 @@ def compile_request(library: str, request: dict[str, Any], report: Report) -> No
         config = configure(trt, builder, network, request, make_monitor(trt, report))
         plan = builder.build_serialized_network(network, config)
         if plan is None:
-            raise EngineError(
-                f"model '{request['model']}'",
-                got=f"a refusal ({logger.first_error or 'without a reason'})",
-                expected="a network that TensorRT can build",
-                remedy=_REMEDY,
-            )
+            raise refused(request["model"], logger.first_error or "without a reason")
         del parser  # owns what the network refers to until here
         _save_timing_cache(trt, config, request["timing_cache"])
         with open(request["plan"], "wb") as file:
@@ -124,6 +126,20 @@ def configure(trt: Any, builder: Any, network: Any, request: dict[str, Any], mon
     if cache is not None and Path(cache).is_file():
         common["load_timing_cache"] = cache
     return create_config(builder, network, tf32=request["tf32"], **common)
+
+
+def refused(model: str, reason: str) -> EngineError:
+    """Return the error for a network that the builder does not take, with the remedy for its `reason`."""
+    remedy = _REMEDY
+    for part, known in _REFUSALS.items():
+        if part in reason:
+            remedy = known
+    return EngineError(
+        f"model '{model}'",
+        got=f"a refusal ({reason})",
+        expected="a network and options that TensorRT can build",
+        remedy=remedy,
+    )
 
 
 def _profiles(kind: Any, network: Any, ranges: dict[str, list[list[int]]]) -> list[Any]:

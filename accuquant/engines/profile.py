@@ -23,20 +23,22 @@ def read_inputs(model: Path) -> tuple[dict[str, tuple[Dim, ...]], dict[str, int]
     The sizes are those of the signature that AccuQuant's export leaves in the file, else empty. Raises
     SourceError for a file that is missing, damaged or not ONNX.
     """
-    try:
-        proto = onnx.load(model, load_external_data=False)
-        metadata = {entry.key: entry.value for entry in proto.metadata_props}
-        signature = Signature.from_dict(json.loads(metadata[_SIGNATURE])) if _SIGNATURE in metadata else None
-    except Exception as fault:  # protobuf's exceptions depend on its implementation
-        raise SourceError(
-            f"model '{model}'",
-            got="no such file" if isinstance(fault, FileNotFoundError) else "a file that is not ONNX",
-            expected="an .onnx file",
-            remedy="Check the path, or export the model again",
-        ) from fault
+    proto = _load(model)
+    metadata = _metadata(proto)
+    sizes: dict[str, int] = {}
+    if _SIGNATURE in metadata:
+        try:
+            sizes = dict(Signature.from_dict(json.loads(metadata[_SIGNATURE])).sizes)
+        except (KeyError, TypeError, ValueError, AttributeError) as fault:
+            raise _unreadable(model, f"a damaged entry {_SIGNATURE}") from fault
     weights = {tensor.name for tensor in proto.graph.initializer}
     shapes = {value.name: _shape(value) for value in proto.graph.input if value.name not in weights}
-    return shapes, dict(signature.sizes) if signature else {}
+    return shapes, sizes
+
+
+def read_metadata(model: Path) -> dict[str, str]:
+    """Return the metadata entries of an .onnx file. Raises SourceError for a file that cannot be read."""
+    return _metadata(_load(model))
 
 
 def static_profile(
@@ -73,4 +75,26 @@ def _shape(value: onnx.ValueInfoProto) -> tuple[Dim, ...]:
     return tuple(
         extent.dim_value if extent.HasField("dim_value") else extent.dim_param or f"extent {axis}"
         for axis, extent in extents
+    )
+
+
+def _load(model: Path) -> onnx.ModelProto:
+    try:
+        return onnx.load(model, load_external_data=False)
+    except FileNotFoundError as fault:
+        raise _unreadable(model, "no such file") from fault
+    except Exception as fault:  # protobuf's exceptions depend on its implementation
+        raise _unreadable(model, "a file that is not ONNX") from fault
+
+
+def _metadata(proto: onnx.ModelProto) -> dict[str, str]:
+    return {entry.key: entry.value for entry in proto.metadata_props}
+
+
+def _unreadable(model: Path, got: str) -> SourceError:
+    return SourceError(
+        f"model '{model}'",
+        got=got,
+        expected="an .onnx file",
+        remedy="Check the path, or export the model again",
     )
