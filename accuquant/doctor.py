@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import os
 import platform
@@ -67,14 +68,17 @@ def examine() -> list[Finding]:
         Finding("Python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
         _processor(),
         _disk(),
+        _gpu(),
         *(_package(name, extra) for name, extra in _PACKAGES.items()),
         *(_attempt(subject, module, try_it) for subject, module, try_it in _TRIALS),
     ]
 
 
-def works(findings: list[Finding]) -> bool:
-    """Return whether nothing is broken."""
-    return all(finding.status != "broken" for finding in findings)
+def works(findings: list[Finding], *, gpu: bool = False) -> bool:
+    """Return whether nothing is broken and, if `gpu`, whether TensorRT imports and a GPU answers."""
+    fine = {finding.subject for finding in findings if finding.status == "ok"}
+    on_gpu = "NVIDIA GPU" in fine and not fine.isdisjoint({"TensorRT", "TensorRT for RTX"})
+    return all(finding.status != "broken" for finding in findings) and (on_gpu or not gpu)
 
 
 def _processor() -> Finding:
@@ -111,6 +115,28 @@ def _disk() -> Finding:
             "disk", "warning", detail, "Large models need about three times their size; free some space"
         )
     return Finding("disk", "ok", detail)
+
+
+def _gpu() -> Finding:
+    """Ask the driver itself: packages that use it differ in what they say without one."""
+    try:
+        driver = ctypes.CDLL(_CUDA_DRIVER)
+    except OSError:
+        remedy = "For a GPU: install its driver; in a container: docker run --gpus all"
+        return Finding("NVIDIA GPU", "absent", f"no NVIDIA driver ({_CUDA_DRIVER}) here", remedy)
+    count = ctypes.c_int(0)
+    code = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    if code or not count.value:
+        detail = f"the driver answers with CUDA error {code}" if code else "a driver, but no GPU"
+        return Finding("NVIDIA GPU", "warning", detail, "Look at what nvidia-smi says")
+    return Finding("NVIDIA GPU", "ok", ", ".join(_gpu_name(driver, index) for index in range(count.value)))
+
+
+def _gpu_name(driver: ctypes.CDLL, index: int) -> str:
+    """Return a name; the driver's functions return 0 where they succeed."""
+    device, name = ctypes.c_int(), ctypes.create_string_buffer(256)
+    code = driver.cuDeviceGet(ctypes.byref(device), index) or driver.cuDeviceGetName(name, 256, device)
+    return f"GPU {index} (CUDA error {code})" if code else name.value.decode()
 
 
 def _package(name: str, extra: str) -> Finding:
@@ -195,6 +221,8 @@ def _expect_quantized(output: npt.NDArray[np.float32]) -> None:
 
 
 _MAIN_ENGINE = "openvino"
+#: The library that comes with NVIDIA's driver; the container toolkit mounts it into containers.
+_CUDA_DRIVER = "nvcuda.dll" if platform.system() == "Windows" else "libcuda.so.1"
 _INPUT = np.array([0.3, -1.1, 2.0], np.float32)
 _OUTPUT = np.array([0.5, -1.0, 2.0], np.float32)
 #: (what is tried, the module it needs, the trial)

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import ctypes
 import json
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -60,3 +63,70 @@ def test_low_disk_space_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     findings = {finding.subject: finding for finding in doctor.examine()}
     assert findings["disk"].status == "warning"
     assert "free some space" in findings["disk"].remedy
+
+
+class _Driver:
+    """A CUDA driver with the GPUs `names`, or one whose every function returns `code`."""
+
+    def __init__(self, *names: str, code: int = 0) -> None:
+        self.names, self.code = names, code
+
+    def cuInit(self, flags: int) -> int:  # noqa: N802 (the driver's own names)
+        return self.code
+
+    def cuDeviceGetCount(self, count: Any) -> int:  # noqa: N802
+        count._obj.value = len(self.names)
+        return self.code
+
+    def cuDeviceGet(self, device: Any, index: int) -> int:  # noqa: N802
+        device._obj.value = index
+        return self.code
+
+    def cuDeviceGetName(self, name: Any, size: int, device: Any) -> int:  # noqa: N802
+        name.value = self.names[device.value].encode()[: size - 1]
+        return self.code
+
+
+def _load(driver: _Driver | None) -> Callable[[str], _Driver]:
+    def load(name: str) -> _Driver:
+        if driver is None:
+            raise OSError(f"{name}: cannot open shared object file")
+        return driver
+
+    return load
+
+
+@pytest.mark.parametrize(
+    ("driver", "status", "detail"),
+    [
+        (None, "absent", "no NVIDIA driver"),
+        (_Driver("NVIDIA L4", "NVIDIA L40S"), "ok", "NVIDIA L4, NVIDIA L40S"),
+        (_Driver(), "warning", "a driver, but no GPU"),
+        (_Driver("NVIDIA L4", code=803), "warning", "CUDA error 803"),
+    ],
+)
+def test_asks_the_driver_for_gpus(
+    monkeypatch: pytest.MonkeyPatch, driver: _Driver | None, status: str, detail: str
+) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", _load(driver))
+    finding = doctor._gpu()
+    assert (finding.subject, finding.status) == ("NVIDIA GPU", status)
+    assert detail in finding.detail
+
+
+@pytest.mark.parametrize(
+    ("gpu", "tensorrt", "works"),
+    [("ok", "ok", True), ("ok", "absent", False), ("absent", "ok", False), ("warning", "ok", False)],
+)
+def test_gpu_wants_a_gpu_and_tensorrt(gpu: doctor.Status, tensorrt: doctor.Status, works: bool) -> None:
+    findings = [Finding("NVIDIA GPU", gpu, ""), Finding("TensorRT", tensorrt, "")]
+    assert doctor.works(findings, gpu=True) is works
+    assert doctor.works(findings)
+
+
+def test_the_option_gpu_exits_with_1_without_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "_CUDA_DRIVER", "no-such-driver.so")
+    assert main(["doctor", "--gpu"]) == 1
+    assert "TensorRT engines cannot be run here" in capsys.readouterr().out
