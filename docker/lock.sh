@@ -17,3 +17,4 @@ lock 3.12 pyproject.toml docker/requirements-gpu.txt --no-emit-package openvino-
   --no-emit-package tensorrt --no-emit-package tensorrt-cu13 --no-emit-package tensorrt-cu13-bindings \
   --no-emit-package tensorrt-cu13-libs --no-emit-package onnxruntime-gpu --no-emit-package flatbuffers
 lock 3.11 docker/requirements-build.in docker/requirements-build.txt
+lock 3.10 docker/requirements-lint.in docker/requirements-lint.txt
