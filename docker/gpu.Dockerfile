@@ -8,8 +8,10 @@ ARG BASE=nvcr.io/nvidia/tensorrt:26.08-py3
 
 FROM ${BASE} AS build
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends python3-pip=24.* python3-venv=3.12.* \
+    && apt-get install --yes --no-install-recommends python3-pip=24.* \
     && rm -rf /var/lib/apt/lists/*
+# Some of NVIDIA's images set constraints for pip, which the lock does not need.
+ENV PIP_CONSTRAINT=
 WORKDIR /src
 COPY docker/requirements-build.txt docker/requirements-gpu.txt docker/
 # The environment sees the base's packages, of which it needs tensorrt, and installs its own over them.
