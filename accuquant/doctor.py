@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import os
 import platform
@@ -16,6 +15,9 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+
+from accuquant.errors import EngineError, MissingDependencyError
+from accuquant.gpu import find_gpu
 
 Status = Literal["ok", "absent", "warning", "broken"]
 
@@ -36,6 +38,7 @@ _PACKAGES = {
     "tensorrt": "gpu",
     "polygraphy": "gpu",
     "tensorrt-rtx": "tensorrt-rtx",
+    "cuda-bindings": "gpu",
 }
 #: Free bytes below which an export of a large model is likely to fail.
 _ROOMY = 10 * 1024**3
@@ -118,25 +121,15 @@ def _disk() -> Finding:
 
 
 def _gpu() -> Finding:
-    """Ask the driver itself: packages that use it differ in what they say without one."""
     try:
-        driver = ctypes.CDLL(_CUDA_DRIVER)
-    except OSError:
-        remedy = "For a GPU: install its driver; in a container: docker run --gpus all"
-        return Finding("NVIDIA GPU", "absent", f"no NVIDIA driver ({_CUDA_DRIVER}) here", remedy)
-    count = ctypes.c_int(0)
-    code = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
-    if code or not count.value:
-        detail = f"the driver answers with CUDA error {code}" if code else "a driver, but no GPU"
-        return Finding("NVIDIA GPU", "warning", detail, "Look at what nvidia-smi says")
-    return Finding("NVIDIA GPU", "ok", ", ".join(_gpu_name(driver, index) for index in range(count.value)))
-
-
-def _gpu_name(driver: ctypes.CDLL, index: int) -> str:
-    """Return a name; the driver's functions return 0 where they succeed."""
-    device, name = ctypes.c_int(), ctypes.create_string_buffer(256)
-    code = driver.cuDeviceGet(ctypes.byref(device), index) or driver.cuDeviceGetName(name, 256, device)
-    return f"GPU {index} (CUDA error {code})" if code else name.value.decode()
+        gpu = find_gpu()
+    except MissingDependencyError as fault:
+        return Finding("NVIDIA GPU", "absent", f"not looked for: {fault.got}", fault.remedy)
+    except EngineError as fault:
+        remedy = f"{fault.remedy}. In a container: docker run --gpus all"
+        return Finding("NVIDIA GPU", "absent", fault.got, remedy)
+    driver = ".".join(map(str, gpu.driver))
+    return Finding("NVIDIA GPU", "ok", f"{gpu.name} ({gpu.target}), driver for CUDA {driver}")
 
 
 def _package(name: str, extra: str) -> Finding:
@@ -221,8 +214,6 @@ def _expect_quantized(output: npt.NDArray[np.float32]) -> None:
 
 
 _MAIN_ENGINE = "openvino"
-#: The library that comes with NVIDIA's driver; the container toolkit mounts it into containers.
-_CUDA_DRIVER = "nvcuda.dll" if platform.system() == "Windows" else "libcuda.so.1"
 _INPUT = np.array([0.3, -1.1, 2.0], np.float32)
 _OUTPUT = np.array([0.5, -1.0, 2.0], np.float32)
 #: (what is tried, the module it needs, the trial)

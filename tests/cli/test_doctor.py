@@ -1,16 +1,16 @@
 from __future__ import annotations
 
-import ctypes
 import json
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from accuquant import doctor
 from accuquant.cli.main import main
 from accuquant.doctor import Finding
+from accuquant.errors import AccuQuantError, EngineError, MissingDependencyError
+from accuquant.gpu import Gpu
 
 
 def test_finds_a_working_installation_here(capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,53 +65,38 @@ def test_low_disk_space_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "free some space" in findings["disk"].remedy
 
 
-class _Driver:
-    """A CUDA driver with the GPUs `names`, or one whose every function returns `code`."""
+def _answer(answer: Gpu | AccuQuantError) -> Callable[[], Gpu]:
+    def find() -> Gpu:
+        if isinstance(answer, AccuQuantError):
+            raise answer
+        return answer
 
-    def __init__(self, *names: str, code: int = 0) -> None:
-        self.names, self.code = names, code
-
-    def cuInit(self, flags: int) -> int:  # noqa: N802 (the driver's own names)
-        return self.code
-
-    def cuDeviceGetCount(self, count: Any) -> int:  # noqa: N802
-        count._obj.value = len(self.names)
-        return self.code
-
-    def cuDeviceGet(self, device: Any, index: int) -> int:  # noqa: N802
-        device._obj.value = index
-        return self.code
-
-    def cuDeviceGetName(self, name: Any, size: int, device: Any) -> int:  # noqa: N802
-        name.value = self.names[device.value].encode()[: size - 1]
-        return self.code
-
-
-def _load(driver: _Driver | None) -> Callable[[str], _Driver]:
-    def load(name: str) -> _Driver:
-        if driver is None:
-            raise OSError(f"{name}: cannot open shared object file")
-        return driver
-
-    return load
+    return find
 
 
 @pytest.mark.parametrize(
-    ("driver", "status", "detail"),
+    ("answer", "status", "detail"),
     [
-        (None, "absent", "no NVIDIA driver"),
-        (_Driver("NVIDIA L4", "NVIDIA L40S"), "ok", "NVIDIA L4, NVIDIA L40S"),
-        (_Driver(), "warning", "a driver, but no GPU"),
-        (_Driver("NVIDIA L4", code=803), "warning", "CUDA error 803"),
+        (Gpu("NVIDIA L4", (8, 9), (13, 3)), "ok", "NVIDIA L4 (sm89), driver for CUDA 13.3"),
+        (
+            EngineError("GPU", got="no NVIDIA driver", expected="one", remedy="x"),
+            "absent",
+            "no NVIDIA driver",
+        ),
+        (
+            MissingDependencyError("CUDA", got="no package", expected="one", remedy="x"),
+            "absent",
+            "no package",
+        ),
     ],
 )
-def test_asks_the_driver_for_gpus(
-    monkeypatch: pytest.MonkeyPatch, driver: _Driver | None, status: str, detail: str
+def test_asks_the_driver_for_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, answer: Gpu | AccuQuantError, status: str, detail: str
 ) -> None:
-    monkeypatch.setattr(ctypes, "CDLL", _load(driver))
-    finding = doctor._gpu()
-    assert (finding.subject, finding.status) == ("NVIDIA GPU", status)
-    assert detail in finding.detail
+    monkeypatch.setattr(doctor, "find_gpu", _answer(answer))
+    findings = {finding.subject: finding for finding in doctor.examine()}
+    assert findings["NVIDIA GPU"].status == status
+    assert detail in findings["NVIDIA GPU"].detail
 
 
 @pytest.mark.parametrize(
@@ -127,6 +112,7 @@ def test_gpu_wants_a_gpu_and_tensorrt(gpu: doctor.Status, tensorrt: doctor.Statu
 def test_the_option_gpu_exits_with_1_without_a_gpu(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(doctor, "_CUDA_DRIVER", "no-such-driver.so")
+    fault = EngineError("GPU", got="no NVIDIA driver", expected="one", remedy="Install it")
+    monkeypatch.setattr(doctor, "find_gpu", _answer(fault))
     assert main(["doctor", "--gpu"]) == 1
     assert "TensorRT engines cannot be run here" in capsys.readouterr().out
