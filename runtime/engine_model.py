@@ -71,7 +71,7 @@ class EngineModel:
     def __call__(
         self, sample: Array, timestep: float, conditioning: Mapping[str, Array] | None = None
     ) -> Array:
-        """Predict for sample [B, C, H, W] at one timestep shared by the batch -> [B, C', H, W].
+        """Predict for sample [B, C, H, W] at one of the scheduler's timesteps, shared by the batch.
 
         `conditioning` maps the names in the manifest's signature to arrays. Values are converted to the
         graph's types. The result is a new array. Raises UsageError outside the calibrated timesteps.
@@ -83,7 +83,7 @@ class EngineModel:
         feeds: dict[str, Array] = {}
         for spec in runner.input_specs:
             if spec.name == signature.timestep.name:
-                feeds[spec.name] = self.timestep_array(spec, timestep)
+                feeds[spec.name] = _timestep_array(spec, timestep / signature.timestep_divisor)
             elif spec.name in given:
                 feeds[spec.name] = _converted(spec, given.pop(spec.name))
         feeds.update(given)  # what no input takes: the runner refuses it with the names it has
@@ -103,9 +103,12 @@ class EngineModel:
                 return spec.shape[0]
         return None
 
-    def timestep_array(self, spec: TensorSpec, timestep: float) -> Array:
-        """Return the graph's timestep input `spec` for the scheduler's timestep. Raises UsageError."""
-        return _timestep_array(spec, timestep)
+    def timestep_array(self, timestep: float) -> Array:
+        """Return the graph's input for the scheduler's `timestep`; loads the graph. Raises UsageError."""
+        runner, signature = self._runner(timestep), self.manifest.signature
+        runner.activate()
+        spec = next((s for s in runner.input_specs if s.name == signature.timestep.name), signature.timestep)
+        return _timestep_array(spec, timestep / signature.timestep_divisor)
 
     def predict_on_device(
         self,
@@ -116,8 +119,8 @@ class EngineModel:
     ) -> None:
         """Predict from arrays on the GPU, the timestep among them, into what `allocate` returns.
 
-        `timestep` is its value, which finds the step group. The host neither waits nor sees a value; see
-        TensorRtRunner.infer_on_device. Raises UsageError outside the calibrated timesteps.
+        `timestep` is the scheduler's value, which finds the step group. The host neither waits nor sees a
+        value; see TensorRtRunner.infer_on_device. Raises UsageError outside the calibrated timesteps.
         """
         runner = self._runner(timestep)
         runner.activate()

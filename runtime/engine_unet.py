@@ -88,12 +88,14 @@ class EngineUNet(ModelMixin):
         call = self._forward_signature.bind(self, sample, timestep, *args, **kwargs)
         arguments = {k: v for k, v in call.arguments.items() if k not in ("self", "sample", "timestep")}
         return_dict = arguments.pop("return_dict", True)
+        signature = self.engine_model.manifest.signature
+        value = _single_timestep(timestep) * signature.timestep_divisor
         if sample.is_cuda and self.engine_model.runs_on_device:
-            output = self._predict_on_device(sample, timestep, arguments)
+            output = self._predict_on_device(sample, value, arguments)
             return self._output(sample=output) if return_dict else (output,)
         prediction = self.engine_model(
-            _to_numpy(sample, self.engine_model.manifest.signature.sample),
-            _single_timestep(timestep),
+            _to_numpy(sample, signature.sample),
+            value,
             {
                 name: _to_numpy(tensor, self._conditioning_specs[name])
                 for name, tensor in self._conditioning(arguments).items()
@@ -112,12 +114,11 @@ class EngineUNet(ModelMixin):
         )
 
     def _predict_on_device(
-        self, sample: torch.Tensor, timestep: torch.Tensor | float, arguments: dict[str, Any]
+        self, sample: torch.Tensor, timestep: float, arguments: dict[str, Any]
     ) -> torch.Tensor:
         """Predict without a value passing the host, but for the timestep, which finds the step group."""
         signature = self.engine_model.manifest.signature
-        value = _single_timestep(timestep)
-        array = self.engine_model.timestep_array(signature.timestep, value)
+        array = self.engine_model.timestep_array(timestep)
         # A fill is a kernel: a copy from the host could wait for the steps before.
         at = torch.full(array.shape, array.flat[0].item(), device=sample.device, dtype=torch.float64)
         tensors = {
@@ -134,7 +135,7 @@ class EngineUNet(ModelMixin):
 
         stream = torch.cuda.current_stream(sample.device).cuda_stream
         feeds = {name: _device_array(tensor) for name, tensor in tensors.items()}
-        self.engine_model.predict_on_device(feeds, value, allocate, stream)
+        self.engine_model.predict_on_device(feeds, timestep, allocate, stream)
         return outputs[signature.output.name].to(sample.dtype)
 
     def _conditioning(self, arguments: dict[str, Any]) -> dict[str, torch.Tensor]:

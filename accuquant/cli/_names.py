@@ -8,6 +8,7 @@ COMMANDS = {
     "calibrate": "calibrate",
     "export": "export",
     "check": "check",
+    "audit": "audit",
     "build": "build",
     "sample": "sample",
     "verify": "verify",
