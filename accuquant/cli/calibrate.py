@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 #: Spelled out so that --help need not load torch; the library knows the same names.
 GRADIENTS = ("accuquant", "independent", "exact", "checkpoint")
-OBSERVERS = ("mse", "minmax", "percentile")
+OBSERVERS = ("mse", "norm", "minmax", "percentile")
 ROUNDINGS = ("gptq", "nearest")
 _BITS = click.IntRange(2, 8)
 _COUNT = click.IntRange(min=1)
