@@ -19,6 +19,7 @@ from accuquant.runtime.tensorrt_library import (
     deserialize,
     import_library,
     make_logger,
+    refusal,
 )
 from accuquant.signature import TensorSpec
 
@@ -107,14 +108,25 @@ def load_engine(path: Path, *, cuda_graph: bool) -> LoadedEngine:
     config.set_execution_context_allocation_strategy(library.ExecutionContextAllocationStrategy.USER_MANAGED)
     cache, records_itself = None, False
     if manifest.library == "tensorrt_rtx":
-        cache = config.create_runtime_cache()
-        load_runtime_cache(cache, path, manifest)
-        config.set_runtime_cache(cache)
+        cache = _use_runtime_cache(config, path, manifest)
         if cuda_graph:
-            config.cuda_graph_strategy = library.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            _record_in_library(config, library)
             records_itself = True
-    context = engine.create_execution_context(config)
-    loaded = LoadedEngine(path, manifest, library, logger, runtime, engine, context, cache, records_itself)
+    context: tensorrt.IExecutionContext | None = engine.create_execution_context(config)
     if context is None:
-        raise loaded.failed("no execution context")
-    return loaded
+        raise refusal(path, logger.errors, manifest)
+    return LoadedEngine(path, manifest, library, logger, runtime, engine, context, cache, records_itself)
+
+
+# What only TensorRT for RTX has; the types of tensorrt know nothing of it.
+
+
+def _use_runtime_cache(config: Any, path: Path, manifest: EngineManifest) -> Any:
+    cache = config.create_runtime_cache()
+    load_runtime_cache(cache, path, manifest)
+    config.set_runtime_cache(cache)
+    return cache
+
+
+def _record_in_library(config: Any, library: Any) -> None:
+    config.cuda_graph_strategy = library.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE

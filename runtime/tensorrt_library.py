@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accuquant.engine_manifest import EngineManifest
 from accuquant.errors import EngineError, MissingDependencyError
 from accuquant.gpu import Gpu
+
+if TYPE_CHECKING:
+    import tensorrt
 
 _EXTRAS = {"tensorrt": "gpu", "tensorrt_rtx": "tensorrt-rtx"}
 _AMPERE = (8, 0)
@@ -76,12 +79,14 @@ def make_logger(trt: Any) -> Any:
     return Keeper()
 
 
-def deserialize(trt: Any, logger: Any, engine: Path, manifest: EngineManifest) -> tuple[Any, Any]:
+def deserialize(
+    trt: Any, logger: Any, engine: Path, manifest: EngineManifest
+) -> tuple[tensorrt.Runtime, tensorrt.ICudaEngine]:
     """Return (runtime, engine) of the file `engine`. Raises EngineError with what TensorRT said."""
-    runtime = trt.Runtime(logger)
+    runtime: tensorrt.Runtime | None = trt.Runtime(logger)
     if runtime is None:
         raise refusal(engine, logger.errors, manifest)
-    loaded = runtime.deserialize_cuda_engine(engine.read_bytes())
+    loaded: tensorrt.ICudaEngine | None = runtime.deserialize_cuda_engine(engine.read_bytes())
     if loaded is None:
         raise refusal(engine, logger.errors, manifest)
     return runtime, loaded

@@ -55,7 +55,7 @@ def list_jobs(
     """
     source = Path(source)
     library = resolve_backend(backend)
-    root, graphs = _graphs(source)
+    root, graphs, sizes = _graphs(source)
     chosen = parse_targets(targets) if targets is not None else (_local_target(source),)
     if save_engine is not None and len(graphs) * len(chosen) > 1:
         raise UsageError(
@@ -67,7 +67,7 @@ def list_jobs(
     command = _rebuild_command(source, library.name, batch_size, save_engine, flags)
     jobs = []
     for graph in graphs:
-        profile = _profile(root / graph, batch_size, flags)
+        profile = _profile(root / graph, batch_size, sizes, flags)
         for target in chosen:
             engine = save_engine or engine_path(root, graph, target.name, library.name)
             cache = timing_cache or engine.parent / "timing.cache"
@@ -76,12 +76,13 @@ def list_jobs(
     return jobs
 
 
-def _graphs(source: Path) -> tuple[Path, tuple[str, ...]]:
+def _graphs(source: Path) -> tuple[Path, tuple[str, ...], dict[str, int]]:
+    """Return (the folder, the graphs in it, sizes of named extents that are known)."""
     if source.is_file():
-        return source.parent, (source.name,)
+        return source.parent, (source.name,), {}
     manifest = Manifest.load(source)
     manifest.check_files(source)
-    return source, manifest.graphs
+    return source, manifest.graphs, manifest.signature.sizes
 
 
 def _local_target(source: Path) -> Target:
@@ -96,10 +97,12 @@ def _local_target(source: Path) -> Target:
         ) from fault
 
 
-def _profile(model: Path, batch_size: int | None, flags: Mapping[str, Any]) -> dict[str, ShapeRange]:
+def _profile(
+    model: Path, batch_size: int | None, sizes: Mapping[str, int], flags: Mapping[str, Any]
+) -> dict[str, ShapeRange]:
     given = {name: parse_shapes(option, flags.get(name, "")) for name, option in _SHAPE_OPTIONS.items()}
     if not any(given.values()):
-        return static_profile(model, batch_size=batch_size)
+        return static_profile(model, batch_size=batch_size, sizes=sizes)
     if batch_size is not None:
         raise UsageError(
             "--batch-size",

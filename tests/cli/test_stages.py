@@ -11,6 +11,7 @@ from PIL import Image
 
 from accuquant.cli import demo
 from accuquant.cli.main import main
+from accuquant.engine_manifest import EngineManifest, engine_path
 from accuquant.manifest import Manifest
 from accuquant.recipe import Recipe
 
@@ -203,3 +204,35 @@ def test_bench_refuses_an_export_whose_files_changed(
     graph.write_bytes(graph.read_bytes() + b"\0")
     assert main(["bench", str(tmp_path / "model")]) == 1
     assert "other bytes than were exported" in capsys.readouterr().err
+
+
+@pytest.mark.trt
+def test_build_compiles_every_graph_of_an_export_for_every_target(
+    output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    model = tmp_path / "model"
+    shutil.copytree(output / "model", model)
+    arguments = ["build", str(model), "--backend", "tensorrt_rtx", "--target", "sm86,sm120", "--json", "-"]
+    assert main(arguments) == 0
+    built = json.loads(capsys.readouterr().out)
+    graphs = Manifest.load(model).graphs
+    assert [Path(entry["engine"]) for entry in built] == [
+        engine_path(model, graph, target, "tensorrt_rtx") for graph in graphs for target in ("sm86", "sm120")
+    ]
+    for entry in built:
+        EngineManifest.load(Path(entry["engine"])).check_engine(Path(entry["engine"]))
+    Manifest.load(model).check_files(model)
+
+
+@pytest.mark.trt
+def test_sampling_with_tensorrt_says_what_is_missing(
+    output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runtime = pytest.importorskip("cuda.bindings.runtime")
+    if runtime.cudaDriverGetVersion()[1]:
+        pytest.skip("there is a driver")
+    arguments = ["--quiet", "sample", str(output / "model"), "--engine", "tensorrt"]
+    assert main([*arguments, "--output-dir", str(tmp_path / "images")]) == 1
+    assert "got no NVIDIA driver" in capsys.readouterr().err
+    assert not (tmp_path / "images").exists()

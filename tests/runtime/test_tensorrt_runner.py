@@ -13,6 +13,7 @@ import pytest
 
 from accuquant.engine_manifest import EngineManifest, engine_path, manifest_path
 from accuquant.engines.build import build_engine
+from accuquant.engines.jobs import list_jobs
 from accuquant.engines.options import BuildOptions, ShapeRange
 from accuquant.engines.profile import static_profile
 from accuquant.engines.target import Target
@@ -277,6 +278,15 @@ def test_an_engine_of_an_earlier_export_is_refused(exported: Path, monkeypatch: 
         find_engines(exported, Manifest.load(exported))
 
 
+def test_the_engines_of_a_folder_have_the_sizes_of_its_manifest(make_folder: Callable[..., Path]) -> None:
+    folder = make_folder()
+    sizes = Manifest.load(folder).signature.sizes
+    (job,) = list_jobs(folder, targets="sm89", backend="tensorrt_rtx", batch_size=2)
+    built = build_engine(job.model, job.engine, job.options, rebuild=job.rebuild)
+    largest = built.manifest.options["profile"]["sample"][2]
+    assert largest == [2, 3, sizes["height"], sizes["width"]]
+
+
 # What follows runs engines.
 
 
@@ -376,3 +386,23 @@ def test_a_second_run_finds_the_runtime_cache(active: tuple[Path, TensorRtRunner
     assert cache_path(runner.path).is_file()
     runner.activate()
     runner.infer({"x": images(2)})
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("lowering", ["rescale", "per-group"])
+def test_a_pipelines_network_runs_on_cuda_tensors(make_folder: Callable[..., Path], lowering: str) -> None:
+    import torch
+
+    from accuquant.runtime.engine_unet import EngineUNet
+
+    folder = make_folder(lowering=lowering)
+    for job in list_jobs(folder, backend="tensorrt_rtx", batch_size=2):
+        build_engine(job.model, job.engine, job.options, rebuild=job.rebuild)
+    sizes = Manifest.load(folder).signature.sizes
+    sample = torch.randn(2, 3, sizes["height"], sizes["width"])
+    on_gpu = EngineUNet.from_pretrained(folder, "tensorrt").to("cuda")
+    on_cpu = EngineUNet.from_pretrained(folder, "onnxruntime")
+    for timestep in (900, 100, 900, 100, 900, 100):  # both groups: warmed up, recorded, replayed
+        predicted = on_gpu(sample.cuda(), timestep).sample
+        assert predicted.is_cuda
+        torch.testing.assert_close(predicted.cpu(), on_cpu(sample, timestep).sample, atol=1e-2, rtol=0)
