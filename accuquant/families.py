@@ -76,6 +76,8 @@ def call_arguments(pipe: Any, task: Task, indices: Sequence[int], num_steps: int
             arguments[choice] = getattr(task, choice)
     if task.image_size is not None and "height" in accepted:
         arguments |= {"height": task.image_size, "width": task.image_size}
+    if "batch_size" in accepted:  # pipelines that start from noise alone
+        arguments["batch_size"] = len(indices)
     if "prompt" in accepted:
         arguments["prompt"] = [_nth(name, "prompts", task.prompts, k) for k in indices]
     if task.negative_prompt is not None:

@@ -9,11 +9,12 @@ another sampler than the user's.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import inspect
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -136,7 +137,8 @@ def open_pipeline(source: Source, task: Task) -> Any:
     """
     import diffusers
 
-    family_of(source.pipeline_class)
+    if source.pipeline_class not in SEEDED:
+        family_of(source.pipeline_class)
     index = json.loads((source.folder / "model_index.json").read_text(encoding="utf-8"))
     _check_transformers(source, index)
     parts: dict[str, Any] = {source.component: source.network, "scheduler": source.scheduler}
@@ -162,17 +164,17 @@ def open_pipeline(source: Source, task: Task) -> Any:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Hide the progress bars of loading, and what the libraries say about packages that are not needed."""
-    from diffusers.utils import logging
-
-    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
+    with ExitStack() as stack:
+        for library in ("diffusers", "transformers"):
+            if importlib.util.find_spec(library) is None:
+                continue
+            logging: Any = importlib.import_module(f"{library}.utils.logging")
+            stack.callback(logging.set_verbosity, logging.get_verbosity())
+            if logging.is_progress_bar_enabled():
+                stack.callback(logging.enable_progress_bar)
+            logging.disable_progress_bar()
+            logging.set_verbosity_error()
         yield
-    finally:
-        logging.set_verbosity(level)
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _for_task(pipe: Any, task: Task) -> Any:
