@@ -41,6 +41,7 @@ FAMILIES: dict[str, Family] = {
     "PixArtAlphaPipeline": Family(),
     "PixArtSigmaPipeline": Family(),
     "StableDiffusion3Pipeline": Family(),
+    "FluxPipeline": Family(),
 }
 #: Pipelines that start from noise alone, or from noise and a class label.
 SEEDED = ("DDIMPipeline", "DDPMPipeline", "LDMPipeline")

@@ -253,20 +253,24 @@ def _guidance(pipe: Any, task: Task, captured: Captured) -> Guidance:
 
 def _start(source: Source, captured: Captured, guidance: Guidance) -> Start:
     seen = captured.steps[0]
-    wanted = [spec.name for spec in source.signature.conditioning]
-    rows = {len(tensor) for tensor in (seen.sample, *seen.arguments.values())}
-    if sorted(seen.arguments) != sorted(wanted) or rows != {guidance.copies * captured.count}:
+    batched = {spec.name: spec.shape[0] == "batch" for spec in source.signature.conditioning}
+    rows = {
+        len(seen.sample),
+        *(len(tensor) for name, tensor in seen.arguments.items() if batched.get(name, True)),
+    }
+    if sorted(seen.arguments) != sorted(batched) or rows != {guidance.copies * captured.count}:
         raise CalibrationError(
             f"pipeline {source.pipeline_class}",
             got=f"a network called with {', '.join(seen.arguments) or 'nothing'} (rows: {sorted(rows)})",
-            expected=f"{', '.join(wanted) or 'nothing'}, with one row for each prediction",
+            expected=f"{', '.join(batched) or 'nothing'}, with one row for each prediction",
             remedy="Switch off what the pipeline adds. To add it to AccuQuant, see docs/pipelines.md",
         )
     width = seen.before.shape[1]
     channels = seen.sample[:, width:] if seen.sample.shape[1] > width else None
-    # the order of the Signature, which is that of the exported graph
-    ordered = {name: seen.arguments[name] for name in wanted}
-    conditioning = Conditioning.from_batch(ordered, channels, guidance.copies)
+    # in the order of the Signature, which is that of the exported graph
+    rowed = {name: seen.arguments[name] for name, has_rows in batched.items() if has_rows}
+    shared = {name: seen.arguments[name] for name, has_rows in batched.items() if not has_rows}
+    conditioning = Conditioning.from_batch(rowed, channels, guidance.copies, shared)
     return Start(seen.before.clone(), captured.generators, conditioning)
 
 

@@ -33,12 +33,16 @@ CASES: dict[str, dict[str, Any]] = {
     "pix2pix": {"prompts": True, "images": True},
     "lcm": {"prompts": True, "guidance_scale": 4.0},
     "sdxl": {"prompts": True},
+    "sdxl-image": {"prompts": True, "images": True, "strength": 0.8},
+    "sdxl-inpaint": {"prompts": True, "images": True, "masks": True},
     "ldm": {},
     "ldm-text": {"prompts": True, "guidance_scale": 4.0, "image_size": 64},  # its pipeline divides by 8
     "super-resolution": {"images": True},
     "dit": {},
     "pixart": {"prompts": True},
+    "pixart-alpha": {"prompts": True, "negative_prompt": "blurred"},
     "sd3": {"prompts": True},
+    "flux": {"prompts": True, "image_size": 16},
 }
 
 
@@ -54,7 +58,10 @@ def make_task(choices: dict[str, Any], pictures: Path) -> Task:
 def test_the_engine_in_the_pipeline_makes_the_images_of_the_simulation(
     kind: str, tiny_text_pipeline: Callable[[str], Path], picture_folder: Path, tmp_path: Path
 ) -> None:
-    source, task = load_source(tiny_text_pipeline(kind)), make_task(CASES[kind], picture_folder)
+    source, task = (
+        load_source(tiny_text_pipeline(kind.removesuffix("-image"))),
+        make_task(CASES[kind], picture_folder),
+    )
     recipe = calibrate(source, SETTINGS, output=tmp_path / "recipe.safetensors", task=task)
     export_pipeline(source, recipe, tmp_path / "out")
     images = sample_pipeline(tmp_path / "out", task, num_images=3, batch_size=2, seed=9)

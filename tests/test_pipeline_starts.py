@@ -51,10 +51,13 @@ CASES: dict[str, tuple[str, dict[str, Any], str | None]] = {
     "class": ("dit", {}, None),
     "class-without-guidance": ("dit", {"guidance_scale": 1.0}, None),
     "pixart": ("pixart", {}, None),
+    "pixart-alpha": ("pixart-alpha", {"negative_prompt": "blurred"}, None),
     "sd3": ("sd3", {}, None),
+    "flux": ("flux", {"image_size": 16}, None),
     "lcm": ("lcm", {"guidance_scale": 4.0}, None),
     "xl": ("sdxl", {}, None),
     "xl-negative-prompt": ("sdxl", {"negative_prompt": "blurred"}, None),
+    "xl-inpaint": ("sdxl-inpaint", {"images": True, "masks": True, "strength": 0.9}, None),
     "xl-image": ("sdxl", {"images": True, "strength": 0.5}, None),
     "xl-image-dpm": ("sdxl", {"images": True, "strength": 0.5}, "DPMSolverMultistepScheduler"),
 }
@@ -105,7 +108,7 @@ def pipeline_run(source: Source, task: Task, members: range, seed: int) -> tuple
 #: One case for each pipeline class; the others show further choices and schedulers.
 FAST = {
     "text", "velocity", "image", "inpaint", "edit", "ldm-text", "super-resolution", "class", "pixart", "sd3",
-    "lcm", "xl", "xl-image-dpm",
+    "flux", "lcm", "xl", "xl-image-dpm",
 }  # fmt: skip
 every_case = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in CASES]
