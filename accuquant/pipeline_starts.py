@@ -34,6 +34,7 @@ from accuquant.task import Task, option
 #: Inputs of a network that carry the guidance scale.
 _EMBEDDED = ("timestep_cond", "guidance")
 _CHECKED_STEPS = 2
+_UNSCALED = ("DDIMPipeline", "DDPMPipeline")
 
 
 class Starter(Protocol):
@@ -72,6 +73,7 @@ class NoiseStarter:
         self.process = DenoisingProcess(source.scheduler, steps)
         self._source = source
         class_labels(source, 1)
+        _check_scaling(source, self.process)
 
     def starts(
         self, count: int, batch_size: int, *, seed: int, progress: Progress | None = None
@@ -221,6 +223,17 @@ def class_labels(source: Source, count: int) -> dict[str, Tensor]:
             remedy="To add a pipeline, see docs/pipelines.md",
         )
     return {"class_labels": torch.arange(count) % int(classes)}
+
+
+def _check_scaling(source: Source, process: DenoisingProcess) -> None:
+    """Refuse a scheduler that needs scaled inputs in a pipeline of diffusers that does not scale them."""
+    if source.pipeline_class in _UNSCALED and float(getattr(process.scheduler, "init_noise_sigma", 1)) != 1:
+        raise CalibrationError(
+            f"pipeline {source.pipeline_class}, scheduler {type(process.scheduler).__name__}",
+            got="a scheduler that works on scaled latents, in a pipeline that does not scale them",
+            expected="a scheduler that starts from noise of deviation 1, such as DDIMScheduler",
+            remedy="pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config), then save it",
+        )
 
 
 def _guidance(pipe: Any, task: Task, captured: Captured) -> Guidance:

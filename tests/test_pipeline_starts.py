@@ -225,6 +225,14 @@ def test_a_task_that_does_not_fit_is_one_clear_line(
         open_starter(source, dataclasses.replace(task, **changes), steps=STEPS)
 
 
+def test_a_scheduler_that_the_pixel_pipelines_cannot_run_is_refused(tiny_source: Source) -> None:
+    euler = dataclasses.replace(tiny_source, scheduler=diffusers.EulerDiscreteScheduler())
+    with pytest.raises(CalibrationError, match=r"DDIMPipeline, scheduler EulerDiscreteScheduler: .*scaled"):
+        open_starter(euler, Task(), steps=3)
+    solver = dataclasses.replace(tiny_source, scheduler=diffusers.DPMSolverMultistepScheduler())
+    assert len(open_starter(solver, Task(), steps=3).process) == 3
+
+
 def test_a_pixel_pipeline_takes_no_prompts(tiny_source: Source) -> None:
     with pytest.raises(UsageError, match=r"--prompts: got a choice, .*starts from seeds alone"):
         open_starter(tiny_source, Task(prompts=("a",)), steps=3)

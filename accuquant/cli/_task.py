@@ -53,11 +53,17 @@ def task_options(function: Function) -> Function:
     return function
 
 
+def take_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Take what was given for a Task out of `options`, unread."""
+    taken = {name: options.pop(name) for name in ("prompt", *_NAMES) if name in options}
+    return {name: value for name, value in taken.items() if value not in (None, ())}
+
+
 def take_task(options: dict[str, Any]) -> Task:
     """Take the options of a Task out of `options` and read what they point at."""
     from accuquant.task import Task
 
-    prompts = tuple(options.pop("prompt", ()))
-    given = {name: options.pop(name) for name in _NAMES if name in options}
-    task = Task.read(**{name: value for name, value in given.items() if value is not None})
+    given = take_options(options)
+    prompts = tuple(given.pop("prompt", ()))
+    task = Task.read(**given)
     return replace(task, prompts=prompts + task.prompts)
