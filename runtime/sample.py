@@ -63,6 +63,15 @@ def sample_images(
     return to_images(np.concatenate(batches))
 
 
+def runs_without_torch(folder: Path, manifest: Manifest) -> bool:
+    """Say whether the numpy loop drives this folder: a pixel pipeline with a sampler that it knows."""
+    try:
+        sampler_config(folder, manifest)
+    except UsageError:
+        return False
+    return True
+
+
 def sampler_config(folder: Path, manifest: Manifest) -> SchedulerConfig:
     """Return the sampler of an unconditional pixel pipeline. Raises UsageError for another pipeline."""
     if manifest.pipeline_class not in _PIPELINES or manifest.signature.architecture != "UNet2DModel":

@@ -9,6 +9,7 @@ import click
 
 from accuquant.cli._command import Command
 from accuquant.cli._options import existing_file, new_path
+from accuquant.cli._task import take_options, task_options
 from accuquant.errors import UsageError
 
 if TYPE_CHECKING:
@@ -50,11 +51,13 @@ if TYPE_CHECKING:
     show_default="external above 2 GB",
     help="Keep weights in a file beside the graph, or inside it.",
 )
+@task_options
 def command(source: str, recipe: Path | None, output: Path, **options: Any) -> None:
     """Write SOURCE as an ONNX model with int8 weights and QDQ pairs.
 
     SOURCE is a diffusers pipeline (a folder or a Hub id): OUTPUT becomes a folder in Optimum's layout.
-    Or SOURCE is a float .onnx file of such a network, and OUTPUT an .onnx file.
+    Or SOURCE is a float .onnx file of such a network, and OUTPUT an .onnx file. Prompts, images and guidance
+    are for the calibration that comes first where no recipe is given.
     """
     run(source, recipe, output, options)
     click.echo(f"Exported {output}")
@@ -65,11 +68,13 @@ def run(source: str, recipe: Path | None, output: Path, options: dict[str, Any])
     from accuquant.cli._progress import Bars
     from accuquant.recipe import Recipe
 
+    task = take_options(options)
     write = _write_graph if source.endswith(".onnx") else _write_pipeline
     if recipe is not None:
+        _refuse_task(task)
         loaded = Recipe.load(recipe)
     elif write is _write_pipeline:
-        loaded = _calibrate_first(source, output)
+        loaded = _calibrate_first(source, output, task)
     else:
         raise UsageError(
             "--recipe",
@@ -95,13 +100,23 @@ def _write_pipeline(source: str, recipe: Recipe, output: Path, **options: Any) -
     export_pipeline(load_source(source), recipe, output, **options)
 
 
-def _calibrate_first(source: str, output: Path) -> Recipe:
+def _refuse_task(task: dict[str, Any]) -> None:
+    if task:
+        raise UsageError(
+            ", ".join(f"--{name.replace('_', '-')}" for name in task),
+            got="a choice beside --recipe",
+            expected="none: the recipe was calibrated already",
+            remedy="Leave it out, or give it to `accuquant calibrate`",
+        )
+
+
+def _calibrate_first(source: str, output: Path, task: dict[str, Any]) -> Recipe:
     """Calibrate with the defaults of `accuquant calibrate`, and keep the recipe beside `output`."""
     from accuquant.cli.calibrate import print_summary
     from accuquant.cli.calibrate import run as calibrate
 
     path = output.with_name(f"{output.name}.recipe.safetensors")
     click.echo(f"No --recipe: calibrating first, into {path}", err=True)
-    recipe = calibrate(source, path, {})
+    recipe = calibrate(source, path, task)
     print_summary(recipe, path)
     return recipe
