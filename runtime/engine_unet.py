@@ -131,6 +131,13 @@ class EngineUNet(ModelMixin):
         self, sample: torch.Tensor, timestep: float, arguments: dict[str, Any]
     ) -> torch.Tensor:
         """Predict without a value passing the host, but for the timestep, which finds the step group."""
+        if sample.device.index != torch.cuda.current_device():
+            raise UsageError(
+                "sample",
+                got=f"a tensor on {sample.device}",
+                expected=f"one on cuda:{torch.cuda.current_device()}, where the engine is",
+                remedy="Choose the GPU for the whole process: CUDA_VISIBLE_DEVICES=1, for example",
+            )
         signature = self.engine_model.manifest.signature
         array = self.engine_model.timestep_array(timestep)
         # A fill is a kernel: a copy from the host could wait for the steps before.

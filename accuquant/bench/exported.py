@@ -7,6 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from accuquant.bench.candidate import Candidate, Device, LeftOut, Precision, attempt
 from accuquant.bench.inputs import Inputs
 from accuquant.engines import BuildOptions, Target
@@ -78,8 +80,6 @@ def float_candidates(
 
 def _feeds(manifest: Manifest, runner: Runner, inputs: Inputs) -> dict[str, Any]:
     """Return the inputs by the graph's names, shapes and types."""
-    import numpy as np
-
     signature = manifest.signature
     given: dict[str, Any] = {signature.sample.name: inputs.sample, **inputs.conditioning}
     feeds = {}

@@ -26,6 +26,15 @@ _SWITCHES = {
     "no_tf32": "--noTF32",
 }
 
+_FLAGS = {
+    *_SHAPE_OPTIONS,
+    *_SWITCHES,
+    "builder_optimization_level",
+    "hardware_compatibility",
+    "memory_pools",
+    "profiling_verbosity",
+}
+
 
 @dataclass(frozen=True)
 class BuildJob:
@@ -53,6 +62,9 @@ def list_jobs(
     `targets` is a list like "sm86,sm89"; None is the GPU of this machine. `flags` are the other options
     of `accuquant build`, by their Python names. Raises UsageError and EngineError.
     """
+    unknown = sorted(set(flags) - _FLAGS)
+    if unknown:
+        raise TypeError(f"list_jobs() got an unexpected keyword argument '{unknown[0]}'")
     source = Path(source)
     library = resolve_backend(backend)
     root, graphs, sizes = _graphs(source)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +111,20 @@ def test_bad_input_is_one_line_and_leaves_no_engine(
     model = make_conv()
     line = one_line(main(["--quiet", "build", str(model), "--backend", "tensorrt_rtx", *arguments]), capsys)
     assert expected in line
+    assert not list(model.parent.rglob("*.engine"))
+
+
+def test_a_full_disk_is_one_line(
+    make_conv: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def on_a_full_disk(path: Path) -> Iterator[Path]:
+        yield Path("/dev/full")
+
+    monkeypatch.setattr("accuquant.engines.compile.atomic_write", on_a_full_disk)
+    model = make_conv()
+    line = one_line(main(["--quiet", "build", str(model), *RTX]), capsys)
+    assert "the disk is full" in line
     assert not list(model.parent.rglob("*.engine"))
 
 

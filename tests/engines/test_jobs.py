@@ -66,6 +66,11 @@ def test_a_batch_size_beside_shapes_is_refused(make_conv: MakeConv) -> None:
         list_jobs(make_conv(), targets="sm86", batch_size=2, opt_shapes="x:1x4x8x8")
 
 
+def test_a_flag_that_does_not_exist_is_not_ignored(make_conv: MakeConv) -> None:
+    with pytest.raises(TypeError, match="'minShapes'"):
+        list_jobs(make_conv(), targets="sm86", minShapes="x:1x4x8x8")
+
+
 def test_without_a_gpu_a_target_has_to_be_given(make_conv: MakeConv) -> None:
     runtime = pytest.importorskip("cuda.bindings.runtime")
     if runtime.cudaDriverGetVersion()[1]:
