@@ -3,9 +3,9 @@
     python benchmarks/export_size.py --models sd15
     python benchmarks/export_size.py --models sdxl
 
-The pipeline (float32 safetensors) and a recipe are made first, in processes of their own. Then a fresh process
-loads the pipeline, exports it and ends: its largest resident memory (ru_maxrss, with Python, torch and the mapped
-weights in it) and its time from start to end are what the table shows.
+The pipeline (float32 safetensors) and a recipe are made first, in processes of their own. Then a fresh
+process loads the pipeline, exports it and ends: its largest resident memory (ru_maxrss, with Python, torch
+and the mapped weights in it) and its time from start to end are what the table shows.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def export(folder: Path, output: Path, precision: Any) -> dict[str, float]:
         precision=precision,
         progress=lambda text, _: steps.append((text, time.monotonic())),
     )
-    for (text, start), (_, end) in zip(steps, steps[1:], strict=False):
+    for (text, start), (_, end) in pairwise(steps):
         print(f"{text}: {end - start:.1f} s", file=sys.stderr)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
     size = sum(size for _, size in folder_bytes(output / "unet"))

@@ -62,7 +62,11 @@ def _embed_foreign(model: ir.Model, folder: Path, written: Collection[int] = ())
     """
     for value in model.graph.initializers.values():
         tensor = value.const_value
-        if id(tensor) not in written and isinstance(tensor, ir.ExternalTensor) and Path(tensor.base_dir) != folder:
+        if (
+            id(tensor) not in written
+            and isinstance(tensor, ir.ExternalTensor)
+            and Path(tensor.base_dir) != folder
+        ):
             value.const_value = ir.tensor(tensor.numpy(), name=value.name)
 
 

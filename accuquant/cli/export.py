@@ -43,6 +43,12 @@ if TYPE_CHECKING:
     default="shift",
     help="Zero-points as an addition around a symmetric QDQ pair (for every engine) or inside it.",
 )
+@click.option(
+    "--float-weights",
+    type=click.Choice(("auto", "fp32", "fp16")),
+    default="auto",
+    help="How weights of layers that stay float are stored; auto is fp16 above 100 MB.",
+)
 @click.option("--opset", type=click.IntRange(min=19), default=21, help="ONNX opset of the graph.")
 @click.option(
     "--external-data/--inline-data",
