@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from accuquant.errors import ExportError
 from accuquant.export.activation_scales import ActivationScales
+from accuquant.export.border_table import BorderIndex, border_table, has_border_table
 from accuquant.export.layer_match import constant_array
 from accuquant.export.matmul_bias import added_bias
 from accuquant.export.patch import Patch, dtype_of, take_over
@@ -20,15 +21,19 @@ class LayerOutput:
     """Inserts y = node(x) without bias -> [Mul factor] -> Add(bias - zero_point * s * node(ones)).
 
     node(ones), what a shift of the input by one adds to the output, is one constant for each output
-    channel of Linear and of unpadded Conv. For ConvTranspose, and a Conv that pads by itself, it differs
-    at the borders: the same op with one input channel computes it, for whatever image size comes in.
+    channel of Linear and of unpadded Conv. For a padded Conv it differs at the borders: a small table
+    holds what occurs (`borders` spreads it). For ConvTranspose, and auto_pad, the same op with one input
+    channel computes it, for whatever image size comes in.
     """
 
-    def __init__(self, graph: ir.Graph, node: ir.Node, name: str, scales: ActivationScales) -> None:
+    def __init__(
+        self, graph: ir.Graph, node: ir.Node, name: str, scales: ActivationScales, borders: BorderIndex
+    ) -> None:
         self.graph = graph
         self.node = node
         self.patch = Patch(graph, f"{name}/output")
         self.scales = scales
+        self.borders = borders
         self.dtype = dtype_of(node.outputs[0])
         _check_gemm(node, name)
 
@@ -63,12 +68,23 @@ class LayerOutput:
     def _addend(self, zero_point: int, bias: FloatArray | None, index: ir.Value | None) -> ir.Value | None:
         if zero_point == 0:
             return None if bias is None else self.patch.constant(self._aligned(bias), "bias")
+        if has_border_table(self.node):
+            return self._spread_table(zero_point, bias)
         if self.node.op_type not in _MATRIX_OPS and _differs_at_borders(self.node):
             return self._border_map(zero_point, bias, index)
         weight = dequantized_weight(self.node)
         ones = weight.sum(axis=self._input_axes(weight.ndim))
         shifts = [self._aligned((0 if bias is None else bias) - zero_point * s * ones) for s in self._steps()]
         return self._choose(np.stack(shifts), "shifted_bias", index)
+
+    def _spread_table(self, zero_point: int, bias: FloatArray | None) -> ir.Value:
+        """Return bias - zero_point * s * node(ones) as [1, O, H', W'], for one constant scale."""
+        (step,) = self._steps()
+        table = -zero_point * step * border_table(self.node, _channel_sum(self.node)[:, 0])
+        if bias is not None:
+            table = table + bias.reshape(-1, 1, 1)
+        constant = self.patch.constant(table[None].astype(self.dtype), "border_table")
+        return self.borders.spread(self.patch, self.node, constant)
 
     def _border_map(self, zero_point: int, bias: FloatArray | None, index: ir.Value | None) -> ir.Value:
         """Return bias - zero_point * s * node(ones) as [1, O, H', W'], computed in the graph."""

@@ -44,6 +44,10 @@ class Patch:
         """Register an initializer `prefix/name`, or return the one that has that name already."""
         return add_constant(self.graph, array, f"{self.prefix}/{name}")
 
+    def shared_constant(self, array: npt.NDArray[Any], name: str) -> ir.Value:
+        """Register an initializer under a name that other patches use for the same values."""
+        return add_constant(self.graph, array, name)
+
     def insert_before(self, node: ir.Node) -> None:
         """Place the collected nodes right before `node`."""
         self.graph.insert_before(node, self._nodes)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from accuquant.export.activation_scales import ActivationScales, check_representable, scales_of
+from accuquant.export.border_table import BorderIndex, has_border_table
 from accuquant.export.layer_match import matched_layers
 from accuquant.export.layer_output import LayerOutput, take_pads
 from accuquant.export.patch import Patch, add_constant, dtype_of
@@ -35,8 +36,10 @@ class QuantizeActivationsPass(ir.passes.InPlacePass):
       -> + bias
     - The pair is symmetric with a constant scale: what TensorRT, OpenVINO and ONNX Runtime all run.
       `affine="zero_point"` writes z into the pair instead of adding it, for engines that take it.
-    - A shifted input is padded with z * reference before Q, and the Conv no longer pads: the padding
-      stays what it was, zeros, and the shift's share of the output is one constant a channel.
+    - Behind a shift, zeros in the padding of a Conv mean -z * reference. With a constant scale and stride 1
+      the output is corrected, by a table of what the shift adds at and off the borders: nothing stands
+      between the shift and Q, so TensorRT fuses both with what computes x. Otherwise the input is padded
+      with z * reference before Q, and the Conv no longer pads.
     - Layers that read the same tensor with the same qparams share one pair.
     - `group=None` derives the group from the timestep input, once; layers whose scale is the same in
       all groups get no factor. `group=g` writes that group's scales as constants.
@@ -67,18 +70,20 @@ class QuantizeActivationsPass(ir.passes.InPlacePass):
         if self.group is None and any(layer.is_grouped for _, layer in matches):
             index = step_group_index(graph, self.groups, self.timestep_divisor)
         shared: dict[tuple[object, ...], _Input] = {}
+        borders = BorderIndex()
         for node, layer in matches:
             source = node.inputs[0]
             assert source is not None
             scales = scales_of(layer, self.group)
             shift = layer.zero_point if self.affine == "shift" else 0
-            pads = take_pads(node) if shift else ()
+            by_table = has_border_table(node) and not scales.is_grouped
+            pads = take_pads(node) if shift and not by_table else ()
             key = (source, layer.zero_point, layer.activation_bits, scales.scales.tobytes(), pads)
             if key not in shared:
                 shared[key] = self._quantize(graph, node, layer, scales, index, pads)
             quantized = shared[key]
             node.replace_input_with(0, quantized.value)
-            LayerOutput(graph, node, layer.name, scales).restore(shift, quantized.factor, index)
+            LayerOutput(graph, node, layer.name, scales, borders).restore(shift, quantized.factor, index)
         return ir.passes.PassResult(model, modified=bool(matches))
 
     def _quantize(

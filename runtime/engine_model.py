@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from accuquant.errors import EngineError, UsageError
+from accuquant.external_data import check_external_files
 from accuquant.manifest import Manifest
-from accuquant.runtime.external_data import check_external_files
 from accuquant.runtime.open_runner import make_runner
 from accuquant.runtime.runner import Array, Runner
 from accuquant.signature import TensorSpec

@@ -17,6 +17,7 @@ _EXTRAS = {
     "onnxscript": "calibrate",
     "torch": "calibrate",
     "onnxruntime": "onnxruntime",
+    "polygraphy": "tensorrt-rtx",
     "tensorrt": "gpu",
     "tensorrt_rtx": "tensorrt-rtx",
 }

@@ -8,6 +8,8 @@ COMMANDS = {
     "calibrate": "calibrate",
     "export": "export",
     "check": "check",
+    "audit": "audit",
+    "build": "build",
     "sample": "sample",
     "verify": "verify",
     "doctor": "doctor",

@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import set_external_data
 
 from accuquant.errors import EngineError
-from accuquant.runtime.external_data import check_external_files, external_files
+from accuquant.external_data import check_external_files, external_files
 
 
 def external(name: str, location: str) -> onnx.TensorProto:
@@ -47,9 +47,9 @@ def test_finds_every_place_where_a_tensor_can_hide(tmp_path: Path) -> None:
     assert len(external_files(tmp_path / "m.onnx")) == len(names)
 
 
-def test_a_self_contained_model_has_none(model_path: Path) -> None:
-    assert external_files(model_path) == ()
-    check_external_files(model_path)
+def test_a_self_contained_model_has_none(make_conv: Callable[..., Path]) -> None:
+    assert external_files(make_conv()) == ()
+    check_external_files(make_conv())
 
 
 def test_accepts_data_in_a_folder_below(tmp_path: Path) -> None:
@@ -93,9 +93,9 @@ def test_refuses_a_file_that_is_not_onnx(tmp_path: Path, content: bytes) -> None
 
 
 def test_refuses_every_truncation_or_reads_a_prefix_of_whole_fields(
-    tmp_path: Path, build_model: Callable
+    tmp_path: Path, make_conv: Callable[..., Path]
 ) -> None:
-    whole = build_model().SerializeToString()
+    whole = make_conv().read_bytes()
     path = tmp_path / "m.onnx"
     refused = 0
     for length in range(1, len(whole)):

@@ -1,0 +1,115 @@
+"""Audit an ONNX file or an exported folder: compile it, and what it is compared with, then read both logs."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+from onnx_ir.passes.common import NameFixPass
+
+import accuquant
+from accuquant.audit.engine_audit import EngineAudit, audit_engine
+from accuquant.engines import BuildOptions, Target, compile_engine
+from accuquant.engines.profile import static_profile
+from accuquant.errors import SourceError
+from accuquant.manifest import MANIFEST_NAME, Manifest
+from accuquant.progress import Progress
+
+#: --against: the same network in float16 without QDQ pairs.
+FP16 = "fp16"
+FORMAT_VERSION = 1
+_HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """One engine, and the one that it is compared with."""
+
+    subject: EngineAudit
+    reference: EngineAudit | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the facts as JSON values."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "accuquant_version": accuquant.__version__,
+            "subject": self.subject.to_dict(),
+            "reference": self.reference.to_dict() if self.reference else None,
+        }
+
+
+def audit_model(
+    source: Path,
+    target: Target,
+    *,
+    against: str | None = None,
+    backend: str = "auto",
+    batch_size: int | None = None,
+    progress: Progress | None = None,
+) -> AuditReport:
+    """Compile `source` for `target`, without a GPU, and say what the compiler made of it.
+
+    `source` is an .onnx file or a folder that `accuquant export` wrote; where the folder has one graph a
+    step group, the first one stands for all. `against` is None, FP16, another .onnx file or another
+    folder. Dynamic extents get the sizes of the model's signature and `batch_size`. Raises SourceError
+    where there is no such model, EngineError where it cannot be compiled or its log cannot be read.
+    """
+    model, count = find_graph(source)
+
+    def audit(path: Path, name: str, num_engines: int) -> EngineAudit:
+        options = BuildOptions(target, backend=backend, profile=static_profile(path, batch_size=batch_size))
+        with tempfile.TemporaryDirectory(prefix="accuquant-audit-") as scratch:
+            compiled = compile_engine(path, Path(scratch) / "plan", options, progress=progress)
+            return audit_engine(path, compiled, options, name=name, num_engines=num_engines)
+
+    subject = audit(model, _name(source), count)
+    if against is None:
+        return AuditReport(subject, None)
+    if against == FP16:
+        with tempfile.TemporaryDirectory(prefix="accuquant-audit-") as scratch:
+            twin = write_float_twin(model, Path(scratch))
+            return AuditReport(subject, audit(twin, f"{_name(source)} in fp16 without QDQ", 1))
+    other, other_count = find_graph(Path(against))
+    return AuditReport(subject, audit(other, _name(Path(against)), other_count))
+
+
+def find_graph(source: Path) -> tuple[Path, int]:
+    """Return (.onnx file, number of graphs of its kind) for an .onnx file or an exported folder."""
+    if source.is_dir():
+        manifest = Manifest.load(source)
+        return source / manifest.graphs[0], len(manifest.graphs)
+    if not source.is_file():
+        raise SourceError(
+            f"'{source}'",
+            got="no such file or folder",
+            expected=f"an .onnx file or a folder with {MANIFEST_NAME}",
+            remedy="Check the path, or run `accuquant export` first",
+        )
+    return source, 1
+
+
+def write_float_twin(model: Path, folder: Path) -> Path:
+    """Write the float16 network that `model` was before it was quantized into `folder` -> its path.
+
+    It has the float network's operators and shapes, so that it compiles to the engine one would have
+    without int8; see RemovePairsPass for why it is not to be run.
+    """
+    from accuquant.export.graph_files import save_graphs
+    from accuquant.export.half_precision import HalfPrecisionPass
+    from accuquant.export.onnx_source import read_model
+    from accuquant.export.remove_pairs import RemovePairsPass
+
+    graph = read_model(model)
+    RemovePairsPass()(graph)
+    if not any(value.dtype in _HALVES for value in graph.graph.initializers.values()):
+        HalfPrecisionPass()(graph)
+    NameFixPass()(graph)
+    save_graphs({"fp16.onnx": graph}, folder, "fp16.onnx_data")
+    return folder / "fp16.onnx"
+
+
+def _name(source: Path) -> str:
+    return source.name or str(source.resolve().name)

@@ -1,0 +1,55 @@
+"""Sort an engine's kernels by what they are there for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from accuquant.audit.engine_layers import EngineLayer
+
+#: Every kind, in the order of a table. "fill" writes a constant, "reformat" moves or casts what is there,
+#: "sync" makes one stream wait for another and is no kernel.
+KERNEL_KINDS = (
+    "convolution",
+    "gemm",
+    "attention",
+    "fused pointwise",
+    "quantize",
+    "reformat",
+    "fill",
+    "other",
+    "sync",
+)
+_COMPILER_KINDS = {"correlation": "convolution", "gemm": "gemm", "signal": "sync", "wait": "sync"}
+_FUSED_WORK = {"Corr": "convolution", "Fc": "gemm", "Gemm": "gemm", "Mha": "attention", "Attn": "attention"}
+#: Abbreviations in the names of generated kernels that compute nothing.
+_MOVES = frozenset({"Cast", "Conc", "Copy", "Move", "Repl", "Resh", "Slic", "Tran"})
+#: What QuantizeLinear becomes: a division by the (gathered) scale, a clip, a rounding, a cast.
+_QUANTIZES = frozenset({"Gath", "Mul", "Div", "Min", "Max", "Roun", "Cast"})
+_GENERATED = ("kgen", "runtime_fusion", "runtime_function")
+
+
+def kernel_kind(layer: EngineLayer, operators: Mapping[str, str]) -> str:
+    """Return which of KERNEL_KINDS `layer` is; `operators` maps a node of the ONNX graph to its operator.
+
+    A "quantize" kernel does nothing but write int8: a QDQ pair that joined no other kernel.
+    """
+    if layer.kind in _COMPILER_KINDS:
+        return _COMPILER_KINDS[layer.kind]
+    if layer.kind not in _GENERATED:
+        return "other"
+    for operation in layer.operations:
+        if operation in _FUSED_WORK:
+            return _FUSED_WORK[operation]
+    if not layer.inputs:
+        return "fill"
+    done = set(layer.operations)
+    if done <= _MOVES:
+        return "reformat"
+    if _only_quantizes(layer, done, operators):
+        return "quantize"
+    return "fused pointwise"
+
+
+def _only_quantizes(layer: EngineLayer, done: set[str], operators: Mapping[str, str]) -> bool:
+    found = [operators.get(node) for node in layer.onnx_nodes]
+    return "QuantizeLinear" in found and "Roun" in done and done <= _QUANTIZES | _MOVES

@@ -1,0 +1,93 @@
+"""Why a QDQ pair did not fuse, and what to do about it, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx
+
+from accuquant.audit.engine_layers import EngineLayer
+from accuquant.audit.graph_work import WORK_OPS
+from accuquant.audit.pair_source import MOVES, PairSource
+from accuquant.export.check_graph import GraphView, Violation, label
+
+_FACTOR = (
+    "its input is divided by the step group's factor, which is no constant",
+    "Export with --lowering per-group, which writes constants",
+)
+_PADDING = (
+    "its zero-point needs a padding with another value than zero, which is a kernel",
+    "Calibrate with --symmetric, or leave out the zero-point of this layer",
+)
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why, and the remedy."""
+
+    text: str
+    remedy: str
+
+
+def why_float(
+    graph: GraphView,
+    quantize: onnx.NodeProto,
+    reader: onnx.NodeProto,
+    work: EngineLayer | None,
+    violations: Sequence[Violation],
+) -> Reason:
+    """Say why the node that reads the pair runs in float."""
+    if reader.op_type not in WORK_OPS:
+        return Reason(
+            f"{reader.op_type} reads it, which computes in float",
+            "Remove this pair, and quantize at the convolution or matrix product behind it",
+        )
+    pairs = [graph.producer(reader, index) for index in (0, 1)]
+    for side, producer in zip(("activation", "weight"), pairs, strict=True):
+        if producer is None or producer.op_type != "DequantizeLinear":
+            return Reason(f"its {side} is not quantized", f"Quantize the {side} too, or remove this pair")
+    named = {label(node) for node in (reader, quantize, *pairs) if node is not None}
+    for violation in violations:
+        if violation.node in named:
+            return Reason(violation.message, violation.remedy)
+    seen = f"a {work.kind} kernel that reads {work.precision}" if work else "a float kernel"
+    return Reason(f"the compiler chose {seen}", "Leave this layer out of the recipe")
+
+
+def why_alone(source: PairSource, writers: Sequence[EngineLayer]) -> Reason:
+    """Say why a kernel that does nothing else computes Q."""
+    node = source.node
+    if node is None:
+        return Reason("it reads an input of the graph, which no kernel computes", "None: one small kernel")
+    if source.others:
+        other = source.others[0]
+        return Reason(
+            f"{node.op_type} '{label(node)}' is also read in float, by {other.op_type} '{label(other)}'",
+            "None where int8 is worth one more pass over the tensor; else --exclude this layer",
+        )
+    if node.op_type in MOVES:
+        return Reason(
+            f"{node.op_type} '{label(node)}' only moves data, so there is nothing to join",
+            "None where int8 is worth one more pass over the tensor; else --exclude this layer",
+        )
+    done = "+".join(writers[0].operations)
+    return Reason(
+        f"the compiler did not join it to {node.op_type} '{label(node)}' (kernel {done})",
+        "Compare with another placement (--against)",
+    )
+
+
+def why_split(source: PairSource, writers: Sequence[EngineLayer]) -> Reason:
+    """Say why what Q could have joined takes more than one kernel."""
+    if source.lowers_with("Div"):
+        return Reason(*_FACTOR)
+    if source.lowers_with("Pad"):
+        return Reason(*_PADDING)
+    if source.norm is not None and len(writers) == 1:
+        return Reason(
+            f"the compiler keeps {source.norm.op_type} '{label(source.norm)}' apart from what follows it",
+            "None: it joins a normalization with Q only where SiLU stands between them",
+        )
+    names = ", ".join("+".join(writer.operations) or writer.kind for writer in writers)
+    return Reason(f"it takes {len(writers)} kernels ({names})", "Compare with another placement (--against)")

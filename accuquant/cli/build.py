@@ -1,0 +1,150 @@
+"""The command `accuquant build`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from accuquant.cli._build_options import build_options
+from accuquant.cli._command import Command
+from accuquant.cli._output import console_beside_json, json_option, print_table, write_json
+from accuquant.errors import EngineError, UsageError
+
+if TYPE_CHECKING:
+    from accuquant.engines.build import BuiltEngine
+
+#: Rules of the linter whose violations crash TensorRT's compiler, or make it refuse or miscompute.
+_FATAL = frozenset(
+    {"constant-scale", "positive-scale", "zero-point", "level-type", "quantized-bias", "opset", "scale-type"}
+)
+_NOT_QUANTIZED = "not-quantized"
+
+
+@click.command("build", cls=Command, short_help="Compile TensorRT engines, with or without a GPU.")
+@click.argument(
+    "source", type=click.Path(exists=True, path_type=Path), metavar="OUT|MODEL.onnx", required=False
+)
+@build_options
+@json_option("what was built")
+def command(source: Path | None, onnx_file: Path | None, json_file: str | None, **options: Any) -> None:
+    """Compile the exported folder OUT, or one ONNX model, into TensorRT engines.
+
+    The engines of OUT go to OUT/engines/<target>/<library>/, with a manifest beside each. What is there
+    already, from the same graph with the same options, is kept. The flags are spelled as trtexec's.
+    """
+    chosen = [path for path in (source, onnx_file) if path is not None]
+    if len(chosen) != 1:
+        raise UsageError(
+            "model",
+            got=f"{len(chosen)} of them",
+            expected="a folder that `accuquant export` wrote, or one .onnx file",
+            remedy="Give one path: accuquant build OUT",
+        )
+    built = run(chosen[0], options)
+    if json_file:
+        write_json(json_file, json.dumps([_as_json(engine) for engine in built], indent=2))
+    _print_summary(json_file, built)
+
+
+def run(source: Path, options: dict[str, Any]) -> list[BuiltEngine]:
+    """Check, compile and store every engine, with progress on stderr; `options` are the command's."""
+    from accuquant.cli._progress import Bars
+    from accuquant.engines.build import build_engine
+    from accuquant.engines.flags import removed_line
+    from accuquant.engines.jobs import list_jobs
+
+    with Bars() as progress:
+        for flag in options.pop("removed", ()):
+            progress.message(removed_line(flag))
+        layer_info = options.pop("export_layer_info")
+        verbose, force = options.pop("verbose"), options.pop("force")
+        allow_float = options.pop("allow_float")
+        jobs = list_jobs(source, **options)
+        for model in dict.fromkeys(job.model for job in jobs):
+            _check(model, allow_float=allow_float, say=progress.message)
+        built = []
+        for job in jobs:
+            engine = build_engine(
+                job.model,
+                job.engine,
+                job.options,
+                rebuild=job.rebuild,
+                force=force or layer_info is not None,
+                progress=progress,
+            )
+            if verbose:
+                click.echo("\n".join(engine.log), err=True)
+            built.append(engine)
+    if layer_info is not None:
+        _write_layer_info(layer_info, built)
+    return built
+
+
+def _check(model: Path, *, allow_float: bool, say: Callable[[str], None]) -> None:
+    """Refuse what the compiler cannot take before it tries: a dynamic scale would crash it."""
+    from accuquant.export import check_model
+
+    slow = []
+    for violation in check_model(model):
+        if violation.rule == _NOT_QUANTIZED:
+            if not allow_float:
+                raise EngineError(
+                    f"model '{model}'",
+                    got="no Q/DQ pair, so that the engine would run in float",
+                    expected="a quantized model",
+                    remedy="Quantize it with `accuquant export`, or compile it as it is with --allow-float",
+                )
+        elif violation.rule in _FATAL:
+            raise EngineError(
+                f"model '{model}', node '{violation.node}'",
+                got=violation.message,
+                expected=f"a graph without {violation.rule} violations",
+                remedy=violation.remedy,
+            )
+        else:
+            slow.append(violation)
+    if slow:
+        say(f"{model.name}: {len(slow)} nodes will be slow; `accuquant check {model}` names them")
+
+
+def _write_layer_info(path: Path, built: list[BuiltEngine]) -> None:
+    from accuquant._files import write_text
+    from accuquant.engines.layers import layer_lines
+
+    layers = {str(engine.path): {"Layers": layer_lines(engine.log)} for engine in built}
+    whole = next(iter(layers.values())) if len(layers) == 1 else layers
+    write_text(path, json.dumps(whole, indent=2) + "\n")
+
+
+def _as_json(built: BuiltEngine) -> dict[str, Any]:
+    manifest = built.manifest
+    return {
+        "engine": str(built.path),
+        "target": manifest.target,
+        "library": manifest.library,
+        "version": manifest.version,
+        "bytes": manifest.engine_bytes,
+        "seconds": manifest.seconds,
+        "reused": built.reused,
+        "key": manifest.key,
+    }
+
+
+def _print_summary(json_file: str | None, built: list[BuiltEngine]) -> None:
+    rows = [
+        (
+            str(engine.path),
+            engine.manifest.target,
+            f"{engine.manifest.engine_bytes / 1e6:.1f} MB",
+            "there already" if engine.reused else f"{engine.manifest.seconds:.1f} s",
+        )
+        for engine in built
+    ]
+    console = console_beside_json(json_file)
+    print_table(console, ("engine", "target", "size", "compiled in"), rows)
+    for name in dict.fromkeys(f"{e.manifest.library} {e.manifest.version}" for e in built):
+        console.print(f"Compiled by {name}", markup=False)

@@ -1,0 +1,149 @@
+"""From what the user asked for to one job an engine: which graph, which target, which file, which shapes."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accuquant.engine_manifest import engine_path
+from accuquant.engines.backend import resolve_backend
+from accuquant.engines.flags import make_profile, parse_memory_pools, parse_shapes
+from accuquant.engines.options import BuildOptions, ShapeRange
+from accuquant.engines.profile import read_inputs, static_profile
+from accuquant.engines.target import TARGETS, Target, parse_targets
+from accuquant.errors import EngineError, UsageError
+from accuquant.gpu import find_gpu
+from accuquant.manifest import Manifest
+
+_SHAPE_OPTIONS = {"min_shapes": "--minShapes", "opt_shapes": "--optShapes", "max_shapes": "--maxShapes"}
+_SWITCHES = {
+    "version_compatible": "--versionCompatible",
+    "strip_weights": "--stripWeights",
+    "refit": "--refit",
+    "no_tf32": "--noTF32",
+}
+
+
+@dataclass(frozen=True)
+class BuildJob:
+    """One engine to build. `rebuild` is the command that builds it."""
+
+    model: Path
+    engine: Path
+    options: BuildOptions
+    rebuild: str
+
+
+def list_jobs(
+    source: Path,
+    *,
+    targets: str | None = None,
+    backend: str = "auto",
+    batch_size: int | None = None,
+    save_engine: Path | None = None,
+    timing_cache: Path | None = None,
+    **flags: Any,
+) -> list[BuildJob]:
+    """Return a job for each graph of `source` and each target.
+
+    `source` is an exported folder, whose files must be those that were exported, or an .onnx file.
+    `targets` is a list like "sm86,sm89"; None is the GPU of this machine. `flags` are the other options
+    of `accuquant build`, by their Python names. Raises UsageError and EngineError.
+    """
+    source = Path(source)
+    library = resolve_backend(backend)
+    root, graphs = _graphs(source)
+    chosen = parse_targets(targets) if targets is not None else (_local_target(source),)
+    if save_engine is not None and len(graphs) * len(chosen) > 1:
+        raise UsageError(
+            "--saveEngine",
+            got=f"one file for {len(graphs)} graphs and {len(chosen)} targets",
+            expected="one engine to save",
+            remedy="Leave it out: the engines go to the folder engines/, one folder a target",
+        )
+    command = _rebuild_command(source, library.name, batch_size, save_engine, flags)
+    jobs = []
+    for graph in graphs:
+        profile = _profile(root / graph, batch_size, flags)
+        for target in chosen:
+            engine = save_engine or engine_path(root, graph, target.name, library.name)
+            cache = timing_cache or engine.parent / "timing.cache"
+            options = _options(target, library.name, profile, cache, flags)
+            jobs.append(BuildJob(root / graph, engine, options, f"{command} --target {target}"))
+    return jobs
+
+
+def _graphs(source: Path) -> tuple[Path, tuple[str, ...]]:
+    if source.is_file():
+        return source.parent, (source.name,)
+    manifest = Manifest.load(source)
+    manifest.check_files(source)
+    return source, manifest.graphs
+
+
+def _local_target(source: Path) -> Target:
+    try:
+        return Target(*find_gpu().capability)
+    except EngineError as fault:
+        raise EngineError(
+            "target",
+            got=f"no --target, and {fault.got} in this machine",
+            expected=f"one or more of {', '.join(target.name for target in TARGETS)}",
+            remedy=f"Say for which GPU: accuquant build {shlex.quote(str(source))} --target sm89",
+        ) from fault
+
+
+def _profile(model: Path, batch_size: int | None, flags: Mapping[str, Any]) -> dict[str, ShapeRange]:
+    given = {name: parse_shapes(option, flags.get(name, "")) for name, option in _SHAPE_OPTIONS.items()}
+    if not any(given.values()):
+        return static_profile(model, batch_size=batch_size)
+    if batch_size is not None:
+        raise UsageError(
+            "--batch-size",
+            got="shapes as well",
+            expected="a batch size or shapes",
+            remedy="Write the batch into --minShapes, --optShapes and --maxShapes",
+        )
+    return make_profile(read_inputs(model)[0], **given)
+
+
+def _options(
+    target: Target, library: str, profile: dict[str, ShapeRange], cache: Path, flags: Mapping[str, Any]
+) -> BuildOptions:
+    return BuildOptions(
+        target=target,
+        backend=library,
+        profile=profile,
+        builder_optimization_level=flags.get("builder_optimization_level"),
+        profiling_verbosity=flags.get("profiling_verbosity", "detailed"),
+        memory_pools=parse_memory_pools(flags.get("memory_pools", "")),
+        hardware_compatibility=flags.get("hardware_compatibility", "none"),
+        version_compatible=flags.get("version_compatible", False),
+        strip_weights=flags.get("strip_weights", False),
+        refit=flags.get("refit", False),
+        tf32=not flags.get("no_tf32", False),
+        timing_cache=cache,
+    )
+
+
+def _rebuild_command(
+    source: Path, library: str, batch_size: int | None, save_engine: Path | None, flags: Mapping[str, Any]
+) -> str:
+    """Return the command without its --target."""
+    words = ["accuquant", "build", str(source), "--backend", library]
+    if batch_size is not None:
+        words += ["--batch-size", str(batch_size)]
+    if save_engine is not None:
+        words.append(f"--saveEngine={save_engine}")
+    words += [f"{option}={flags[name]}" for name, option in _SHAPE_OPTIONS.items() if flags.get(name)]
+    if flags.get("builder_optimization_level") is not None:
+        words.append(f"--builderOptimizationLevel={flags['builder_optimization_level']}")
+    if flags.get("memory_pools"):
+        words.append(f"--memPoolSize={flags['memory_pools']}")
+    if flags.get("hardware_compatibility", "none") != "none":
+        words.append(f"--hardwareCompatibilityLevel={flags['hardware_compatibility']}")
+    words += [option for name, option in _SWITCHES.items() if flags.get(name)]
+    return shlex.join(words)

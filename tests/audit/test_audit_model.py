@@ -1,0 +1,150 @@
+"""Audits of engines that are really compiled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from accuquant.audit.audit_model import audit_model, find_graph, write_float_twin
+from accuquant.audit.engine_audit import EngineAudit, audit_engine
+from accuquant.audit.engine_layers import read_engine_layers
+from accuquant.cli.main import main
+from accuquant.engines import BuildOptions, CompiledEngine, Target, compile_engine
+from accuquant.errors import EngineError, SourceError
+from accuquant.groups import StepGroups
+from accuquant.manifest import Manifest
+
+pytest.importorskip("tensorrt_rtx")
+pytestmark = pytest.mark.trt
+Export = Callable[..., Path]
+ADA = Target(8, 9)
+
+
+LAYER = "up_blocks.0.resnets.0.conv2"
+
+
+def reasons(audit: EngineAudit) -> list[tuple[str, str]]:
+    return [(pair.outcome, pair.reason) for pair in audit.pairs if pair.layer == LAYER]
+
+
+@pytest.fixture(scope="module")
+def model(export_tiny: Export) -> Path:
+    return export_tiny()
+
+
+@pytest.fixture(scope="module")
+def engine(model: Path, tmp_path_factory: pytest.TempPathFactory) -> CompiledEngine:
+    return compile_engine(model, tmp_path_factory.mktemp("engine") / "plan", BuildOptions(ADA))
+
+
+@pytest.fixture(scope="module")
+def plain(model: Path, engine: CompiledEngine) -> EngineAudit:
+    return audit_engine(model, engine, BuildOptions(ADA), name="plain")
+
+
+def test_every_layer_that_the_compiler_describes_is_read(engine: CompiledEngine) -> None:
+    described = [line for line in engine.log if line.startswith("Name: ") and "LayerType" in line]
+    description = read_engine_layers(engine.log)
+    assert len(described) > 50
+    assert len(description.layers) == len(described)
+    assert description.not_understood == ()
+
+
+def test_the_constants_add_up_to_what_the_compiler_says_it_stores(engine: CompiledEngine) -> None:
+    description = read_engine_layers(engine.log)
+    constants = {tensor.name: tensor for layer in description.layers for tensor in layer.constants}
+    stored = sum(tensor.num_bytes for tensor in constants.values())
+    assert description.weight_bytes == pytest.approx(stored, rel=0.02)
+
+
+def test_constant_scales_fuse_and_run_in_int8(plain: EngineAudit, model: Path) -> None:
+    assert plain.not_understood == ()
+    precisions = {item.layer: item.precision for item in plain.work}
+    layers = {entry.value for node in onnx.load(model).graph.node for entry in node.metadata_props}
+    assert {precisions[layer] for layer in layers if layer in precisions} == {"int8"}
+    assert precisions["node_conv2d"] == "fp16", "the first convolution stays float"
+    assert plain.share("int8") + plain.share("fp16") + plain.share("fp32") == pytest.approx(1)
+    assert reasons(plain) == [("fused", "")]
+    assert plain.outcomes["float"] == plain.outcomes["unknown"] == 0
+
+
+def test_a_pair_whose_weight_is_float_is_named_with_a_remedy(model: Path, tmp_path: Path) -> None:
+    proto = onnx.load(model)
+    dequantize = next(node for node in proto.graph.node if node.name == f"{LAYER}/weight/DequantizeLinear")
+    levels = next(t for t in proto.graph.initializer if t.name == dequantize.input[0])
+    weight = onnx.numpy_helper.to_array(levels).astype(np.float16)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, "float_weight"))
+    (reader,) = [node for node in proto.graph.node if dequantize.output[0] in node.input]
+    reader.input[1] = "float_weight"
+    proto.graph.node.remove(dequantize)
+    onnx.save(proto, tmp_path / "half.onnx")
+    audit = audit_model(tmp_path / "half.onnx", ADA).subject
+    (pair,) = [pair for pair in audit.pairs if pair.layer == LAYER]
+    assert (pair.outcome, pair.reason) == ("float", "its weight is not quantized")
+    assert pair.remedy
+
+
+def test_a_step_factor_splits_the_fusion_and_the_command_says_so(
+    export_tiny: Export, plain: EngineAudit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grouped = export_tiny(scales="grouped", zero_point=-100)
+    data, page = tmp_path / "audit.json", tmp_path / "audit.html"
+    assert main(["audit", str(grouped), "--json", str(data), "--html", str(page), "--layers"]) == 0
+    printed = capsys.readouterr().out
+    facts = json.loads(data.read_text())
+    subject, reference = facts["subject"], facts["reference"]
+    (pair,) = [pair for pair in subject["pairs"] if pair["layer"] == LAYER]
+    assert pair["outcome"] == "split"
+    assert "step group's factor" in pair["reason"]
+    assert subject["num_kernels"] > plain.num_kernels
+    assert subject["mac_share"]["int8"] == plain.share("int8")
+    assert reference["mac_share"] == {"fp16": 1.0}
+    assert reference["macs"] == subject["macs"]
+    assert f"{100 * subject['mac_share']['int8']:.1f} %" in printed
+    assert pair["reason"] in printed
+    assert subject["kernel_list"][-1]["name"] in printed
+    text = page.read_text()
+    assert text.count("<svg") == 4
+    assert pair["reason"].replace("'", "&#39;") in text
+    assert "http" not in text
+
+
+def test_the_float_twin_has_no_trace_of_the_lowering(export_tiny: Export, tmp_path: Path) -> None:
+    twin = onnx.load(write_float_twin(export_tiny(scales="grouped", zero_point=-100), tmp_path))
+    operators = {node.op_type for node in twin.graph.node}
+    assert not operators & {"QuantizeLinear", "DequantizeLinear", "Pad", "Div", "Gather"}
+
+
+def test_a_folder_is_audited_by_its_first_graph(audit_source: Any, tmp_path: Path) -> None:
+    graphs = ("unet/group_00.onnx", "unet/group_01.onnx")
+    Manifest(
+        pipeline_class="DDIMPipeline",
+        component="unet",
+        lowering="per-group",
+        precision="fp16",
+        opset=21,
+        graphs=graphs,
+        groups=StepGroups((1000.0, 500.0, 0.0)),
+        signature=audit_source.signature,
+        model_hash="",
+        num_inference_steps=2,
+        accuquant_version="0",
+    ).save(tmp_path)
+    assert find_graph(tmp_path) == (tmp_path / graphs[0], 2)
+
+
+def test_a_path_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"no such file or folder.*accuquant\.json"):
+        find_graph(tmp_path / "nothing")
+
+
+def test_a_log_without_layers_is_refused(model: Path, engine: CompiledEngine) -> None:
+    silent = CompiledEngine(engine.plan, ("INFO: done",), 1.0, "tensorrt", "10.0")
+    with pytest.raises(EngineError, match=r"log of tensorrt 10\.0: got no description of a layer"):
+        audit_engine(model, silent, BuildOptions(ADA), name="m")

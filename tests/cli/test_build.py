@@ -1,0 +1,124 @@
+"""Tests of `accuquant build` on real engines of TensorRT for RTX."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import helper
+
+from accuquant.cli.main import main
+from accuquant.engine_manifest import EngineManifest
+
+pytest.importorskip("tensorrt_rtx")
+pytestmark = pytest.mark.trt
+Make = Callable[..., Path]
+RTX = ["--backend", "tensorrt_rtx", "--target", "sm89"]
+
+
+def test_a_model_becomes_an_engine_and_stays_one(make_conv: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    model = make_conv()
+    arguments = ["build", str(model), *RTX, "--batch-size", "2", "--json", "-"]
+    assert main(arguments) == 0
+    (first,) = json.loads(capsys.readouterr().out)
+    engine = Path(first["engine"])
+    assert engine == model.parent / "engines" / "sm89" / "tensorrt_rtx" / "conv.engine"
+    assert first["bytes"] == engine.stat().st_size
+    assert not first["reused"]
+    EngineManifest.load(engine).check_engine(engine)
+    assert main(arguments) == 0
+    assert json.loads(capsys.readouterr().out)[0]["reused"]
+
+
+def test_flags_of_trtexec_are_taken_and_those_it_lost_are_answered(
+    make_conv: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine, layers = tmp_path / "a.engine", tmp_path / "layers.json"
+    flags = [
+        f"--onnx={make_conv()}",
+        f"--saveEngine={engine}",
+        "--minShapes=x:1x4x8x8",
+        "--optShapes=x:2x4x8x8",
+        "--maxShapes=x:4x4x8x8",
+        "--memPoolSize=workspace:64",
+        f"--exportLayerInfo={layers}",
+        "--int8",
+        "--fp16",
+        "--calib=table.cache",
+    ]
+    assert main(["build", *flags, *RTX]) == 0
+    said = capsys.readouterr().err.splitlines()
+    answered = [line.partition(" changes nothing")[0] for line in said if "changes nothing" in line]
+    assert sorted(answered) == ["--calib", "--fp16", "--int8"]
+    assert EngineManifest.load(engine).options["profile"]["x"][2] == [4, 4, 8, 8]
+    (convolution,) = [line for line in json.loads(layers.read_text())["Layers"] if "correlation" in line]
+    assert "Datatype: Int8" in convolution
+
+
+def one_line(code: int, capsys: pytest.CaptureFixture[str]) -> str:
+    """Return the only line of a failed command."""
+    assert code != 0
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
+    assert line.startswith("accuquant: ")
+    assert captured.out == ""
+    return line
+
+
+def test_a_dynamic_scale_is_refused_before_the_compiler_crashes(
+    make_conv: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = make_conv(dynamic_scale=True)
+    line = one_line(main(["build", str(model), *RTX]), capsys)
+    assert "node 'quantize': got scale 'scale' is a graph input" in line
+    assert "crash of the compiler" not in line
+    assert not (model.parent / "engines").exists()
+
+
+def test_a_model_without_pairs_is_refused_unless_it_is_wanted(
+    save_graph: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weight = {"w": np.ones((4, 4, 3, 3), np.float32)}
+    nodes = [helper.make_node("Conv", ["x", "w"], ["y"], "conv")]
+    model = save_graph(tmp_path / "float.onnx", nodes, weight, [1, 4, 8, 8])
+    line = one_line(main(["build", str(model), *RTX]), capsys)
+    assert "no Q/DQ pair" in line
+    assert "--allow-float" in line
+    assert main(["build", str(model), *RTX, "--allow-float", "--quiet"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--target", "sm88"], "target 'sm88': got an unknown name, expected sm75 or sm80 or sm86"),
+        (["--target", "sm89", "--optShapes=z:1"], "shapes for 'z', expected shapes for x"),
+        (["--target", "sm89", "--minShapes=x:8x4x8x8", "--maxShapes=x:4x4x8x8"], "min <= opt <= max"),
+        (["--target", "sm89", "--optShapes=x:1x5x8x8"], "1x5x8x8 for 'x', expected shapes like [any, 4"),
+        (["--target", "sm89", "--memPoolSize=heap:1"], "memPoolSize 'heap'"),
+        (["--target", "sm89", "--refit"], "Without a GPU leave --refit and --stripWeights out"),
+        (["--target", "sm89", "--versionCompatible"], "Leave --versionCompatible out"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_no_engine(
+    make_conv: Make, capsys: pytest.CaptureFixture[str], arguments: list[str], expected: str
+) -> None:
+    model = make_conv()
+    line = one_line(main(["--quiet", "build", str(model), "--backend", "tensorrt_rtx", *arguments]), capsys)
+    assert expected in line
+    assert not list(model.parent.rglob("*.engine"))
+
+
+@pytest.mark.parametrize("arguments", [[], ["MODEL", "--onnx=MODEL"]])
+def test_one_model_has_to_be_given(
+    make_conv: Make, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    model = str(make_conv())
+    given = [argument.replace("MODEL", model) for argument in arguments]
+    assert "accuquant build OUT" in one_line(main(["build", *given]), capsys)
+
+
+def test_a_folder_that_is_no_export_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no accuquant.json" in one_line(main(["build", str(tmp_path), *RTX]), capsys)
