@@ -59,7 +59,7 @@ def _check(proto: onnx.ModelProto, values: Sequence[ir.Value]) -> None:
         tensor = value.const_value
         assert tensor is not None
         bare.graph.input.append(
-            onnx.helper.make_tensor_value_info(value.name, int(tensor.dtype), tensor.shape.numpy())
+            onnx.helper.make_tensor_value_info(str(value.name), int(tensor.dtype), tensor.shape.numpy())
         )
     onnx.checker.check_model(bare)
 
@@ -69,7 +69,7 @@ def _header(value: ir.Value) -> bytes:
     tensor = value.const_value
     assert tensor is not None
     description = onnx.TensorProto(name=value.name, data_type=int(tensor.dtype), dims=tensor.shape.numpy())
-    inner = description.SerializeToString() + _tag(_TENSOR_RAW_DATA) + _varint(tensor.nbytes)
+    inner: bytes = description.SerializeToString() + _tag(_TENSOR_RAW_DATA) + _varint(tensor.nbytes)
     return _tag(_GRAPH_INITIALIZER) + _varint(len(inner) + tensor.nbytes) + inner
 
 

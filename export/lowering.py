@@ -122,5 +122,7 @@ def _describe(
             "accuquant.recipe_sha256": digest,
         }
     )
+    if "method" in recipe.calibration:
+        model.metadata_props["accuquant.calibration"] = str(recipe.calibration["method"])
     if group is not None:
         model.metadata_props["accuquant.group"] = str(group)

@@ -23,6 +23,7 @@ from accuquant.export.lowering import (
     lower,
 )
 from accuquant.manifest import MANIFEST_NAME, RECIPE_NAME, Manifest
+from accuquant.network import float_weights as weights_by_layer
 from accuquant.pipelines import Source
 from accuquant.recipe import Recipe
 
@@ -57,7 +58,7 @@ def export_pipeline(
     output = Path(output)
     _check_output(output)
     say("checking the recipe", 0.0)
-    recipe.check_weights(float_weights(source.network))
+    recipe.check_weights(weights_by_layer(source.network))
     with _staging(output) as folder:
         say("tracing the network", 0.05)
         model = trace(source.network, source.signature, opset=opset, dynamic=dynamic)

@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     help="What `accuquant calibrate` wrote; without it, a pipeline is calibrated first.",
 )
 @click.option(
+    "--inputs",
+    type=existing_file,
+    help="An .npz of inputs to observe an .onnx with where there is no recipe; random ones otherwise.",
+)
+@click.option(
     "-o", "--output", type=new_path, required=True, help="A folder, or an .onnx file where SOURCE is one."
 )
 @click.option(
@@ -60,7 +65,8 @@ def command(source: str, recipe: Path | None, output: Path, **options: Any) -> N
     """Write SOURCE as an ONNX model with int8 weights and QDQ pairs.
 
     SOURCE is a diffusers pipeline (a folder or a Hub id): OUTPUT becomes a folder in Optimum's layout.
-    Or SOURCE is a float .onnx file of such a network, and OUTPUT an .onnx file.
+    Or SOURCE is a float .onnx file of such a network, and OUTPUT an .onnx file. Without --recipe, its scales
+    are then observed in a few calls, which is no calibration over denoising steps.
     """
     run(source, recipe, output, options)
     click.echo(f"Exported {output}")
@@ -71,18 +77,21 @@ def run(source: str, recipe: Path | None, output: Path, options: dict[str, Any])
     from accuquant.cli._progress import Bars
     from accuquant.recipe import Recipe
 
+    inputs = options.pop("inputs", None)
     write = _write_graph if source.endswith(".onnx") else _write_pipeline
+    if inputs is not None and (recipe is not None or write is _write_pipeline):
+        raise UsageError(
+            "--inputs",
+            got="inputs to observe a graph with, which nothing would use",
+            expected="an .onnx file as SOURCE and no --recipe",
+            remedy="Leave --inputs out",
+        )
     if recipe is not None:
         loaded = Recipe.load(recipe)
     elif write is _write_pipeline:
         loaded = _calibrate_first(source, output)
     else:
-        raise UsageError(
-            "--recipe",
-            got="no recipe for an .onnx file",
-            expected="the file that `accuquant calibrate` wrote for its pipeline",
-            remedy="Calibrate the pipeline that the file was exported from, and give its recipe",
-        )
+        loaded = _observe_first(source, inputs, output)
     with Bars() as progress:
         progress.stage(f"exporting {source}", 100)
         write(source, loaded, output, progress=progress.share, **options)
@@ -99,6 +108,24 @@ def _write_pipeline(source: str, recipe: Recipe, output: Path, **options: Any) -
     from accuquant.pipelines import load_source
 
     export_pipeline(load_source(source), recipe, output, **options)
+
+
+def _observe_first(source: str, inputs: Path | None, output: Path) -> Recipe:
+    """Observe the graph alone, and keep the recipe beside `output`."""
+    from accuquant.cli._progress import Bars
+    from accuquant.observation.observe_onnx import OBSERVED, observe_onnx
+
+    with Bars() as progress:
+        progress.stage(f"observing {source}", 100)
+        recipe = observe_onnx(Path(source), inputs=inputs, progress=progress.share)
+    given = f"the inputs in {inputs}" if inputs else "random inputs"
+    click.echo(f"No --recipe: scales are {OBSERVED}, on {given}.", err=True)
+    click.echo(
+        "For images that stay the same, run `accuquant calibrate` on its pipeline and give --recipe.",
+        err=True,
+    )
+    recipe.save(output.with_name(f"{output.name}.recipe.safetensors"))
+    return recipe
 
 
 def _calibrate_first(source: str, output: Path) -> Recipe:
