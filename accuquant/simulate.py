@@ -157,9 +157,7 @@ def _tie_scales(layers: Iterable[QuantizedLayer]) -> None:
     """Let layers with one set of scales (to_q, to_k, to_v read one tensor) learn and share one."""
     first: dict[tuple[object, ...], QuantizedLayer] = {}
     for layer in layers:
-        qparams = layer.qparams
-        key = (qparams.activation_scale.tobytes(), qparams.zero_point, qparams.activation_bits)
-        owner = first.setdefault(key, layer)
+        owner = first.setdefault(layer.qparams.activation_key, layer)
         layer.log_scale, layer.scale = owner.log_scale, owner.scale
 
 

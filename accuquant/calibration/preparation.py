@@ -23,6 +23,7 @@ from accuquant.task import Task
 
 from .activations import ActivationSampler, Samples, initial_qparams
 from .input_moments import Moments, MomentSampler
+from .output_search import count_calls, refine_scales
 from .placement import Placement, place
 from .rounding import compensate
 from .sensitivity import measure_sensitivity, spend_float_budget
@@ -55,7 +56,7 @@ def prepare(
     macs = count_macs(source.network, source.signature)
     placement = place(source.network, macs, include=settings.include, exclude=settings.exclude)
     recording = _record(source, settings, process, starts, groups, placement, shown)
-    qparams = _initial_qparams(source, settings, recording, shown)
+    qparams = _initial_qparams(source, settings, process, groups, recording, shown)
     shown.stage("layer sensitivity", len(qparams))
     errors = measure_sensitivity(
         source.network, process, groups, qparams, recording.batches[-1], progress=shown
@@ -88,7 +89,12 @@ def prepare(
 
 
 def _initial_qparams(
-    source: Source, settings: CalibrationSettings, recording: Recording, shown: Progress
+    source: Source,
+    settings: CalibrationSettings,
+    process: DenoisingProcess,
+    groups: StepGroups,
+    recording: Recording,
+    shown: Progress,
 ) -> dict[str, LayerQParams]:
     shown.stage("initial scales", 1)
     qparams = initial_qparams(
@@ -99,6 +105,11 @@ def _initial_qparams(
         observer=settings.observer,
         affine=settings.affine,
     )
+    if settings.refine:
+        shown.stage("refined scales", count_calls(len(groups), len(recording.batches)))
+        qparams = refine_scales(
+            source.network, process, groups, qparams, recording.batches, progress=shown
+        )
     shown.stage("weight rounding", len(recording.moments))
     layers = quantizable_layers(source.network)
     for name, moments in recording.moments.items():

@@ -46,7 +46,12 @@ _COUNT = click.IntRange(min=1)
     help="How the loss at a group's end reaches its steps.",
 )
 @click.option(
-    "--observer", type=click.Choice(OBSERVERS), default="mse", help="How the first scales are found."
+    "--observer", type=click.Choice(OBSERVERS), default="norm", help="How the first scales are found."
+)
+@click.option(
+    "--refine/--no-refine",
+    default=True,
+    help="Move each first scale to where its layer's output errs least.",
 )
 @click.option(
     "--rounding",
