@@ -12,5 +12,6 @@ COMMANDS = {
     "build": "build",
     "sample": "sample",
     "verify": "verify",
+    "push": "push",
     "doctor": "doctor",
 }

@@ -61,15 +61,33 @@ if TYPE_CHECKING:
     show_default="external above 2 GB",
     help="Keep weights in a file beside the graph, or inside it.",
 )
-def command(source: str, recipe: Path | None, output: Path, **options: Any) -> None:
+@click.option(
+    "--triton",
+    type=new_path,
+    metavar="DIR",
+    help="Write a Triton Inference Server model repository too; SOURCE is a pipeline.",
+)
+def command(source: str, recipe: Path | None, output: Path, triton: Path | None, **options: Any) -> None:
     """Write SOURCE as an ONNX model with int8 weights and QDQ pairs.
 
     SOURCE is a diffusers pipeline (a folder or a Hub id): OUTPUT becomes a folder in Optimum's layout.
     Or SOURCE is a float .onnx file of such a network, and OUTPUT an .onnx file. Without --recipe, its scales
     are then observed in a few calls, which is no calibration over denoising steps.
     """
+    if triton is not None and source.endswith(".onnx"):
+        raise UsageError(
+            "--triton",
+            got="an .onnx file as SOURCE",
+            expected="a pipeline, whose export knows its step groups",
+            remedy="Leave --triton out, or export the pipeline",
+        )
     run(source, recipe, output, options)
     click.echo(f"Exported {output}")
+    if triton is not None:
+        from accuquant.export.triton_repository import write_triton_repository
+
+        models = write_triton_repository(output, triton)
+        click.echo(f"Wrote {triton}: {', '.join(models)}")
 
 
 def run(source: str, recipe: Path | None, output: Path, options: dict[str, Any]) -> None:
