@@ -62,8 +62,8 @@ def _introduction(manifest: Manifest) -> str:
             f"# {name or manifest.pipeline_class}, int8",
             "",
             f"The {manifest.component} ({manifest.signature.architecture}) of a {manifest.pipeline_class} as "
-            f"ONNX with int8 weights and activations (QDQ pairs), {groups} step "
-            f"group{'s' if groups > 1 else ''}, lowering {manifest.lowering}, {manifest.precision} elsewhere.",
+            f"ONNX with int8 weights and activations (QDQ pairs), {groups} step group"
+            f"{'s' if groups > 1 else ''}, lowering {manifest.lowering}, {manifest.precision} elsewhere.",
             f"Made with AccuQuant {manifest.accuquant_version}; `accuquant.json` lists each file's SHA-256.",
             "",
         ]
