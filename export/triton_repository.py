@@ -19,7 +19,7 @@ BACKENDS = {
     "openvino": ("openvino", "model.onnx", "KIND_CPU"),
     "onnxruntime": ("onnxruntime", "model.onnx", "KIND_CPU"),
 }
-_TYPES = {
+_TYPES: dict[int, str] = {
     onnx.TensorProto.FLOAT: "TYPE_FP32",
     onnx.TensorProto.FLOAT16: "TYPE_FP16",
     onnx.TensorProto.INT64: "TYPE_INT64",
@@ -154,11 +154,12 @@ def _tensors(path: Path) -> tuple[list[TritonTensor], list[TritonTensor]]:
 def _tensor(value: onnx.ValueInfoProto) -> TritonTensor:
     kind = value.type.tensor_type
     dims = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in kind.shape.dim)
-    if kind.elem_type not in _TYPES:
+    element = int(kind.elem_type)
+    if element not in _TYPES:
         raise ExportError(
             f"tensor '{value.name}'",
-            got=f"type {onnx.TensorProto.DataType.Name(kind.elem_type)}",
+            got=f"type {onnx.TensorProto.DataType.Name(element)}",
             expected="float32, float16, int64 or int32",
             remedy="Export the pipeline again",
         )
-    return TritonTensor(value.name, _TYPES[kind.elem_type], dims)
+    return TritonTensor(value.name, _TYPES[element], dims)
