@@ -68,7 +68,7 @@ def lower(model: ir.Model, recipe: Recipe, options: LoweringOptions, digest: str
     MatchLayersPass(recipe.layers)(model)
     CorrectBiasPass(recipe.layers)(model)
     _forget_origin(model)
-    QuantizeWeightsPass(recipe.layers)(model)
+    QuantizeWeightsPass(recipe.layers, scalar_conv_scales=options.precision == "fp16")(model)
     if options.precision == "fp16":
         HalfPrecisionPass()(model)
     if options.lowering == "rescale":
