@@ -1,8 +1,7 @@
-"""What one denoising step is: the network call and everything that the scheduler does around it."""
+"""What one denoising step is: the network call and everything that happens around it."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,15 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from accuquant.errors import CalibrationError
+from accuquant.guidance import Guidance
+from accuquant.schedulers import SchedulerMemory, scheduler_facts, takes_generator, with_steps
 
-#: (sample [B, C, H, W], timestep) -> prediction [B, C, H, W]; conditioning is bound beforehand.
+#: (sample [copies * B, C, H, W], timestep) -> prediction; conditioning is bound beforehand.
 NetworkFn = Callable[[Tensor, Tensor], Tensor]
 #: (step, timestep, latents after the step)
 StepCallback = Callable[[int, float, Tensor], None]
-
-#: Schedulers whose step depends on its arguments alone.
-SUPPORTED_SCHEDULERS = ("DDIMScheduler", "DDPMScheduler")
 
 
 @dataclass(frozen=True)
@@ -30,34 +27,34 @@ class ProcessState:
 
 
 class DenoisingProcess:
-    """The sampler that the user will sample with: a scheduler at a number of steps.
+    """The sampler that the user will sample with: a scheduler at a number of steps, and the guidance.
 
-    The network's output may be a noise, velocity or sample prediction; clipping, thresholding and
-    the sampler's own noise are whatever `scheduler` (diffusers) is configured to do. `step` is
-    differentiable with respect to the latents and the network's output.
+    The network's output may be a noise, velocity or sample prediction; clipping, thresholding, a
+    multistep history and the sampler's own noise are whatever `scheduler` (diffusers) is configured to
+    do. A step is one call of the network: Heun's has two steps for each of the `num_steps`. `step` is
+    differentiable with respect to the latents, the network's output and the history.
     """
 
-    def __init__(self, scheduler: Any, num_steps: int) -> None:
-        name = type(scheduler).__name__
-        if name not in SUPPORTED_SCHEDULERS:
-            raise CalibrationError(
-                f"scheduler {name}",
-                got="a scheduler that AccuQuant does not simulate yet",
-                expected=" or ".join(SUPPORTED_SCHEDULERS),
-                remedy="Sample with DDIM: pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config), "
-                "then save the pipeline",
-            )
-        self.scheduler = copy.deepcopy(scheduler)
-        maximum = int(self.scheduler.config.num_train_timesteps)
-        if not 1 <= num_steps <= maximum:
-            raise CalibrationError(
-                "number of steps",
-                got=str(num_steps),
-                expected=f"1 to {maximum}, the steps that the model was trained with",
-                remedy="Give --steps in that range",
-            )
-        self.scheduler.set_timesteps(num_steps)
-        self.timesteps: list[float] = [float(t) for t in self.scheduler.timesteps]
+    def __init__(self, scheduler: Any, num_steps: int, guidance: Guidance | None = None) -> None:
+        scheduler_facts(scheduler)
+        self._set_up(with_steps(scheduler, num_steps), 0, guidance or Guidance())
+
+    @classmethod
+    def prepared(cls, scheduler: Any, first: int, guidance: Guidance) -> DenoisingProcess:
+        """Take over a scheduler whose timesteps a pipeline has set, at the index `first` of them."""
+        process = cls.__new__(cls)
+        scheduler_facts(scheduler)
+        process._set_up(scheduler, first, guidance)
+        return process
+
+    def _set_up(self, scheduler: Any, first: int, guidance: Guidance) -> None:
+        self.scheduler = scheduler
+        self.guidance = guidance
+        self.first = first
+        self._visited = list(scheduler.timesteps[first:])
+        self.timesteps: list[float] = [float(t) for t in self._visited]
+        self._takes_generator = takes_generator(scheduler)
+        self._memory = SchedulerMemory(scheduler)
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -70,14 +67,26 @@ class DenoisingProcess:
     def step(
         self, network: NetworkFn, latents: Tensor, step: int, generators: Sequence[torch.Generator] = ()
     ) -> Tensor:
-        """Return the latents after loop index `step`: [B, C, H, W] -> [B, C, H, W]."""
-        timestep = self.scheduler.timesteps[step]
-        prediction = network(self.scheduler.scale_model_input(latents, timestep), timestep)
-        result = self.scheduler.step(
-            prediction, timestep, latents, generator=list(generators) or None, return_dict=False
-        )
+        """Return the latents after loop index `step`: [B, C, H, W] -> [B, C, H, W].
+
+        A scheduler with a history takes steps in order, or from `restore_state`; step 0 starts anew.
+        """
+        if step == 0:
+            self.reset()
+        timestep = self._visited[step]
+        prediction = network(self.network_sample(latents, step), timestep)
+        prediction = self.guidance.combine(prediction, latents.shape[1])
+        noise = {"generator": list(generators) or None} if self._takes_generator else {}
+        result = self.scheduler.step(prediction, timestep, latents, return_dict=False, **noise)
         after: Tensor = result[0]
         return after
+
+    def network_sample(self, latents: Tensor, step: int) -> Tensor:
+        """Return what the network is given for `latents`: scaled, one copy for each prediction."""
+        sample = self.guidance.expand(latents)
+        scale = getattr(self.scheduler, "scale_model_input", None)
+        scaled: Tensor = sample if scale is None else scale(sample, self._visited[step])
+        return scaled
 
     def sample(
         self,
@@ -98,24 +107,20 @@ class DenoisingProcess:
     def initial_latents(self, shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
         """Draw one starting latent [1, *shape] a generator, as diffusers does -> [B, *shape]."""
         noise = torch.cat([torch.randn((1, *shape), generator=g) for g in generators])
-        return noise * float(self.scheduler.init_noise_sigma)
+        return noise * float(getattr(self.scheduler, "init_noise_sigma", 1.0))
+
+    def reset(self) -> None:
+        """Forget every step: the next trajectory has no history."""
+        self._memory.reset()
 
     def save_state(self, generators: Sequence[torch.Generator] = ()) -> ProcessState:
         """Return what the next steps depend on beside the latents."""
-        return ProcessState(tuple(g.get_state() for g in generators), _mutable(self.scheduler))
+        return ProcessState(tuple(g.get_state() for g in generators), self._memory.save())
 
     def restore_state(self, state: ProcessState) -> list[torch.Generator]:
         """Go back to `state`; return generators that continue where it was saved."""
-        vars(self.scheduler).update(
-            {k: list(v) if isinstance(v, list) else v for k, v in state.scheduler.items()}
-        )
-        generators = []
-        for saved in state.generators:
-            generator = torch.Generator()
-            # torch 2.13 reads a view (a row of a stored tensor) from the wrong place, or crashes
-            generator.set_state(saved.clone())
-            generators.append(generator)
-        return generators
+        self._memory.restore(state.scheduler)
+        return restored_generators(state.generators)
 
 
 def seeded_generators(seeds: Sequence[int]) -> list[torch.Generator]:
@@ -123,10 +128,12 @@ def seeded_generators(seeds: Sequence[int]) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
-def _mutable(scheduler: Any) -> dict[str, Any]:
-    """Copy the attributes that a step may replace; tensors are replaced, never written to."""
-    return {
-        key: list(value) if isinstance(value, list) else value
-        for key, value in vars(scheduler).items()
-        if key != "_internal_dict"
-    }
+def restored_generators(states: Sequence[Tensor]) -> list[torch.Generator]:
+    """Return one CPU generator for each state that `torch.Generator.get_state` gave."""
+    generators = []
+    for state in states:
+        generator = torch.Generator()
+        # torch 2.13 reads a view (a row of a stored tensor) from the wrong place, or crashes
+        generator.set_state(state.clone())
+        generators.append(generator)
+    return generators

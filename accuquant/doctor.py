@@ -16,6 +16,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from accuquant.errors import EngineError, MissingDependencyError
+from accuquant.gpu import find_gpu
+
 Status = Literal["ok", "absent", "warning", "broken"]
 
 #: Distribution -> the extra that installs it; "" is the base installation.
@@ -35,6 +38,7 @@ _PACKAGES = {
     "tensorrt": "gpu",
     "polygraphy": "gpu",
     "tensorrt-rtx": "tensorrt-rtx",
+    "cuda-bindings": "gpu",
 }
 #: Free bytes below which an export of a large model is likely to fail.
 _ROOMY = 10 * 1024**3
@@ -67,14 +71,17 @@ def examine() -> list[Finding]:
         Finding("Python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
         _processor(),
         _disk(),
+        _gpu(),
         *(_package(name, extra) for name, extra in _PACKAGES.items()),
         *(_attempt(subject, module, try_it) for subject, module, try_it in _TRIALS),
     ]
 
 
-def works(findings: list[Finding]) -> bool:
-    """Return whether nothing is broken."""
-    return all(finding.status != "broken" for finding in findings)
+def works(findings: list[Finding], *, gpu: bool = False) -> bool:
+    """Return whether nothing is broken and, if `gpu`, whether TensorRT imports and a GPU answers."""
+    fine = {finding.subject for finding in findings if finding.status == "ok"}
+    on_gpu = "NVIDIA GPU" in fine and not fine.isdisjoint({"TensorRT", "TensorRT for RTX"})
+    return all(finding.status != "broken" for finding in findings) and (on_gpu or not gpu)
 
 
 def _processor() -> Finding:
@@ -111,6 +118,18 @@ def _disk() -> Finding:
             "disk", "warning", detail, "Large models need about three times their size; free some space"
         )
     return Finding("disk", "ok", detail)
+
+
+def _gpu() -> Finding:
+    try:
+        gpu = find_gpu()
+    except MissingDependencyError as fault:
+        return Finding("NVIDIA GPU", "absent", f"not looked for: {fault.got}", fault.remedy)
+    except EngineError as fault:
+        remedy = f"{fault.remedy}. In a container: docker run --gpus all"
+        return Finding("NVIDIA GPU", "absent", fault.got, remedy)
+    driver = ".".join(map(str, gpu.driver))
+    return Finding("NVIDIA GPU", "ok", f"{gpu.name} ({gpu.target}), driver for CUDA {driver}")
 
 
 def _package(name: str, extra: str) -> Finding:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from accuquant.errors import SourceError
+from accuquant.architectures import read_signature, timestep_divisor
 from accuquant.qparams import FloatArray
-from accuquant.signature import Signature, TensorSpec
+from accuquant.signature import Signature
 
 #: torch layer class -> the kind that a recipe stores.
 LAYER_KINDS: dict[type[nn.Module], str] = {
@@ -19,23 +18,37 @@ LAYER_KINDS: dict[type[nn.Module], str] = {
     nn.Linear: "linear",
     nn.ConvTranspose2d: "conv_transpose2d",
 }
-#: Conditioning that diffusers passes inside `added_cond_kwargs`.
-_ADDED = ("text_embeds", "time_ids")
+#: Conditioning that diffusers passes inside `added_cond_kwargs` (SDXL; PixArt).
+_ADDED = ("text_embeds", "time_ids", "resolution", "aspect_ratio")
+#: Networks of this kind want one timestep a sample; UNets take one for the batch.
+_TRANSFORMER = "Transformer2DModel"
 Conditioning = Mapping[str, Tensor]
 
 
 def call(
     network: nn.Module, sample: Tensor, timestep: Tensor | float, conditioning: Conditioning | None = None
 ) -> Tensor:
-    """Run `network` on sample [B, C, H, W] at one timestep shared by the batch -> [B, C', H, W].
+    """Run `network` on a batch of samples at one of the scheduler's timesteps -> its prediction.
 
-    `conditioning` maps the names in the network's Signature to tensors [B, ...].
+    Shapes and names are those of the network's Signature: sample [B, C, H, W], or [B, N, C] for packed
+    patches; `conditioning` maps names to tensors. The timestep is divided by what the network's
+    pipeline divides it by.
     """
+    divisor = timestep_divisor(type(network).__name__)
+    return call_directly(network, sample, timestep / divisor if divisor != 1 else timestep, conditioning)
+
+
+def call_directly(
+    network: nn.Module, sample: Tensor, timestep: Tensor | float, conditioning: Conditioning | None = None
+) -> Tensor:
+    """Run `network` as `call` does, at a timestep in the network's own unit."""
     arguments: dict[str, Any] = dict(conditioning or {})
     added = {name: arguments.pop(name) for name in _ADDED if name in arguments}
     if added:
         arguments["added_cond_kwargs"] = added
-    output: Tensor = network(sample, timestep, return_dict=False, **arguments)[0]
+    if type(network).__name__.endswith(_TRANSFORMER):
+        timestep = torch.as_tensor(timestep, device=sample.device).reshape(-1)[:1].expand(sample.shape[0])
+    output: Tensor = network(sample, timestep=timestep, return_dict=False, **arguments)[0]
     return output
 
 
@@ -68,52 +81,7 @@ def signature_of(network: nn.Module) -> Signature:
     Raises SourceError for an architecture that is not supported.
     """
     config: Any = network.config
-    name = type(network).__name__
-    if name == "UNet2DModel":
-        conditioning, sizes = _class_conditioning(config)
-    elif name == "UNet2DConditionModel":
-        conditioning, sizes = _text_conditioning(config)
-    else:
-        raise SourceError(
-            f"network {name}",
-            got="an architecture that AccuQuant does not know",
-            expected="UNet2DModel or UNet2DConditionModel",
-            remedy="Use a pipeline with one of these networks",
-        )
-    size = config["sample_size"] or 32
-    height, width = (size, size) if isinstance(size, int) else size
-    return Signature(
-        architecture=name,
-        sample=TensorSpec("sample", ("batch", int(config["in_channels"]), "height", "width")),
-        timestep=TensorSpec("timestep", ("steps",), "int64"),
-        conditioning=conditioning,
-        output=TensorSpec("out_sample", ("batch", int(config["out_channels"]), "height", "width")),
-        sizes={"batch": 1, "steps": 1, "height": int(height), "width": int(width), **sizes},
-    )
-
-
-def _class_conditioning(config: Mapping[str, Any]) -> tuple[tuple[TensorSpec, ...], dict[str, int]]:
-    if config.get("class_embed_type") is None and config.get("num_class_embeds") is None:
-        return (), {}
-    return (TensorSpec("class_labels", ("batch",), "int64"),), {}
-
-
-def _text_conditioning(config: Mapping[str, Any]) -> tuple[tuple[TensorSpec, ...], dict[str, int]]:
-    width = config["cross_attention_dim"]
-    specs = [TensorSpec("encoder_hidden_states", ("batch", "tokens", _first(width)))]
-    if config.get("addition_embed_type") == "text_time":
-        time_ids = 6
-        text = config["projection_class_embeddings_input_dim"] - config["addition_time_embed_dim"] * time_ids
-        specs += [
-            TensorSpec("text_embeds", ("batch", int(text))),
-            TensorSpec("time_ids", ("batch", time_ids)),
-        ]
-    labels, sizes = _class_conditioning(config)
-    return (*specs, *labels), {"tokens": 77, **sizes}
-
-
-def _first(value: Any) -> int:
-    return int(np.atleast_1d(value)[0])
+    return read_signature(type(network).__name__, config)
 
 
 def model_hash(network: nn.Module) -> str:
@@ -149,7 +117,7 @@ def count_macs(network: nn.Module, signature: Signature) -> dict[str, int]:
         for name, layer in quantizable_layers(network).items()
     ]
     try:
-        call(network, *_example_inputs(signature, next(network.parameters()).device))
+        call_directly(network, *_example_inputs(signature, next(network.parameters()).device))
     finally:
         for hook in hooks:
             hook.remove()

@@ -59,6 +59,12 @@ def load_source(source: str | Path) -> Source:
     )
 
 
+def load_component(folder: Path, part: str) -> Any:
+    """Load one component of the pipeline in `folder`, such as its "vae". Raises SourceError."""
+    component = _load_part(folder, _read_index(folder), part)
+    return component.eval().requires_grad_(False) if isinstance(component, nn.Module) else component
+
+
 def _local_folder(source: str) -> Path:
     path = Path(source)
     if path.is_dir():

@@ -116,6 +116,11 @@ class LayerQParams:
         """Whether the activation scale differs between step groups."""
         return bool(np.any(self.activation_scale != self.activation_scale[0]))
 
+    @property
+    def activation_key(self) -> tuple[object, ...]:
+        """What layers have in common that share one activation quantizer (to_q, to_k and to_v do)."""
+        return (self.activation_scale.tobytes(), self.zero_point, self.activation_bits)
+
     def quantized_weight(self, weight: FloatArray) -> npt.NDArray[np.int8]:
         """Return the int8 levels of `weight` [*weight_shape]: learned ones, else round-to-nearest."""
         if tuple(weight.shape) != self.weight_shape:

@@ -39,7 +39,9 @@ class Signature:
 
     `conditioning` holds, in graph order, every further tensor under its diffusers name:
     `encoder_hidden_states` (text), `class_labels`, `text_embeds` and `time_ids` (SDXL). A network
-    without conditioning has an empty tuple. `sizes` gives a default for each named extent.
+    without conditioning has an empty tuple. Transformers call the sample `hidden_states`. `sizes` gives a
+    default for each named extent. The network's timestep is the scheduler's divided by
+    `timestep_divisor`; step groups are keyed by the scheduler's.
     """
 
     architecture: str
@@ -48,6 +50,7 @@ class Signature:
     conditioning: tuple[TensorSpec, ...]
     output: TensorSpec
     sizes: dict[str, int]
+    timestep_divisor: float = 1.0
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -61,6 +64,7 @@ class Signature:
             "inputs": [_spec_to_dict(spec) for spec in self.inputs],
             "output": _spec_to_dict(self.output),
             "sizes": dict(self.sizes),
+            "timestep_divisor": self.timestep_divisor,
         }
 
     @classmethod
@@ -74,6 +78,7 @@ class Signature:
             conditioning=tuple(conditioning),
             output=_spec_from_dict(data["output"]),
             sizes={str(k): int(v) for k, v in dict(data["sizes"]).items()},
+            timestep_divisor=float(data.get("timestep_divisor", 1.0)),
         )
 
 

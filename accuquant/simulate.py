@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from accuquant.architectures import timestep_divisor
 from accuquant.errors import RecipeError
 from accuquant.fake_quantize import fake_quantize
 from accuquant.groups import StepGroups
@@ -155,9 +157,7 @@ def _tie_scales(layers: Iterable[QuantizedLayer]) -> None:
     """Let layers with one set of scales (to_q, to_k, to_v read one tensor) learn and share one."""
     first: dict[tuple[object, ...], QuantizedLayer] = {}
     for layer in layers:
-        qparams = layer.qparams
-        key = (qparams.activation_scale.tobytes(), qparams.zero_point, qparams.activation_bits)
-        owner = first.setdefault(key, layer)
+        owner = first.setdefault(layer.qparams.activation_key, layer)
         layer.log_scale, layer.scale = owner.log_scale, owner.scale
 
 
@@ -169,7 +169,11 @@ def quantized_layers(network: nn.Module) -> dict[str, QuantizedLayer]:
 def _select_group(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Choose the step group of a call; looked up in the network, so that a deep copy uses its own."""
     first = next(module for module in network.modules() if isinstance(module, QuantizedLayer))
-    first.active.select(args[1] if len(args) > 1 else kwargs["timestep"])
+    timestep = kwargs.get("timestep")
+    if timestep is None:
+        timestep = inspect.signature(network.forward).bind_partial(*args).arguments["timestep"]
+    divisor = timestep_divisor(type(network).__name__)
+    first.active.select(timestep * divisor if divisor != 1 else timestep)
 
 
 def _dequantize(levels: np.ndarray, qparams: LayerQParams) -> np.ndarray:

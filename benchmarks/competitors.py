@@ -31,7 +31,7 @@ class NetworkCall:
     @property
     def feeds(self) -> dict[str, Any]:
         """The inputs of the float ONNX."""
-        return {"sample": self.sample.numpy(), "timestep": np.array([self.timestep], np.int64)}
+        return {"sample": self.sample.numpy(), "timestep": np.array([self.timestep], np.float32)}
 
 
 def trajectory_calls(process: DenoisingProcess, batches: Sequence[TrajectoryBatch]) -> list[NetworkCall]:

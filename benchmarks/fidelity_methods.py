@@ -171,11 +171,11 @@ def _graph_runner(study: Study, method: Method, folder: Path, progress: Progress
 
 
 def runner_network(runner: Runner) -> NetworkFn:
-    """Return a loaded graph (sample, timestep int64 [1]) as a function of tensors."""
+    """Return a loaded graph (sample, timestep float32 [1]) as a function of tensors."""
     output = runner.output_specs[0].name
 
     def run(sample: Tensor, timestep: Tensor) -> Tensor:
-        feeds = {"sample": sample.numpy(), "timestep": np.array([int(timestep)], np.int64)}
+        feeds = {"sample": sample.numpy(), "timestep": np.array([float(timestep)], np.float32)}
         return torch.from_numpy(runner.infer(feeds)[output])
 
     return run

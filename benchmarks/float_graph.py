@@ -34,7 +34,7 @@ class FloatGraph:
 def open_float_graph(source: Source, path: Path) -> FloatGraph:
     """Return the float network of `source` as ONNX; `path` is written where it does not exist yet.
 
-    Nodes are matched to layers by the content of their weights. The timestep input is int64 [1].
+    Nodes are matched to layers by the content of their weights. The timestep input is float32 [1].
     """
     if not path.is_file():
         with atomic_write(path) as temporary:

@@ -132,7 +132,7 @@ def main() -> None:
     source = load_model(arguments.model)
     shape = (arguments.batch_size, *latent_shape(source))
     noise = np.random.default_rng(0).standard_normal(shape, np.float32)
-    feeds = {"sample": noise, "timestep": np.array([500], np.int64)}
+    feeds = {"sample": noise, "timestep": np.array([500], np.float32)}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         graphs = Graphs(source, Path(folder), arguments.groups)
         calls = {}

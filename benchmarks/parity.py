@@ -94,7 +94,7 @@ def compare_step(
     layers = layer_parity(graph, networks[1], recipe, step.sample, step.timestep, engine=engine)
     with torch.no_grad():
         exact, simulated = (call(net, step.sample, torch.tensor(step.timestep)) for net in networks)
-    feeds = {"sample": step.sample.numpy(), "timestep": np.array([step.timestep], np.int64)}
+    feeds = {"sample": step.sample.numpy(), "timestep": np.array([step.timestep], np.float32)}
     with open_runner(graph, engine, num_threads=threads) as runner:
         prediction = torch.from_numpy(runner.infer(feeds)[recipe.signature.output.name])
     return StepParity(

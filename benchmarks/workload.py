@@ -15,6 +15,7 @@ from accuquant.calibration.gradient import Segment, gradient_arm
 from accuquant.calibration.learning import end_point_loss
 from accuquant.calibration.placement import place
 from accuquant.calibration.trajectory import TrajectoryBatch, record_trajectories
+from accuquant.conditioning import Conditioning
 from accuquant.denoising import DenoisingProcess, seeded_generators
 from accuquant.groups import StepGroups
 from accuquant.network import count_macs, model_hash, signature_of
@@ -98,7 +99,7 @@ def noise_segment(source: Source, process: DenoisingProcess, num_steps: int, bat
     shape = (len(process) + 1, batch_size, *latent_shape(source))
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     states = (process.save_state(generators),) * len(process)
-    return Segment(TrajectoryBatch(latents, states, {}), range(num_steps))
+    return Segment(TrajectoryBatch(latents, states, Conditioning()), range(num_steps))
 
 
 def learnable_network(source: Source, recipe: Recipe) -> nn.Module:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from accuquant.errors import ExportError
-from accuquant.network import call
+from accuquant.network import call_directly
 from accuquant.signature import Signature, TensorSpec
 
 _SPATIAL = ("height", "width")
@@ -30,7 +30,7 @@ class _Positional(nn.Module):
     def forward(self, sample: Tensor, timestep: Tensor, *conditioning: Tensor) -> Tensor:
         # One timestep is shared by the batch, so an array of any length is read at its first element.
         first = timestep[:1] if timestep.ndim else timestep
-        return call(self.network, sample, first, dict(zip(self.names, conditioning, strict=True)))
+        return call_directly(self.network, sample, first, dict(zip(self.names, conditioning, strict=True)))
 
 
 def trace(network: nn.Module, signature: Signature, *, opset: int = 21, dynamic: bool = True) -> ir.Model:
@@ -47,6 +47,7 @@ def trace(network: nn.Module, signature: Signature, *, opset: int = 21, dynamic:
     try:
         with torch.no_grad(), _quiet():
             program = torch.export.export(module, example, dynamic_shapes=shapes, strict=False)
+            _drop_idle_squeezes(program)
             exported = torch.onnx.export(
                 program,
                 (),
@@ -62,6 +63,17 @@ def trace(network: nn.Module, signature: Signature, *, opset: int = 21, dynamic:
     model: ir.Model = exported.model
     _declare(model.graph, signature, sizes, dynamic=dynamic)
     return model
+
+
+def _drop_idle_squeezes(program: torch.export.ExportedProgram) -> None:
+    """Remove squeezes of an extent that is not 1: torch ignores them, ONNX refuses them (PixArt has one)."""
+    for node in list(program.graph.nodes):
+        if node.target is not torch.ops.aten.squeeze.dim:
+            continue
+        extent = node.args[0].meta["val"].shape[node.args[1]]
+        if isinstance(extent, int) and extent != 1:
+            node.replace_all_uses_with(node.args[0])
+            program.graph.erase_node(node)
 
 
 def _example_sizes(signature: Signature) -> dict[str, int]:

@@ -87,7 +87,13 @@ def _forget_origin(model: ir.Model) -> None:
 def _finish(
     model: ir.Model, recipe: Recipe, options: LoweringOptions, digest: str, group: int | None
 ) -> ir.Model:
-    QuantizeActivationsPass(recipe.layers, recipe.groups, group=group, affine=options.affine)(model)
+    QuantizeActivationsPass(
+        recipe.layers,
+        recipe.groups,
+        group=group,
+        affine=options.affine,
+        timestep_divisor=recipe.signature.timestep_divisor,
+    )(model)
     RemoveUnusedNodesPass()(model)
     NameFixPass()(model)
     _describe(model, recipe, options, digest, group)

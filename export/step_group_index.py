@@ -12,11 +12,12 @@ from accuquant.groups import StepGroups
 _TIMESTEP = "timestep"
 
 
-def step_group_index(graph: ir.Graph, groups: StepGroups) -> ir.Value:
+def step_group_index(graph: ir.Graph, groups: StepGroups, timestep_divisor: float = 1.0) -> ir.Value:
     """Insert nodes at the head of `graph` that count the interior edges above the first timestep.
 
-    The timestep may be int64 or float, a scalar or [n]. Returns the group as an int64 scalar. A
-    timestep outside the calibrated range falls into the nearest group: the caller checks the range.
+    The timestep may be int64 or float, a scalar or [n]: the scheduler's divided by `timestep_divisor`.
+    Returns the group as an int64 scalar. A timestep outside the calibrated range falls into the nearest
+    group: the caller checks the range.
     Raises ExportError where the graph has no input of that name.
     """
     timestep = next((value for value in graph.inputs if value.name == _TIMESTEP), None)
@@ -32,6 +33,12 @@ def step_group_index(graph: ir.Graph, groups: StepGroups) -> ir.Value:
     minus_one = patch.constant(np.array([-1], np.int64), "flat")
     flat = patch.op("Reshape", [number, minus_one], name="Reshape")
     first = patch.op("Gather", [flat, patch.constant(np.array([0], np.int64), "zero")], name="First", axis=0)
+    if timestep_divisor != 1:
+        first = patch.op(
+            "Mul",
+            [first, patch.constant(np.array(timestep_divisor, np.float32), "divisor")],
+            name="Scheduler",
+        )
     edges = patch.constant(np.array(groups.interior_edges, np.float32), "edges")
     above = patch.op("Less", [first, edges], name="Less")
     # Summed as float: integer reductions are missing in some engines, and G is small.

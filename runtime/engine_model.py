@@ -64,7 +64,7 @@ class EngineModel:
     def __call__(
         self, sample: Array, timestep: float, conditioning: Mapping[str, Array] | None = None
     ) -> Array:
-        """Predict for sample [B, C, H, W] at one timestep shared by the batch -> [B, C', H, W].
+        """Predict for sample [B, C, H, W] at one of the scheduler's timesteps, shared by the batch.
 
         `conditioning` maps the names in the manifest's signature to arrays. Values are converted to the
         graph's types. The result is a new array. Raises UsageError outside the calibrated timesteps.
@@ -76,7 +76,7 @@ class EngineModel:
         feeds: dict[str, Array] = {}
         for spec in runner.input_specs:
             if spec.name == signature.timestep.name:
-                feeds[spec.name] = _timestep_array(spec, timestep)
+                feeds[spec.name] = _timestep_array(spec, timestep / signature.timestep_divisor)
             elif spec.name in given:
                 feeds[spec.name] = _converted(spec, given.pop(spec.name))
         feeds.update(given)  # what no input takes: the runner refuses it with the names it has

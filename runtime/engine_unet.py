@@ -1,10 +1,11 @@
-"""A drop-in for `pipe.unet` in a diffusers pipeline that runs an exported engine."""
+"""A drop-in for `pipe.unet` or `pipe.transformer` in a diffusers pipeline that runs an exported engine."""
 
 from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,16 +13,25 @@ from typing import Any
 import diffusers
 import torch
 from diffusers.configuration_utils import FrozenDict
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+from torch import nn
 
 from accuquant.errors import EngineError, UsageError
 from accuquant.manifest import Manifest
 from accuquant.runtime.engine_model import EngineModel
 from accuquant.signature import TensorSpec
 
-_OUTPUTS = {"UNet2DModel": UNet2DOutput, "UNet2DConditionModel": UNet2DConditionOutput}
+_OUTPUTS = {
+    "UNet2DModel": UNet2DOutput,
+    "UNet2DConditionModel": UNet2DConditionOutput,
+    "DiTTransformer2DModel": Transformer2DModelOutput,
+    "PixArtTransformer2DModel": Transformer2DModelOutput,
+    "SD3Transformer2DModel": Transformer2DModelOutput,
+    "FluxTransformer2DModel": Transformer2DModelOutput,
+}
 
 
 class EngineUNet(ModelMixin):
@@ -35,8 +45,6 @@ class EngineUNet(ModelMixin):
     own precision on its own device; tensors are converted on the way in and out.
     """
 
-    _anchor: torch.Tensor
-
     def __init__(self, model: EngineModel, config: Mapping[str, Any]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         original = _original(model.manifest)
@@ -45,8 +53,8 @@ class EngineUNet(ModelMixin):
         self._forward_signature = inspect.signature(original.forward)
         self._conditioning = {spec.name: spec for spec in model.manifest.signature.conditioning}
         self._config: Any = FrozenDict({**_defaults(original), **config})  # type: ignore[no-untyped-call]
-        # Follows pipe.to(device, dtype), as a weight would.
-        self.register_buffer("_anchor", torch.empty(0), persistent=False)
+        # Follows pipe.to(device, dtype) as a weight would; accelerate's offloading asks for a parameter.
+        self._anchor = nn.Parameter(torch.empty(0), requires_grad=False)
         width = self._config.get("projection_class_embeddings_input_dim")
         # SDXL pipelines ask the network for this extent before they build time_ids.
         self.add_embedding = SimpleNamespace(linear_1=SimpleNamespace(in_features=width))
@@ -78,22 +86,29 @@ class EngineUNet(ModelMixin):
         return self._anchor.device
 
     @torch.no_grad()
-    def forward(self, sample: torch.Tensor, timestep: torch.Tensor | float, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Predict as the original network: the same arguments, the same output class.
 
-        The output has the dtype and device of `sample`. Raises UsageError for a timestep outside the
+        The output has the dtype and device of the sample. Raises UsageError for a timestep outside the
         calibrated range or an argument that the exported graph has no input for.
         """
-        call = self._forward_signature.bind(self, sample, timestep, *args, **kwargs)
-        arguments = {k: v for k, v in call.arguments.items() if k not in ("self", "sample", "timestep")}
+        signature = self.engine_model.manifest.signature
+        arguments = self._forward_signature.bind(self, *args, **kwargs).arguments
+        arguments.pop("self")
+        sample, timestep = arguments.pop(signature.sample.name), arguments.pop("timestep")
         return_dict = arguments.pop("return_dict", True)
         prediction = self.engine_model(
-            _to_numpy(sample, self.engine_model.manifest.signature.sample),
-            _single_timestep(timestep),
+            _to_numpy(sample, signature.sample),
+            _single_timestep(timestep) * signature.timestep_divisor,
             self._conditioning_arrays(arguments),
         )
         output = torch.from_numpy(prediction).to(sample.device, sample.dtype)
         return self._output(sample=output) if return_dict else (output,)
+
+    @contextmanager
+    def cache_context(self, name: str) -> Iterator[None]:
+        """Do nothing: transformer pipelines name their calls, for caches that an engine does not have."""
+        yield
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """Refuse: the engine holds no weights that diffusers could store."""

@@ -80,6 +80,48 @@ def tiny_source(tiny_pipeline: Path) -> Source:
     return load_source(tiny_pipeline)
 
 
+@pytest.fixture(scope="session")
+def make_text_unet() -> Callable[..., nn.Module]:
+    """Return a function that builds a UNet2DConditionModel as in Stable Diffusion, 8x8 latents, random."""
+    from tiny_pipelines import text_unet
+
+    return text_unet
+
+
+@pytest.fixture(scope="session")
+def tiny_text_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a function that gives the folder of a pipeline of `tiny_pipelines`; do not write into it."""
+    from tiny_pipelines import save_pipeline
+
+    made: dict[str, Path] = {}
+
+    def give(kind: str) -> Path:
+        if kind not in made:
+            made[kind] = save_pipeline(kind, tmp_path_factory.mktemp(kind))
+        return made[kind]
+
+    return give
+
+
+@pytest.fixture(scope="session")
+def picture_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with images/ (three PNG files of other shapes) and masks/ (two)."""
+    import numpy as np
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for name in ("images", "masks"):
+        (folder / name).mkdir()
+    for k in range(3):
+        pixels = rng.integers(0, 256, (20 + k, 24, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / f"{k}.png")
+    for k in range(2):
+        painted = np.tile(np.arange(24) > 8 + 4 * k, (20 + k, 1))
+        Image.fromarray(np.uint8(255) * painted.astype(np.uint8)).save(folder / "masks" / f"{k}.png")
+    return folder
+
+
 def build_conv(
     path: Path,
     *,

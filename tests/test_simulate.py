@@ -232,6 +232,29 @@ def test_a_call_selects_the_group_by_its_timestep(network: TwoLayers, as_keyword
     assert not torch.equal(*outputs)
 
 
+@pytest.mark.parametrize("as_keyword", [True, False])
+def test_the_group_follows_the_scheduler_where_the_network_has_another_unit(as_keyword: bool) -> None:
+    class FluxTransformer2DModel(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, hidden_states: Tensor, text: Tensor | None = None, timestep: Any = None) -> Tensor:
+            output: Tensor = self.layer(hidden_states)
+            return output
+
+    network = FluxTransformer2DModel()
+    simulated = quantize_network(network, [qparams_of("layer", network.layer)], GROUPS)
+    layer = quantized_layers(simulated)["layer"]
+    for sigma, group in ((0.75, 0), (0.25, 1)):
+        timestep = torch.full((2,), sigma)
+        if as_keyword:
+            simulated(torch.ones(2, 4), timestep=timestep)
+        else:
+            simulated(torch.ones(2, 4), None, timestep)
+        assert layer.active.index == group
+
+
 def test_layers_with_one_set_of_scales_share_them(network: TwoLayers) -> None:
     layers = [qparams_of("conv", network.conv), qparams_of("block.1", network.block[1])]
     first, second = quantized_layers(quantize_network(network, layers, GROUPS)).values()

@@ -11,10 +11,12 @@ import accuquant
 from accuquant.denoising import DenoisingProcess
 from accuquant.groups import StepGroups
 from accuquant.network import model_hash
+from accuquant.pipeline_starts import open_starter
 from accuquant.pipelines import Source
 from accuquant.progress import Progress, Silent
 from accuquant.recipe import GroupResult, Recipe
 from accuquant.simulate import quantize_network, quantized_layers
+from accuquant.task import Task
 
 from .learning import LearningSettings, learn_group
 from .preparation import plain_config, prepare
@@ -24,38 +26,48 @@ from .work_folder import WorkFolder
 
 
 def calibrate(
-    source: Source, settings: CalibrationSettings, *, output: Path, progress: Progress | None = None
+    source: Source,
+    settings: CalibrationSettings,
+    *,
+    output: Path,
+    task: Task | None = None,
+    progress: Progress | None = None,
 ) -> Recipe:
     """Learn the quantization parameters of `source` and write them to `output`.
 
+    `task` holds the prompts, images and guidance that the pipeline is sampled with; seeds alone otherwise.
     The same settings give the same file bit for bit. Finished parts are kept in `<output>.partial/`;
     a run that was interrupted goes on at its first unfinished step group. AccuQuant
     (arXiv 2510.20348): both branches fork from the full-precision latent at the start of a group,
     the loss compares the end points.
     """
     shown = progress or Silent()
-    process = DenoisingProcess(source.scheduler, settings.steps)
+    task = task or Task()
+    starter = open_starter(source, task, steps=settings.steps)
+    process = starter.process
     groups = StepGroups.from_timesteps(
         process.timesteps,
         group_size=settings.group_size,
         num_train_timesteps=process.num_train_timesteps,
     )
-    work = WorkFolder(Path(output), _identity(source, settings))
-    batches = work.load_trajectories(process)
+    work = WorkFolder(Path(output), _identity(source, settings, task))
+    batches = work.load_trajectories()
     initial = work.load_initial()
     if batches is None or initial is None:
-        batches, initial = prepare(source, settings, process, groups, shown)
+        batches, initial = prepare(source, settings, task, starter, groups, shown)
         work.save_trajectories(batches)
         initial.save(work.initial)
+    del starter  # the text encoders are not needed any more
     recipe = _learn(source, settings, process, initial, batches, work, shown)
     recipe.save(output)
     work.remove()
     return recipe
 
 
-def _identity(source: Source, settings: CalibrationSettings) -> dict[str, Any]:
+def _identity(source: Source, settings: CalibrationSettings, task: Task) -> dict[str, Any]:
     return {
         **settings.to_dict(),
+        "task": task.to_dict(),
         "model_hash": model_hash(source.network),
         "scheduler": plain_config(dict(source.scheduler.config)),
         "version": accuquant.__version__,

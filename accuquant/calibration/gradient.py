@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from accuquant.denoising import DenoisingProcess, NetworkFn, ProcessState
 from accuquant.errors import unknown_name
+from accuquant.schedulers import history_tensors, with_tensors
 
 from .trajectory import TrajectoryBatch
 
@@ -93,13 +94,20 @@ def checkpointed(process: DenoisingProcess, network: NetworkFn, segment: Segment
     """Back-propagate through all steps, recomputing each step's network: exact, memory of one step."""
     latents, states = rollout(process, network, segment)
     loss, gradient = _end_point_gradient(loss_fn, latents[-1], segment.target)
-    for index in reversed(range(len(segment.steps))):
-        generators = process.restore_state(states[index])
-        before = latents[index].detach().requires_grad_(True)
-        after = process.step(network, before, segment.steps[index], generators)
-        torch.autograd.backward(after, gradient)
-        assert before.grad is not None
-        gradient = before.grad
+    wanted: dict[str, Tensor] = {}  # the gradient at the history after the step
+    for step, before, state in reversed(list(zip(segment.steps, latents, states, strict=False))):
+        leaf = before.detach().requires_grad_(True)
+        history = {name: t.detach().requires_grad_(True) for name, t in history_tensors(state.scheduler)}
+        generators = process.restore_state(replace(state, scheduler=with_tensors(state.scheduler, history)))
+        after = process.step(network, leaf, step, generators)
+        remembered = dict(history_tensors(process.save_state().scheduler))
+        passed_on = [name for name in wanted if remembered[name].requires_grad]
+        torch.autograd.backward(
+            [after, *(remembered[name] for name in passed_on)], [gradient, *(wanted[n] for n in passed_on)]
+        )
+        assert leaf.grad is not None
+        gradient = leaf.grad
+        wanted = {name: t.grad for name, t in history.items() if t.grad is not None}
     return loss
 
 

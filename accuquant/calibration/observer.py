@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,8 @@ Observer = Callable[[FloatArray, int, int], float]
 _TINY = float(np.finfo(np.float32).tiny) * 1e6
 _CANDIDATES = 80
 _PERCENTILE = 99.99
+#: Bins that stand for a sample in a search: at 8 bits, 16 for every level.
+_BINS = 4096
 
 
 def min_max_scale(values: FloatArray, bits: int, zero_point: int = 0) -> float:
@@ -33,18 +36,22 @@ def percentile_scale(values: FloatArray, bits: int, zero_point: int = 0) -> floa
 def mse_scale(values: FloatArray, bits: int, zero_point: int = 0) -> float:
     """Return the scale with the least mean squared quantization error over `values` [N].
 
-    Searches 80 scales between 0.2 and 1 times the min-max scale (from 0.05 at 4 bits and below), on a
-    subset of 4096 to 8191 evenly spaced values.
+    Searches 80 scales between 0.2 and 1 times the min-max scale (from 0.05 at 4 bits and below).
     """
-    limit = min_max_scale(values, bits, zero_point)
-    subset = values[:: max(1, values.size // 4096)]
-    scales = limit * np.linspace(_lowest(bits), 1.0, _CANDIDATES)
-    errors = [_error(subset, scale, bits, zero_point) for scale in scales]
-    return float(scales[int(np.argmin(errors))])
+    return _searched(values, bits, zero_point, power=2.0)
+
+
+def norm_scale(values: FloatArray, bits: int, zero_point: int = 0) -> float:
+    """Return the scale with the least mean |error|^2.4 over `values` [N]: clips less than `mse_scale`.
+
+    The exponent is Q-Diffusion's (Li et al., arXiv 2302.04304, section 4). The search is that of `mse_scale`.
+    """
+    return _searched(values, bits, zero_point, power=2.4)
 
 
 OBSERVERS: dict[str, Observer] = {
     "mse": mse_scale,
+    "norm": norm_scale,
     "minmax": min_max_scale,
     "percentile": percentile_scale,
 }
@@ -77,8 +84,8 @@ def choose_zero_point(groups: Sequence[FloatArray], bits: int) -> int:
     candidates = [0, *(ideal + towards * (span * k // 16) for k in range(16))]
     # four groups, spread over the trajectory, tell as much as all of them
     spread = groups[:: max(1, len(groups) // 4)]
-    subsets = [v[:: max(1, v.size // 2048)] for v in spread]
-    costs = [sum(_best_error(v, bits, z) for v in subsets) for z in candidates]
+    histograms = [_Histogram.of(v) for v in spread]
+    costs = [sum(_least_share_of_power(h, bits, z) for h in histograms) for z in candidates]
     return candidates[int(np.argmin(costs))]
 
 
@@ -114,15 +121,51 @@ def _lowest(bits: int) -> float:
     return 0.2 if bits > 4 else 0.05
 
 
-def _error(values: FloatArray, scale: float, bits: int, zero_point: int) -> float:
+@dataclass(frozen=True)
+class _Histogram:
+    """A sample as the means of its bins and how many values each holds.
+
+    A search over every value would be slow, and one over a random part of them would miss the rare large
+    activations: with 4096 of 32768 values one calibration of the bundled model lost 10 dB.
+    """
+
+    means: npt.NDArray[np.float32]
+    counts: npt.NDArray[np.float64]
+
+    @classmethod
+    def of(cls, values: FloatArray) -> _Histogram:
+        flat = np.asarray(values, np.float32).ravel()
+        low, width = float(flat.min()), (float(flat.max()) - float(flat.min())) / _BINS
+        bins = np.clip((flat - low) / max(width, _TINY), 0, _BINS - 1).astype(np.int64)
+        counts = np.bincount(bins, minlength=_BINS).astype(np.float64)
+        sums = np.bincount(bins, weights=flat, minlength=_BINS)
+        filled = counts > 0
+        return cls((sums[filled] / counts[filled]).astype(np.float32), counts[filled])
+
+    def mean(self, values: FloatArray) -> float:
+        """Return the mean over the sample of a function given at the bins' means."""
+        return float((values * self.counts).sum() / self.counts.sum())
+
+
+def _searched(values: FloatArray, bits: int, zero_point: int, *, power: float) -> float:
+    limit = min_max_scale(values, bits, zero_point)
+    histogram = _Histogram.of(values)
+    scales = limit * np.linspace(_lowest(bits), 1.0, _CANDIDATES)
+    errors = [_error(histogram, scale, bits, zero_point, power) for scale in scales]
+    return float(scales[int(np.argmin(errors))])
+
+
+def _error(histogram: _Histogram, scale: float, bits: int, zero_point: int, power: float) -> float:
     qmin, qmax = level_bounds(bits)
     step = np.float32(scale)
-    levels = np.clip(np.rint(values / step), qmin - zero_point, qmax - zero_point)
-    return float(np.square(levels * step - values).mean())
+    levels = np.clip(np.rint(histogram.means / step), qmin - zero_point, qmax - zero_point)
+    return histogram.mean(np.abs(levels * step - histogram.means) ** power)
 
 
-def _best_error(values: FloatArray, bits: int, zero_point: int) -> float:
-    limit = min_max_scale(values, bits, zero_point)
-    power = float(np.square(values).mean()) or 1.0
+def _least_share_of_power(histogram: _Histogram, bits: int, zero_point: int) -> float:
+    """Return the mean squared error at the best scale, as a share of the mean square."""
+    low, high = float(histogram.means.min()), float(histogram.means.max())
+    limit = _scale_for(low, high, bits, zero_point)
+    mean_square = histogram.mean(np.square(histogram.means)) or 1.0
     shares = np.linspace(_lowest(bits), 1.0, 25)
-    return min(_error(values, limit * share, bits, zero_point) for share in shares) / power
+    return min(_error(histogram, limit * share, bits, zero_point, 2.0) for share in shares) / mean_square

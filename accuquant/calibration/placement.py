@@ -11,18 +11,36 @@ from torch import nn
 from accuquant.errors import UsageError
 from accuquant.network import quantizable_layers
 
-#: Layers that stay float unless --include names them: first and last convolution, everything that
-#: embeds the timestep (matrix-vector shapes, nothing to gain), and the 1x1 shortcuts, which carry the
-#: residual stream and cost few operations.
+#: Layers that stay float unless --include names them. A name without * is a whole name: blocks inside a
+#: network have a `proj_out` too.
 DEFAULT_EXCLUDE = (
+    # first and last layer: all of the image passes through them
     "conv_in",
     "conv_out",
+    "pos_embed.proj",
+    "x_embedder",
+    "norm_out.linear",
+    "proj_out",
+    "proj_out_1",
+    "proj_out_2",
+    # 1x1 shortcuts carry the residual stream and cost few operations
     "*conv_shortcut",
+    # what embeds the timestep, classes and pooled text: one row a sample, nothing to gain
     "time_embedding.*",
     "add_embedding.*",
     "class_embedding.*",
     "time_proj*",
     "*time_emb_proj",
+    "time_text_embed.*",
+    "adaln_single.*",
+    "*.emb.timestep_embedder.*",
+    # modulation of transformer blocks (adaLN): one row a sample, and it scales every token
+    "*.norm1.linear",
+    "*.norm1_context.linear",
+    "*.norm.linear",
+    # text enters once, in its encoder's range, which has outliers
+    "context_embedder",
+    "caption_projection.*",
 )
 
 

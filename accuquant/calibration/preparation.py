@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import accuquant
 from accuquant.denoising import DenoisingProcess
-from accuquant.errors import CalibrationError
 from accuquant.groups import StepGroups
 from accuquant.network import count_macs, model_hash, quantizable_layers
+from accuquant.pipeline_starts import Starter
 from accuquant.pipelines import Source
 from accuquant.progress import Progress
 from accuquant.qparams import LayerQParams
 from accuquant.recipe import Recipe
+from accuquant.start import Start
+from accuquant.task import Task
 
 from .activations import ActivationSampler, Samples, initial_qparams
 from .input_moments import Moments, MomentSampler
+from .output_search import count_calls, refine_scales
 from .placement import Placement, place
 from .rounding import compensate
 from .sensitivity import measure_sensitivity, spend_float_budget
 from .settings import CalibrationSettings
-from .trajectory import TrajectoryBatch, record_trajectories
+from .trajectory import TrajectoryBatch, record_from
 
 
 @dataclass(frozen=True)
@@ -40,15 +43,20 @@ class Recording:
 def prepare(
     source: Source,
     settings: CalibrationSettings,
-    process: DenoisingProcess,
+    task: Task,
+    starter: Starter,
     groups: StepGroups,
     shown: Progress,
 ) -> tuple[list[TrajectoryBatch], Recipe]:
     """Record the trajectories, choose the layers, find the qparams that learning starts from."""
+    process = starter.process
+    starts = starter.starts(
+        settings.num_trajectories, settings.batch_size, seed=settings.seed, progress=shown
+    )
     macs = count_macs(source.network, source.signature)
     placement = place(source.network, macs, include=settings.include, exclude=settings.exclude)
-    recording = _record(source, settings, process, groups, placement, shown)
-    qparams = _initial_qparams(source, settings, recording, shown)
+    recording = _record(source, settings, process, starts, groups, placement, shown)
+    qparams = _initial_qparams(source, settings, process, groups, recording, shown)
     shown.stage("layer sensitivity", len(qparams))
     errors = measure_sensitivity(
         source.network, process, groups, qparams, recording.batches[-1], progress=shown
@@ -65,6 +73,8 @@ def prepare(
         model_hash=model_hash(source.network),
         calibration={
             "settings": settings.to_dict(),
+            "task": task.to_dict(),
+            "guidance": process.guidance.to_dict(),
             "source": source.name,
             "pipeline_class": source.pipeline_class,
             "int8_mac_share": placement.int8_share,
@@ -79,7 +89,12 @@ def prepare(
 
 
 def _initial_qparams(
-    source: Source, settings: CalibrationSettings, recording: Recording, shown: Progress
+    source: Source,
+    settings: CalibrationSettings,
+    process: DenoisingProcess,
+    groups: StepGroups,
+    recording: Recording,
+    shown: Progress,
 ) -> dict[str, LayerQParams]:
     shown.stage("initial scales", 1)
     qparams = initial_qparams(
@@ -90,6 +105,11 @@ def _initial_qparams(
         observer=settings.observer,
         affine=settings.affine,
     )
+    if settings.refine:
+        shown.stage("refined scales", count_calls(len(groups), len(recording.batches)))
+        qparams = refine_scales(
+            source.network, process, groups, qparams, recording.batches, progress=shown
+        )
     shown.stage("weight rounding", len(recording.moments))
     layers = quantizable_layers(source.network)
     for name, moments in recording.moments.items():
@@ -102,14 +122,14 @@ def _record(
     source: Source,
     settings: CalibrationSettings,
     process: DenoisingProcess,
+    starts: Sequence[Start],
     groups: StepGroups,
     placement: Placement,
     shown: Progress,
 ) -> Recording:
-    batch_count = -(-settings.num_trajectories // settings.batch_size)
-    shown.stage("full-precision trajectories", batch_count * len(process))
+    shown.stage("full-precision trajectories", len(starts) * len(process))
     group_of = [groups.find(t) for t in process.timesteps]
-    calls = [group_of.count(g) * batch_count for g in range(len(groups))]
+    calls = [group_of.count(g) * len(starts) for g in range(len(groups))]
     sampler = ActivationSampler(placement.quantized, calls, settings.seed)
     layers = quantizable_layers(source.network)
     rounded = {name: layers[name] for name in placement.quantized if settings.rounding == "gptq"}
@@ -120,33 +140,8 @@ def _record(
         shown.advance()
 
     with sampler.watch(source.network), moments.watch():
-        batches = record_trajectories(
-            source.network,
-            process,
-            source.signature.sample.resolve(source.signature.sizes | {"batch": 1})[1:],
-            num_trajectories=settings.num_trajectories,
-            batch_size=settings.batch_size,
-            seed=settings.seed,
-            conditioning=_conditioning(source, settings),
-            before_step=before_step,
-        )
+        batches = record_from(source.network, process, starts, before_step=before_step)
     return Recording(batches, sampler.samples(), moments.moments())
-
-
-def _conditioning(source: Source, settings: CalibrationSettings) -> dict[str, Tensor]:
-    """Draw what conditions each trajectory: class labels, evenly spread."""
-    names = [spec.name for spec in source.signature.conditioning]
-    if not names:
-        return {}
-    classes = getattr(source.network.config, "num_class_embeds", None)
-    if names != ["class_labels"] or classes is None:
-        raise CalibrationError(
-            f"pipeline '{source.name}'",
-            got=f"a network that takes {', '.join(names)}",
-            expected="an unconditional or a class-conditional pipeline",
-            remedy="Text-guided pipelines are not supported yet",
-        )
-    return {"class_labels": torch.arange(settings.num_trajectories) % int(classes)}
 
 
 def plain_config(config: dict[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ class CalibrationSettings:
     `steps` and `group_size` count sampler steps; `float_budget` is a share of all
     multiply-accumulates, 0 to 1; `learning_rate` is the step of Adam on the logarithms of the scales.
     `rounding` is "gptq" (rounding errors compensate each other, and the bias their mean) or "nearest".
+    `refine` moves each scale to where its layer's output errs least, on real inputs.
     `affine` lets one-sided activations (after SiLU) use a zero_point; False gives symmetric ranges only.
     """
 
@@ -30,7 +31,8 @@ class CalibrationSettings:
     weight_bits: int = 8
     activation_bits: int = 8
     gradient: str = "accuquant"
-    observer: str = "mse"
+    observer: str = "norm"
+    refine: bool = True
     rounding: str = "gptq"
     affine: bool = True
     float_budget: float = 0.0

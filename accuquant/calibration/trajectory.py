@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from accuquant.denoising import DenoisingProcess, NetworkFn, ProcessState, seeded_generators
+from accuquant.conditioning import Conditioning
+from accuquant.denoising import DenoisingProcess, NetworkFn, ProcessState
 from accuquant.network import call
+from accuquant.start import Start, seeded_starts
 
 
 @dataclass(frozen=True)
@@ -17,22 +19,26 @@ class TrajectoryBatch:
     """Some trajectories that run together.
 
     `latents` [T + 1, B, C, H, W]: before every step, then after the last. `states` [T]: what the sampler
-    remembered before every step. `conditioning` maps names to tensors [B, ...].
+    remembered before every step.
     """
 
     latents: Tensor
     states: tuple[ProcessState, ...]
-    conditioning: dict[str, Tensor]
+    conditioning: Conditioning
 
     def __len__(self) -> int:
         return int(self.latents.shape[1])
 
     def bind(self, network: nn.Module) -> NetworkFn:
         """Return `network` as a function of sample and timestep, with this batch's conditioning."""
-        return lambda sample, timestep: call(network, sample, timestep, self.conditioning)
+        return bound(network, self.conditioning)
 
 
-@torch.no_grad()
+def bound(network: nn.Module, conditioning: Conditioning) -> NetworkFn:
+    """Return `network` as a function of sample and timestep."""
+    return conditioning.bind(lambda sample, timestep, given: call(network, sample, timestep, given))
+
+
 def record_trajectories(
     network: nn.Module,
     process: DenoisingProcess,
@@ -44,37 +50,45 @@ def record_trajectories(
     conditioning: dict[str, Tensor] | None = None,
     before_step: Callable[[int], None] | None = None,
 ) -> list[TrajectoryBatch]:
-    """Sample `num_trajectories` latents [*shape] with the float network and keep every step.
+    """Sample `num_trajectories` latents [*shape] from noise with the float network and keep every step.
 
-    Trajectory k starts from seed + k. `conditioning` holds tensors [num_trajectories, ...];
+    Trajectory k starts from seed + k. `conditioning` holds tensors [num_trajectories, ...].
+    """
+    starts = seeded_starts(
+        process, shape, count=num_trajectories, batch_size=batch_size, seed=seed, conditioning=conditioning
+    )
+    return record_from(network, process, starts, before_step=before_step)
+
+
+def record_from(
+    network: nn.Module,
+    process: DenoisingProcess,
+    starts: Sequence[Start],
+    *,
+    before_step: Callable[[int], None] | None = None,
+) -> list[TrajectoryBatch]:
+    """Run the float network from `starts` and keep every step.
+
     `before_step` is told the loop index of every step of every batch.
     """
-    batches = []
-    for start in range(0, num_trajectories, batch_size):
-        members = slice(start, min(start + batch_size, num_trajectories))
-        bound = {name: tensor[members] for name, tensor in (conditioning or {}).items()}
-        batch = _record(
-            network, process, shape, range(seed + members.start, seed + members.stop), bound, before_step
-        )
-        batches.append(batch)
-    return batches
+    return [_record(network, process, start, before_step) for start in starts]
 
 
+@torch.no_grad()
 def _record(
     network: nn.Module,
     process: DenoisingProcess,
-    shape: tuple[int, ...],
-    seeds: range,
-    conditioning: dict[str, Tensor],
+    start: Start,
     before_step: Callable[[int], None] | None,
 ) -> TrajectoryBatch:
-    generators = seeded_generators(seeds)
-    latents = process.initial_latents(shape, generators)
+    generators, latents = start.fresh_generators(), start.latents
+    predict = bound(network, start.conditioning)
     kept, states = [latents], []
+    process.reset()
     for step in range(len(process)):
         if before_step is not None:
             before_step(step)
         states.append(process.save_state(generators))
-        latents = process.step(lambda x, t: call(network, x, t, conditioning), latents, step, generators)
+        latents = process.step(predict, latents, step, generators)
         kept.append(latents)
-    return TrajectoryBatch(torch.stack(kept), tuple(states), conditioning)
+    return TrajectoryBatch(torch.stack(kept), tuple(states), start.conditioning)

@@ -8,16 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from accuquant._files import atomic_write, write_text
-from accuquant.denoising import DenoisingProcess, ProcessState
+from accuquant.conditioning import Conditioning
 from accuquant.errors import CalibrationError, RecipeError
 from accuquant.recipe import GroupResult, Recipe
 
+from .state_tensors import states_from_tensors, states_to_tensors
 from .trajectory import TrajectoryBatch
 
 
@@ -51,31 +51,34 @@ class WorkFolder:
             write_text(marker, json.dumps(self._settings, indent=2, sort_keys=True))
 
     def save_trajectories(self, batches: Sequence[TrajectoryBatch]) -> None:
-        """Keep the full-precision latents and the samplers' random states."""
+        """Keep the full-precision latents and what the sampler remembered before every step."""
         tensors: dict[str, Tensor] = {}
+        histories: dict[str, str] = {}
         for index, batch in enumerate(batches):
-            tensors[f"{index}.latents"] = batch.latents.contiguous()
-            tensors |= {f"{index}.conditioning.{k}": v.contiguous() for k, v in batch.conditioning.items()}
-            random = torch.stack([torch.stack(state.generators) for state in batch.states])
-            constant = bool((random == random[:1]).all())
-            tensors[f"{index}.random"] = (random[:1] if constant else random).contiguous()
+            state_tensors, histories[str(index)] = states_to_tensors(batch.states)
+            parts = {
+                "latents": batch.latents,
+                **{f"conditioning.{k}": v for k, v in batch.conditioning.to_tensors().items()},
+                **{f"states.{k}": v for k, v in state_tensors.items()},
+            }
+            tensors |= {f"{index}.{name}": tensor.contiguous() for name, tensor in parts.items()}
         with atomic_write(self.path / "trajectories.safetensors") as temporary:
-            save_file(tensors, temporary)
+            save_file(tensors, temporary, metadata=histories)
 
-    def load_trajectories(self, process: DenoisingProcess) -> list[TrajectoryBatch] | None:
+    def load_trajectories(self) -> list[TrajectoryBatch] | None:
         """Return the kept trajectories, or None where there are none (or no whole ones)."""
-        tensors = _load(self.path / "trajectories.safetensors")
-        if tensors is None:
+        path = self.path / "trajectories.safetensors"
+        try:
+            with safe_open(path, framework="pt") as file:
+                histories = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
+        except (FileNotFoundError, SafetensorError):
             return None
-        history = process.save_state().scheduler
-        count = 1 + max(int(key.split(".")[0]) for key in tensors)
         batches = []
-        for index in range(count):
-            random = tensors[f"{index}.random"].expand(len(process), -1, -1)
-            states = tuple(ProcessState(tuple(row), history) for row in random)
-            prefix = f"{index}.conditioning."
-            bound = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            batches.append(TrajectoryBatch(tensors[f"{index}.latents"], states, bound))
+        for index in sorted(histories, key=int):
+            states = states_from_tensors(_under(tensors, f"{index}.states."), histories[index])
+            conditioning = Conditioning.from_tensors(_under(tensors, f"{index}.conditioning."))
+            batches.append(TrajectoryBatch(tensors[f"{index}.latents"], states, conditioning))
         return batches
 
     @property
@@ -113,11 +116,8 @@ class WorkFolder:
         shutil.rmtree(self.path)
 
 
-def _load(path: Path) -> dict[str, Tensor] | None:
-    try:
-        return load_file(path) if path.is_file() else None
-    except SafetensorError:
-        return None
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
 
 def _difference(found: Any, wanted: Mapping[str, Any]) -> str:

@@ -9,13 +9,14 @@ import click
 
 from accuquant.cli._command import Command
 from accuquant.cli._options import new_path
+from accuquant.cli._task import take_task, task_options
 
 if TYPE_CHECKING:
     from accuquant.recipe import Recipe
 
 #: Spelled out so that --help need not load torch; the library knows the same names.
 GRADIENTS = ("accuquant", "independent", "exact", "checkpoint")
-OBSERVERS = ("mse", "minmax", "percentile")
+OBSERVERS = ("mse", "norm", "minmax", "percentile")
 ROUNDINGS = ("gptq", "nearest")
 _BITS = click.IntRange(2, 8)
 _COUNT = click.IntRange(min=1)
@@ -45,7 +46,12 @@ _COUNT = click.IntRange(min=1)
     help="How the loss at a group's end reaches its steps.",
 )
 @click.option(
-    "--observer", type=click.Choice(OBSERVERS), default="mse", help="How the first scales are found."
+    "--observer", type=click.Choice(OBSERVERS), default="norm", help="How the first scales are found."
+)
+@click.option(
+    "--refine/--no-refine",
+    default=True,
+    help="Move each first scale to where its layer's output errs least.",
 )
 @click.option(
     "--rounding",
@@ -74,10 +80,12 @@ _COUNT = click.IntRange(min=1)
 @click.option(
     "--seed", type=click.IntRange(0, 2**31 - 1), default=0, help="The same seed gives the same recipe."
 )
+@task_options
 def command(source: str, output: Path, **settings: Any) -> None:
     """Learn int8 scales for the pipeline SOURCE and write them as a recipe.
 
-    SOURCE is a diffusers pipeline: a folder with a model_index.json, or a Hub id. Run an interrupted
+    SOURCE is a diffusers pipeline: a folder with a model_index.json, or a Hub id. Give the prompts, images
+    and guidance that you sample with; what you leave out is the pipeline's own default. Run an interrupted
     command again to resume it. PATTERN is a module name in which * stands for any text.
     """
     recipe = run(source, output, settings)
@@ -86,14 +94,15 @@ def command(source: str, output: Path, **settings: Any) -> None:
 
 
 def run(source: str, output: Path, settings: dict[str, Any]) -> Recipe:
-    """Calibrate with progress on stderr."""
+    """Calibrate with progress on stderr; `settings` are the options of the command."""
     from accuquant.calibration import CalibrationSettings, calibrate
     from accuquant.cli._progress import Bars
     from accuquant.pipelines import load_source
 
+    task = take_task(settings)
     checked = CalibrationSettings(**settings)
     with Bars() as progress:
-        return calibrate(load_source(source), checked, output=output, progress=progress)
+        return calibrate(load_source(source), checked, output=output, task=task, progress=progress)
 
 
 def print_summary(recipe: Recipe, output: Path) -> None:

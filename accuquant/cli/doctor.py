@@ -14,8 +14,9 @@ _COLOURS = {"ok": "green", "absent": "dim", "warning": "yellow", "broken": "bold
 
 @click.command("doctor", cls=Command, short_help="Say what is installed and what works.")
 @json_option("the findings")
+@click.option("--gpu", is_flag=True, help="Exit with 1 also where TensorRT or an NVIDIA GPU is missing.")
 @click.pass_context
-def command(ctx: click.Context, json_file: str | None) -> None:
+def command(ctx: click.Context, json_file: str | None, gpu: bool) -> None:
     """Say what is installed, what works (by trying it), and what to install.
 
     Exits with 1 where exported models cannot be run on this machine.
@@ -35,5 +36,10 @@ def command(ctx: click.Context, json_file: str | None) -> None:
     print_table(console, ("", "what", "found", "to do"), rows)
     if not works(findings):
         console.print("[bold red]Exported models cannot be run here: see the lines marked broken.[/bold red]")
+        ctx.exit(1)
+    if not works(findings, gpu=gpu):
+        console.print(
+            "[bold red]TensorRT engines cannot be run here: see NVIDIA GPU and TensorRT.[/bold red]"
+        )
         ctx.exit(1)
     console.print("AccuQuant works here.")

@@ -18,6 +18,7 @@ from accuquant.cli._options import (
     steps_option,
 )
 from accuquant.cli._output import console_beside_json, json_option, print_table, write_json
+from accuquant.cli._task import take_task, task_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 @click.option(
     "--allow-other-scheduler", is_flag=True, help="Go on with a scheduler other than the calibrated one."
 )
+@task_options
 @limit_options
 @json_option("the report")
 @click.option("--html", "html_file", type=new_path, metavar="FILE", help="Write the report as one HTML page.")
@@ -59,6 +61,9 @@ def command(
     **options: Any,
 ) -> None:
     """Compare the exported folder OUT with the FP32 pipeline SOURCE on the same seeds.
+
+    A pipeline that takes prompts or images needs some here too, best others than it was calibrated with; the
+    guidance and the strength are the calibrated ones unless you change them.
 
     Exits with 1 where a threshold (--min-..., --max-...) fails; `none` switches one off.
     """
@@ -79,9 +84,12 @@ def run(folder: Path, reference: str, options: dict[str, Any]) -> Report:
     from accuquant.verification.thresholds import Thresholds
     from accuquant.verification.verify import verify
 
+    task = take_task(options)
     thresholds = Thresholds(**{name: options.pop(name) for name in LIMITS if name in options})
     with Bars() as progress:
-        return verify(folder, load_source(reference), thresholds=thresholds, progress=progress, **options)
+        return verify(
+            folder, load_source(reference), task=task, thresholds=thresholds, progress=progress, **options
+        )
 
 
 def print_verdict(console: Console, report: Report) -> None:

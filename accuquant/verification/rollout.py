@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from accuquant.denoising import DenoisingProcess, NetworkFn, seeded_generators
+from accuquant.conditioning import Conditioning
+from accuquant.denoising import DenoisingProcess, NetworkFn
 from accuquant.errors import VerificationError
 from accuquant.progress import Progress
+from accuquant.start import Start
 from accuquant.verification.metrics import mse
 
 #: (sample [B, C, H, W], timestep, conditioning by name) -> prediction [B, C, H, W]
@@ -34,7 +36,8 @@ class Rollouts:
     "simulated" and "engine" (against the reference) and "lowering" (engine against simulated) to the
     latent mean squared error after every step [T, N]. `step_errors` [T, n] holds, for the first n
     seeds, what one step adds: the branch's step against the FP32 network's step from the branch's own
-    latent, so nothing accumulates in it. `inputs` [T, n, C, H, W]: what the reference saw at each step.
+    latent, so nothing accumulates in it. `inputs` [T, copies * n, C', H, W]: what the reference network was
+    given at each step, scaled and guided, under `conditioning`.
     """
 
     timesteps: tuple[float, ...]
@@ -42,6 +45,14 @@ class Rollouts:
     errors: Mapping[str, Tensor]
     step_errors: Mapping[str, Tensor]
     inputs: Tensor
+    conditioning: Conditioning
+
+    def network_call(self, step: int, count: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return sample and conditioning of the network call at loop index `step`, `count` images at most."""
+        copies = self.inputs.shape[1] // self.step_errors["engine"].shape[1]
+        sample = Conditioning.from_batch({"sample": self.inputs[step]}, None, copies)
+        members = slice(0, count)
+        return sample.rows(members).arguments()["sample"], self.conditioning.rows(members).arguments()
 
 
 @dataclass
@@ -49,61 +60,49 @@ class _Batch:
     """Latents by branch [T + 1, B, C, H, W], the initial ones first, and step errors [T, B]."""
 
     latents: dict[str, Tensor] = field(default_factory=dict)
+    inputs: list[Tensor] = field(default_factory=list)
     step_errors: dict[str, Tensor] = field(default_factory=dict)
 
 
 @torch.no_grad()
 def roll_out(
-    process: DenoisingProcess,
-    branches: Branches,
-    shape: Sequence[int],
-    *,
-    num_images: int,
-    seed: int,
-    batch_size: int,
-    conditioning: Mapping[str, Tensor] | None = None,
-    progress: Progress,
+    process: DenoisingProcess, branches: Branches, starts: Sequence[Start], *, progress: Progress
 ) -> Rollouts:
-    """Sample latents [num_images, *shape] with every branch; image k starts from seed + k.
+    """Sample from `starts` with every branch.
 
-    `conditioning` holds tensors [num_images, ...]. The step errors come from the first batch. Raises
-    VerificationError where a branch returns values that are not finite.
+    The step errors come from the first batch. Raises VerificationError where a branch returns values that
+    are not finite.
     """
-    starts = range(0, num_images, batch_size)
     progress.stage("denoising with FP32, simulation and engine", len(process) * (3 * len(starts) + 2))
-    batches = []
-    for start in starts:
-        members = slice(start, min(start + batch_size, num_images))
-        bound = {name: tensor[members] for name, tensor in (conditioning or {}).items()}
-        seeds = range(seed + members.start, seed + members.stop)
-        batches.append(
-            _run_batch(process, branches, shape, seeds, bound, progress, with_step_errors=start == 0)
-        )
-    return _join(process, batches)
+    batches = [
+        _run_batch(process, branches, start, progress, with_step_errors=start is starts[0])
+        for start in starts
+    ]
+    return _join(process, batches, starts[0].conditioning)
 
 
 def _run_batch(
-    process: DenoisingProcess,
-    branches: Branches,
-    shape: Sequence[int],
-    seeds: range,
-    conditioning: Mapping[str, Tensor],
-    progress: Progress,
-    *,
-    with_step_errors: bool,
+    process: DenoisingProcess, branches: Branches, start: Start, progress: Progress, *, with_step_errors: bool
 ) -> _Batch:
-    def bind(branch: BranchFn) -> NetworkFn:
-        return lambda sample, timestep: branch(sample, timestep, conditioning)
-
     batch = _Batch()
-    reference = bind(branches.reference)
+    reference = start.conditioning.bind(branches.reference)
     for name, branch in vars(branches).items():
         compared = reference if with_step_errors and name != "reference" else None
-        trajectory = _Trajectory(name, process, bind(branch), compared, progress)
-        batch.latents[name], step_errors = trajectory.run(shape, seeds)
+        seen = batch.inputs if with_step_errors and name == "reference" else None
+        network = start.conditioning.bind(branch if seen is None else _watched(branch, seen))
+        trajectory = _Trajectory(name, process, network, compared, progress)
+        batch.latents[name], step_errors = trajectory.run(start)
         if step_errors:
             batch.step_errors[name] = torch.stack(step_errors)
     return batch
+
+
+def _watched(branch: BranchFn, seen: list[Tensor]) -> BranchFn:
+    def run(sample: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:
+        seen.append(sample)
+        return branch(sample, timestep, conditioning)
+
+    return run
 
 
 @dataclass(frozen=True)
@@ -114,12 +113,11 @@ class _Trajectory:
     reference: NetworkFn | None
     progress: Progress
 
-    def run(self, shape: Sequence[int], seeds: range) -> tuple[Tensor, list[Tensor]]:
+    def run(self, start: Start) -> tuple[Tensor, list[Tensor]]:
         """Return the latents [T + 1, B, C, H, W] and, with a reference, the step errors."""
         process = self.process
-        generators = seeded_generators(seeds)
-        latents = process.initial_latents(tuple(shape), generators)
-        start = process.save_state()
+        generators, latents = start.fresh_generators(), start.latents
+        process.reset()  # a scheduler's history must not go on from the branch before
         kept, step_errors = [latents], []
         for step in range(len(process)):
             state = process.save_state(generators)
@@ -134,7 +132,6 @@ class _Trajectory:
             latents = after
             kept.append(after)
             self.progress.advance()
-        process.restore_state(start)  # a scheduler with a history must not carry it into the next branch
         return torch.stack(kept), step_errors
 
     def _check_finite(self, latents: Tensor, step: int) -> None:
@@ -147,7 +144,7 @@ class _Trajectory:
             )
 
 
-def _join(process: DenoisingProcess, batches: Sequence[_Batch]) -> Rollouts:
+def _join(process: DenoisingProcess, batches: Sequence[_Batch], conditioning: Conditioning) -> Rollouts:
     pairs = {
         "simulated": ("simulated", "reference"),
         "engine": ("engine", "reference"),
@@ -161,7 +158,8 @@ def _join(process: DenoisingProcess, batches: Sequence[_Batch]) -> Rollouts:
             for pair, (name, other) in pairs.items()
         },
         step_errors=batches[0].step_errors,
-        inputs=batches[0].latents["reference"][:-1],
+        inputs=torch.stack(batches[0].inputs),
+        conditioning=conditioning,
     )
 
 

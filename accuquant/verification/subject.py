@@ -5,19 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
+from accuquant.denoising import DenoisingProcess
 from accuquant.errors import VerificationError
+from accuquant.guidance import Guidance
 from accuquant.manifest import RECIPE_NAME, Manifest
 from accuquant.network import Conditioning, model_hash
+from accuquant.pipeline_starts import open_starter
 from accuquant.pipelines import Source
+from accuquant.progress import Progress
 from accuquant.recipe import Recipe
+from accuquant.start import Start, seeded_starts
+from accuquant.task import Task
 from accuquant.verification.scheduler_check import check_scheduler, scheduler_config
 from accuquant.verification.settings import VerificationSettings
-
-#: Folders of pipelines whose latents another network turns into images.
-_DECODERS = ("vae", "vqvae", "movq")
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,6 @@ class Subject:
     def load(cls, folder: Path, reference: Source, settings: VerificationSettings) -> Subject:
         """Read the folder. Raises EngineError or RecipeError where it is missing or damaged."""
         return cls(folder, Manifest.load(folder), Recipe.load(folder / RECIPE_NAME), reference, settings)
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """The shape [C, H, W] of one latent at the network's default size."""
-        signature = self.reference.signature
-        return signature.sample.resolve(signature.sizes | {"batch": 1})[1:]
 
     def check(self) -> tuple[str, ...]:
         """Raise VerificationError unless folder and reference belong together; return notes."""
@@ -60,29 +54,55 @@ class Subject:
             notes += (f"Sampled with {steps} steps; the recipe was calibrated with {calibrated}.",)
         return notes
 
-    def conditioning(self, given: Conditioning | None) -> dict[str, Tensor]:
-        """Return what conditions each image; class labels are spread evenly where none are given."""
-        count = self.settings.num_images
-        names = [spec.name for spec in self.reference.signature.conditioning]
-        classes = getattr(self.reference.network.config, "num_class_embeds", None)
-        if given is None and names == ["class_labels"] and classes:
-            return {"class_labels": torch.arange(count) % int(classes)}
-        values = dict(given or {})
-        if sorted(values) != sorted(names) or any(len(v) != count for v in values.values()):
-            raise VerificationError(
-                f"pipeline '{self.reference.name}'",
-                got=f"conditioning {sorted(values)}",
-                expected=f"{names}, one row for each of the {count} images",
-                remedy="Call accuquant.verification.verify from Python with conditioning={name: tensor}",
-            )
-        return values
+    def begin(
+        self, task: Task, conditioning: Conditioning | None, progress: Progress
+    ) -> tuple[DenoisingProcess, list[Start]]:
+        """Return the sampler and the starts of all images.
 
-    def check_pixel_space(self) -> None:
-        """Raise VerificationError where latents are not images."""
-        if any((self.reference.folder / part).is_dir() for part in _DECODERS):
+        What `task` leaves open is as it was calibrated; `conditioning` holds tensors [num_images, ...] for a
+        network that is called without its pipeline.
+        """
+        settings = self.settings
+        if conditioning is not None:
+            return self._begin_with(conditioning)
+        whole = task.with_defaults(self.recipe.calibration.get("task", {}))
+        starter = open_starter(self.reference, whole, steps=settings.steps)
+        starts = starter.starts(
+            settings.num_images, settings.batch_size, seed=settings.seed, progress=progress
+        )
+        return starter.process, starts
+
+    def guidance_notes(self, guidance: Guidance) -> tuple[str, ...]:
+        """Return a note where the guidance is not the calibrated one."""
+        calibrated = self.recipe.calibration.get("guidance")
+        if calibrated is None or calibrated == guidance.to_dict():
+            return ()
+        changed = [
+            f"{name}: {calibrated.get(name)} -> {value}"
+            for name, value in guidance.to_dict().items()
+            if calibrated.get(name) != value
+        ]
+        return (f"The guidance is not the calibrated one ({'; '.join(changed)}).",)
+
+    def _begin_with(self, conditioning: Conditioning) -> tuple[DenoisingProcess, list[Start]]:
+        settings, signature = self.settings, self.reference.signature
+        names = [spec.name for spec in signature.conditioning]
+        rows = [len(tensor) for tensor in conditioning.values()]
+        if sorted(conditioning) != sorted(names) or any(n != settings.num_images for n in rows):
             raise VerificationError(
                 f"pipeline '{self.reference.name}'",
-                got="a pipeline whose latents are decoded to images by another network",
-                expected="a pixel-space pipeline, or a decoder",
-                remedy="Call accuquant.verification.verify from Python with decode=function",
+                got=f"conditioning {sorted(conditioning)}",
+                expected=f"{names}, one row for each of the {settings.num_images} images",
+                remedy="Correct the conditioning",
             )
+        process = DenoisingProcess(self.reference.scheduler, settings.steps)
+        shape = signature.sample.resolve(signature.sizes | {"batch": 1})[1:]
+        starts = seeded_starts(
+            process,
+            shape,
+            count=settings.num_images,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            conditioning=conditioning,
+        )
+        return process, starts

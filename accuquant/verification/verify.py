@@ -16,10 +16,12 @@ from accuquant.pipelines import Source
 from accuquant.progress import Progress, Silent
 from accuquant.runtime.engine_model import EngineModel
 from accuquant.simulate import simulate
+from accuquant.start import Start
+from accuquant.task import Task
 from accuquant.verification.assemble import assemble
+from accuquant.verification.decoder import Decode, load_decoder
 from accuquant.verification.features import load_features
 from accuquant.verification.latency import Latency, measure_latencies
-from accuquant.verification.metrics import to_images
 from accuquant.verification.parity import LayerParity, layer_parity
 from accuquant.verification.report import Report
 from accuquant.verification.rollout import Branches, BranchFn, Rollouts, roll_out
@@ -29,8 +31,6 @@ from accuquant.verification.thresholds import Thresholds
 
 #: Images of a timed call, and of the comparison of layers.
 _SMALL_BATCH = 4
-#: Latents [N, ...] -> images [N, C, H, W] in [0, 1].
-Decode = Callable[[Tensor], Tensor]
 
 
 @torch.no_grad()
@@ -47,6 +47,7 @@ def verify(
     thresholds: Thresholds | None = None,
     layers: bool = False,
     allow_other_scheduler: bool = False,
+    task: Task | None = None,
     conditioning: Conditioning | None = None,
     decode: Decode | None = None,
     float_engine: BranchFn | None = None,
@@ -54,8 +55,10 @@ def verify(
 ) -> Report:
     """Compare the exported `folder` with the pipeline it came from and judge it by `thresholds`.
 
-    `conditioning` holds tensors [num_images, ...] by name, `decode` maps latents to images [N, C, H, W] in
-    [0, 1] (pixel-space models need none), `float_engine` is a float32 engine to time beside the others.
+    `task` holds prompts, images and guidance; what it leaves open is as it was calibrated. `conditioning`,
+    tensors [num_images, ...] by name, is for a network without its pipeline. `decode` maps latents to images
+    [N, C, H, W] in [0, 1]; the pipeline's own decoder by default. `float_engine` is a float32 engine to time
+    beside the others.
     Raises VerificationError where the folder belongs to another model or scheduler.
     """
     settings = VerificationSettings(
@@ -64,19 +67,18 @@ def verify(
     limits, shown = thresholds or Thresholds(), progress or Silent()
     subject = Subject.load(Path(folder), reference, settings)
     notes = subject.check()
-    if decode is None:
-        subject.check_pixel_space()
-        decode = to_images
-    conditions = subject.conditioning(conditioning)
-    extractor = load_features(features, tuple(decode(torch.zeros(1, *subject.latent_shape)).shape[1:]))
+    decode = decode or load_decoder(reference)
+    process, starts = subject.begin(task or Task(), conditioning, shown)
+    notes += subject.guidance_notes(process.guidance)
+    extractor = load_features(features, tuple(decode(torch.zeros_like(starts[0].latents[:1])).shape[1:]))
     limits.check_measurable(fid=extractor is not None and num_images > 1)
     simulated = simulate(reference.network, subject.recipe)
     with EngineModel.from_folder(subject.folder, engine) as model:
         model.activate()
         branches = Branches(torch_branch(reference.network), torch_branch(simulated), engine_branch(model))
-        _probe(subject, branches.engine, conditions)
-        rollouts = _roll_out(subject, branches, conditions, shown)
-        latencies = _latencies(branches, float_engine, rollouts, conditions, engine)
+        _probe(process, starts[0], branches.engine)
+        rollouts = roll_out(process, branches, starts, progress=shown)
+        latencies = _latencies(branches, float_engine, rollouts, engine)
     return assemble(
         subject,
         rollouts,
@@ -84,7 +86,7 @@ def verify(
         extractor=extractor if num_images > 1 else None,
         thresholds=limits,
         latencies=latencies,
-        layers=_layers(subject, simulated, rollouts, conditions, shown) if layers else None,
+        layers=_layers(subject, simulated, rollouts, shown) if layers else None,
         notes=notes,
     )
 
@@ -104,38 +106,18 @@ def engine_branch(model: EngineModel) -> BranchFn:
     return run
 
 
-def _probe(subject: Subject, engine: BranchFn, conditioning: Conditioning) -> None:
+def _probe(process: DenoisingProcess, start: Start, engine: BranchFn) -> None:
     """Call the engine once: what it cannot run should show before the minutes that FP32 takes."""
-    count = min(subject.settings.batch_size, subject.settings.num_images)
-    rows = {name: tensor[:count] for name, tensor in conditioning.items()}
-    process = DenoisingProcess(subject.reference.scheduler, subject.settings.steps)
-    engine(torch.zeros(count, *subject.latent_shape), torch.tensor(process.timesteps[0]), rows)
-
-
-def _roll_out(subject: Subject, branches: Branches, conditioning: Conditioning, shown: Progress) -> Rollouts:
-    settings = subject.settings
-    return roll_out(
-        DenoisingProcess(subject.reference.scheduler, settings.steps),
-        branches,
-        subject.latent_shape,
-        num_images=settings.num_images,
-        seed=settings.seed,
-        batch_size=settings.batch_size,
-        conditioning=conditioning,
-        progress=shown,
-    )
+    sample = process.guidance.expand(start.latents)
+    start.conditioning.bind(engine)(sample, torch.tensor(process.timesteps[0]))
 
 
 def _latencies(
-    branches: Branches,
-    float_engine: BranchFn | None,
-    rollouts: Rollouts,
-    conditioning: Conditioning,
-    engine: str,
+    branches: Branches, float_engine: BranchFn | None, rollouts: Rollouts, engine: str
 ) -> tuple[Latency, ...]:
-    sample = rollouts.inputs[0, :_SMALL_BATCH]
-    rows = {name: tensor[: len(sample)] for name, tensor in conditioning.items()}
-    timestep = torch.tensor(rollouts.timesteps[len(rollouts.timesteps) // 2])
+    step = len(rollouts.timesteps) // 2
+    sample, rows = rollouts.network_call(step, _SMALL_BATCH)
+    timestep = torch.tensor(rollouts.timesteps[step])
     networks = {"FP32 PyTorch": branches.reference}
     if float_engine is not None:
         networks[f"FP32 {engine}"] = float_engine
@@ -148,7 +130,7 @@ def _latencies(
 
 
 def _layers(
-    subject: Subject, simulated: nn.Module, rollouts: Rollouts, conditioning: Conditioning, shown: Progress
+    subject: Subject, simulated: nn.Module, rollouts: Rollouts, shown: Progress
 ) -> tuple[LayerParity, ...]:
     """Compare the levels at the first, the middle and the last step; each layer's counts are summed.
 
@@ -160,7 +142,8 @@ def _layers(
     shown.stage("layer by layer", len(chosen))
     measured = []
     for step in chosen:
-        timestep, sample = rollouts.timesteps[step], rollouts.inputs[step, :_SMALL_BATCH]
+        timestep = rollouts.timesteps[step]
+        sample, conditioning = rollouts.network_call(step, _SMALL_BATCH)
         graph = graphs[subject.recipe.groups.find(timestep) if len(graphs) > 1 else 0]
         parity = layer_parity(
             subject.folder / graph,
@@ -168,7 +151,7 @@ def _layers(
             subject.recipe,
             sample,
             timestep,
-            conditioning={name: tensor[: len(sample)] for name, tensor in conditioning.items()},
+            conditioning=conditioning,
         )
         measured.append(parity)
         shown.advance()

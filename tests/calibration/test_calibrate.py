@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DEISMultistepScheduler
 from torch import Tensor, nn
 
 from accuquant.calibration import CalibrationSettings, calibrate
@@ -329,8 +329,8 @@ def test_more_steps_than_the_training_schedule_are_refused(tiny_source: Source, 
 
 
 def test_another_scheduler_is_refused_before_anything_is_written(tiny_source: Source, output: Path) -> None:
-    source = dataclasses.replace(tiny_source, scheduler=EulerDiscreteScheduler())
-    with pytest.raises(CalibrationError, match=r"scheduler EulerDiscreteScheduler"):
+    source = dataclasses.replace(tiny_source, scheduler=DEISMultistepScheduler())
+    with pytest.raises(CalibrationError, match=r"scheduler DEISMultistepScheduler"):
         calibrate(source, QUICK, output=output)
     assert os.listdir(output.parent) == []
 

@@ -10,9 +10,11 @@ import pytest
 
 from accuquant.calibration.observer import (
     OBSERVERS,
+    Observer,
     choose_zero_point,
     min_max_scale,
     mse_scale,
+    norm_scale,
     observer_named,
     percentile_scale,
     weight_scale,
@@ -34,10 +36,10 @@ def bounds(bits: int) -> tuple[int, int]:
     return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
 
 
-def error(x: Floats, scale: float, bits: int, zero_point: int = 0) -> float:
+def error(x: Floats, scale: float, bits: int, zero_point: int = 0, power: float = 2) -> float:
     qmin, qmax = bounds(bits)
     levels = np.clip(np.rint(x.astype(np.float64) / scale) + zero_point, qmin, qmax) - zero_point
-    return float(((levels * scale - x) ** 2).mean())
+    return float((np.abs(levels * scale - x) ** power).mean())
 
 
 @pytest.mark.parametrize("bits", [8, 6, 4])
@@ -80,13 +82,28 @@ def test_mse_is_as_good_as_brute_force_on_a_fine_grid(bits: int, zero_point: int
     assert error(x, mse_scale(x, bits, zero_point), bits, zero_point) <= 1.03 * best
 
 
+@pytest.mark.parametrize("bits", [8, 6])
+@pytest.mark.parametrize(("search", "power"), [(mse_scale, 2.0), (norm_scale, 2.4)])
+def test_a_search_sees_every_rare_large_value(search: Observer, power: float, bits: int) -> None:
+    x = gaussian(60_000)
+    x[5::15_000] = (25, 30, 35, 40)  # a random part of the sample would miss most of them
+    limit = min_max_scale(x, bits)
+    best = min(error(x, limit * share, bits, power=power) for share in np.linspace(0.02, 1.0, 300))
+    assert error(x, search(x, bits), bits, power=power) <= 1.03 * best
+
+
+def test_the_norm_of_2_4_clips_less_than_the_squared_error() -> None:
+    x = np.random.default_rng(0).laplace(size=8000).astype(np.float32)
+    assert mse_scale(x, 6) < norm_scale(x, 6) < min_max_scale(x, 6)
+
+
 def test_mse_clips_where_min_max_cannot() -> None:
     x = np.random.default_rng(0).laplace(size=8000).astype(np.float32)
     assert error(x, mse_scale(x, 4), 4) < 0.6 * error(x, min_max_scale(x, 4), 4)
 
 
 def test_an_unknown_observer_lists_the_known_ones() -> None:
-    with pytest.raises(UsageError, match=r"observer 'max': .* expected mse or minmax or percentile"):
+    with pytest.raises(UsageError, match=r"observer 'max': .* expected mse or norm or minmax or percentile"):
         observer_named("max")
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from tiny_networks import make_network
 from torch import nn
 
 from accuquant.calibration.placement import Placement, place
 from accuquant.errors import UsageError
+from accuquant.network import count_macs, signature_of
 
 
 @pytest.fixture
@@ -89,3 +91,29 @@ def test_without_moves_layers_to_float(network: nn.Module) -> None:
 
 def test_no_operations_are_no_share() -> None:
     assert Placement((), (), {}).int8_share == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "float_layers"),
+    [
+        ("sdxl", {"conv_in", "conv_out", "time_embedding.linear_1", "add_embedding.linear_2"}),
+        ("dit", {"pos_embed.proj", "transformer_blocks.0.norm1.linear", "proj_out_1", "proj_out_2"}),
+        (
+            "pixart-alpha",
+            {"pos_embed.proj", "adaln_single.linear", "caption_projection.linear_1", "proj_out"},
+        ),
+        ("stable-diffusion-3", {"pos_embed.proj", "context_embedder", "norm_out.linear", "proj_out"}),
+        ("flux", {"x_embedder", "context_embedder", "single_transformer_blocks.0.norm.linear", "proj_out"}),
+    ],
+)
+def test_what_embeds_or_modulates_stays_float_and_every_block_is_quantized(
+    name: str, float_layers: set[str]
+) -> None:
+    network = make_network(name)
+    placement = place(network, count_macs(network, signature_of(network)))
+    assert float_layers <= set(placement.float_layers)
+    inner = ("attn", "attn1", "attn2", "ff", "ff_context", "proj_mlp", "conv1", "conv2", "proj_in")
+    for layer in placement.quantized:
+        assert any(part in inner for part in layer.split(".")) or ".proj_out" in layer
+    for layer in placement.float_layers:
+        assert not any(part in inner for part in layer.split("."))

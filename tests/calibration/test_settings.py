@@ -43,7 +43,7 @@ def test_a_value_out_of_range_names_the_option(name: str, value: float) -> None:
     ("name", "names"),
     [
         ("gradient", "accuquant or independent or exact or checkpoint"),
-        ("observer", "mse or minmax or percentile"),
+        ("observer", "mse or norm or minmax or percentile"),
         ("rounding", "gptq or nearest"),
     ],
 )

@@ -77,7 +77,7 @@ def test_conditioning_is_split_with_the_batches(pointwise: nn.Module, process: D
         seed=0,
         conditioning={"class_labels": labels},
     )
-    assert [batch.conditioning["class_labels"].tolist() for batch in batches] == [[0, 5], [9]]
+    assert [batch.conditioning.arguments()["class_labels"].tolist() for batch in batches] == [[0, 5], [9]]
     x = torch.zeros(2, *SHAPE)
     bound = batches[0].bind(pointwise)(x, torch.tensor(1)).detach()
     torch.testing.assert_close(bound[:, 0, 0, 0], torch.tensor([0.1, 0.6]))

@@ -11,8 +11,10 @@ from accuquant.calibration import CalibrationSettings
 from accuquant.cli import calibrate, verify
 from accuquant.cli._limits import LIMITS, limit
 from accuquant.cli._options import ENGINES
+from accuquant.cli._task import take_task
 from accuquant.errors import UsageError
 from accuquant.runtime.open_runner import ENGINE_NAMES
+from accuquant.task import Task
 from accuquant.verification.thresholds import Thresholds
 from accuquant.verification.verify import verify as library_verify
 
@@ -20,6 +22,7 @@ from accuquant.verification.verify import verify as library_verify
 def test_calibrate_has_the_defaults_of_the_library() -> None:
     given = calibrate.command.make_context("calibrate", ["source"]).params
     del given["source"], given["output"]
+    assert take_task(given) == Task()
     assert CalibrationSettings(**given) == CalibrationSettings()
     assert given == vars(CalibrationSettings())
 
@@ -51,6 +54,7 @@ def test_calibrate_offers_all_choices() -> None:
 def test_verify_has_the_defaults_of_the_library(tmp_path: Path) -> None:
     given = verify.command.make_context("verify", [str(tmp_path), "--reference", "source"]).params
     assert {name: given.pop(name) for name in LIMITS} == vars(Thresholds())
+    assert take_task(given) == Task()
     parameters = inspect.signature(library_verify).parameters
     for name in set(given) - {"folder", "reference", "json_file", "html_file"}:
         assert given[name] == parameters[name].default, name

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 
 import pytest
 
 from accuquant import doctor
 from accuquant.cli.main import main
 from accuquant.doctor import Finding
+from accuquant.errors import AccuQuantError, EngineError, MissingDependencyError
+from accuquant.gpu import Gpu
 
 
 def test_finds_a_working_installation_here(capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,3 +63,56 @@ def test_low_disk_space_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     findings = {finding.subject: finding for finding in doctor.examine()}
     assert findings["disk"].status == "warning"
     assert "free some space" in findings["disk"].remedy
+
+
+def _answer(answer: Gpu | AccuQuantError) -> Callable[[], Gpu]:
+    def find() -> Gpu:
+        if isinstance(answer, AccuQuantError):
+            raise answer
+        return answer
+
+    return find
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "detail"),
+    [
+        (Gpu("NVIDIA L4", (8, 9), (13, 3)), "ok", "NVIDIA L4 (sm89), driver for CUDA 13.3"),
+        (
+            EngineError("GPU", got="no NVIDIA driver", expected="one", remedy="x"),
+            "absent",
+            "no NVIDIA driver",
+        ),
+        (
+            MissingDependencyError("CUDA", got="no package", expected="one", remedy="x"),
+            "absent",
+            "no package",
+        ),
+    ],
+)
+def test_asks_the_driver_for_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, answer: Gpu | AccuQuantError, status: str, detail: str
+) -> None:
+    monkeypatch.setattr(doctor, "find_gpu", _answer(answer))
+    findings = {finding.subject: finding for finding in doctor.examine()}
+    assert findings["NVIDIA GPU"].status == status
+    assert detail in findings["NVIDIA GPU"].detail
+
+
+@pytest.mark.parametrize(
+    ("gpu", "tensorrt", "works"),
+    [("ok", "ok", True), ("ok", "absent", False), ("absent", "ok", False), ("warning", "ok", False)],
+)
+def test_gpu_wants_a_gpu_and_tensorrt(gpu: doctor.Status, tensorrt: doctor.Status, works: bool) -> None:
+    findings = [Finding("NVIDIA GPU", gpu, ""), Finding("TensorRT", tensorrt, "")]
+    assert doctor.works(findings, gpu=True) is works
+    assert doctor.works(findings)
+
+
+def test_the_option_gpu_exits_with_1_without_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fault = EngineError("GPU", got="no NVIDIA driver", expected="one", remedy="Install it")
+    monkeypatch.setattr(doctor, "find_gpu", _answer(fault))
+    assert main(["doctor", "--gpu"]) == 1
+    assert "TensorRT engines cannot be run here" in capsys.readouterr().out

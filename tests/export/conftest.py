@@ -241,6 +241,9 @@ def run(path: Path, sample: Array, timestep: Any, *, optimized: bool = False) ->
     if not optimized:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    feed = {"sample": sample, "timestep": np.asarray(timestep)}
-    result: Array = session.run(None, {value.name: feed[value.name] for value in session.get_inputs()})[0]
+    feed = {}
+    for value in session.get_inputs():
+        dtype = np.int64 if value.type == "tensor(int64)" else np.float32
+        feed[value.name] = sample if value.name == "sample" else np.asarray(timestep, dtype)
+    result: Array = session.run(None, feed)[0]
     return result

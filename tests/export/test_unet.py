@@ -146,7 +146,7 @@ def test_text_conditioning_becomes_graph_inputs(tmp_path: Path) -> None:
     for batch, size, tokens in ((1, 8, 77), (3, 12, 5)):
         sample = rng.normal(size=(batch, 4, size, 8)).astype(np.float32)
         text = rng.normal(size=(batch, tokens, 8)).astype(np.float32)
-        feed = {"sample": sample, "timestep": np.array([7]), "encoder_hidden_states": text}
+        feed = {"sample": sample, "timestep": np.array([7.0], np.float32), "encoder_hidden_states": text}
         with torch.no_grad():
             expected = network(torch.from_numpy(sample), 7, torch.from_numpy(text)).sample.numpy()
         np.testing.assert_allclose(session.run(None, feed)[0], expected, rtol=1e-4, atol=1e-5)
@@ -217,7 +217,9 @@ def inputs_and_outputs(path: Path, sample: Any, timestep: float) -> dict[str, tu
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    results = session.run(["out_sample", *names], {"sample": sample, "timestep": np.array([timestep])})
+    results = session.run(
+        ["out_sample", *names], {"sample": sample, "timestep": np.array([timestep], np.float32)}
+    )
     values = {"sample": sample, **dict(zip(["out_sample", *names], results, strict=True))}
     return {layer: (values[source], values[last]) for layer, (source, last) in ends.items()}
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from accuquant.denoising import DenoisingProcess
 from accuquant.errors import VerificationError
 from accuquant.progress import Silent
+from accuquant.start import seeded_starts
 from accuquant.verification.rollout import Branches, Rollouts, roll_out
 
 SHAPE = (1, 2, 2)
@@ -40,9 +41,8 @@ def ddim(steps: int) -> DenoisingProcess:
 def run(
     process: DenoisingProcess, branches: Branches, *, num_images: int = 3, batch_size: int = 2
 ) -> Rollouts:
-    return roll_out(
-        process, branches, SHAPE, num_images=num_images, seed=5, batch_size=batch_size, progress=Silent()
-    )
+    starts = seeded_starts(process, SHAPE, count=num_images, batch_size=batch_size, seed=5)
+    return roll_out(process, branches, starts, progress=Silent())
 
 
 def ddim_coefficients(process: DenoisingProcess) -> list[tuple[float, float]]:
@@ -110,10 +110,11 @@ def test_conditioning_follows_its_image() -> None:
     def conditioned(sample: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:
         return torch.zeros_like(sample) + conditioning["class_labels"].view(-1, 1, 1, 1)
 
-    rollouts = roll_out(
-        ddim(1), Branches(zero, conditioned, zero), SHAPE,
-        num_images=3, seed=0, batch_size=2, conditioning={"class_labels": labels}, progress=Silent(),
-    )  # fmt: skip
+    process = ddim(1)
+    starts = seeded_starts(
+        process, SHAPE, count=3, batch_size=2, seed=0, conditioning={"class_labels": labels}
+    )
+    rollouts = roll_out(process, Branches(zero, conditioned, zero), starts, progress=Silent())
     ((_, b),) = ddim_coefficients(ddim(1))
     assert rollouts.errors["simulated"][0].tolist() == pytest.approx([0.0, b**2, 4 * b**2], rel=1e-4)
 
@@ -134,5 +135,6 @@ def test_progress_reaches_its_total() -> None:
             self.done += units
 
     counter = Counter()
-    roll_out(ddim(4), Branches(zero, zero, zero), SHAPE, num_images=3, seed=0, batch_size=2, progress=counter)
+    starts = seeded_starts(ddim(4), SHAPE, count=3, batch_size=2, seed=0)
+    roll_out(ddim(4), Branches(zero, zero, zero), starts, progress=counter)
     assert counter.done == counter.total == 4 * (2 * 3 + 2)

@@ -191,8 +191,8 @@ def test_a_limit_on_a_distance_needs_features(folder: Path, source: Source) -> N
         verify(folder, source, num_images=2, features="none", thresholds=Thresholds(max_fid=1.0))
 
 
-def test_a_latent_space_pipeline_needs_a_decoder(folder: Path, source: Source, tmp_path: Path) -> None:
-    (tmp_path / "source" / "vae").mkdir(parents=True)
+def test_an_unknown_decoder_is_refused(folder: Path, source: Source, tmp_path: Path) -> None:
+    (tmp_path / "source" / "movq").mkdir(parents=True)
     latent = Source(
         "latent",
         tmp_path / "source",

@@ -1,0 +1,168 @@
+"""Run a real pipeline up to its first steps and keep what it had prepared."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from accuquant.denoising import seeded_generators
+from accuquant.errors import CalibrationError
+
+_SAMPLES = ("sample", "hidden_states")
+
+
+@dataclass
+class Step:
+    """One network call and the scheduler's step after it, as the pipeline made them."""
+
+    sample: Tensor
+    arguments: dict[str, Tensor]
+    output: Tensor
+    timestep: float = 0.0
+    model_output: Tensor = field(default_factory=lambda: torch.empty(0))
+    before: Tensor = field(default_factory=lambda: torch.empty(0))
+    after: Tensor = field(default_factory=lambda: torch.empty(0))
+
+
+@dataclass
+class Captured:
+    """The first steps of a pipeline's run for N images.
+
+    `scheduler` and `generators` are copies from just before the first of `steps`; `first` is the index of
+    that step among the scheduler's timesteps (above 0 in image-to-image, by the strength).
+    """
+
+    count: int
+    scheduler: Any = None
+    generators: tuple[Tensor, ...] = ()
+    first: int = 0
+    steps: list[Step] = field(default_factory=list)
+
+
+class _EnoughSeen(BaseException):
+    """Leaves the pipeline; no Exception, so that no pipeline catches it."""
+
+
+class _Output(tuple[Tensor]):
+    """A network's output, as pipelines read it: `output[0]` or `output.sample`."""
+
+    @property
+    def sample(self) -> Tensor:
+        return self[0]
+
+
+@torch.no_grad()
+def capture(
+    pipe: Any, component: str, arguments: Mapping[str, Any], seeds: range, *, steps: int, real: bool
+) -> Captured:
+    """Call `pipe` with `arguments` and a generator for each of `seeds`, and stop after `steps` steps.
+
+    With `real` the network runs; else it is spared and gives zeros, so that only the first step's input means
+    anything.
+    """
+    generators = seeded_generators(seeds)
+    captured = Captured(len(seeds))
+    recorder = _Recorder(pipe, getattr(pipe, component), captured, generators, steps, real)
+    with recorder.watching(), suppress(_EnoughSeen):
+        pipe(**arguments, generator=generators)
+    return captured
+
+
+class _Recorder:
+    def __init__(
+        self,
+        pipe: Any,
+        network: nn.Module,
+        captured: Captured,
+        generators: list[torch.Generator],
+        steps: int,
+        real: bool,
+    ) -> None:
+        self.pipe, self.network, self.captured = pipe, network, captured
+        self.generators, self.steps, self.real = generators, steps, real
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Stand in for the network's forward and the scheduler's step."""
+        forward, step = self.network.forward, self.pipe.scheduler.step
+
+        @functools.wraps(forward)
+        def watched_forward(*args: Any, **kwargs: Any) -> _Output:
+            return self._network_call(forward, *args, **kwargs)
+
+        @functools.wraps(step)
+        def watched_step(model_output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any) -> Any:
+            return self._scheduler_step(step, model_output, timestep, sample, kwargs)
+
+        vars(self.network)["forward"] = watched_forward
+        vars(self.pipe.scheduler)["step"] = watched_step
+        try:
+            yield
+        finally:
+            del vars(self.network)["forward"], vars(self.pipe.scheduler)["step"]
+
+    def _network_call(self, forward: Any, *args: Any, **kwargs: Any) -> _Output:
+        bound = inspect.signature(forward).bind(*args, **kwargs).arguments
+        name = next(name for name in _SAMPLES if name in bound)
+        sample = bound.pop(name)
+        for known in ("timestep", "return_dict"):
+            bound.pop(known, None)
+        if not self.captured.steps:
+            self._keep_beginning()
+        if self.real:
+            output: Tensor = forward(*args, **(kwargs | {"return_dict": False}))[0]
+        else:
+            config: Any = self.network.config
+            channels = int(config.out_channels or sample.shape[1])
+            output = sample.new_zeros(sample.shape[0], channels, *sample.shape[2:])
+        step = Step(sample, _tensors(type(self.pipe).__name__, bound), output)
+        self.captured.steps.append(step)
+        return _Output((output,))
+
+    def _keep_beginning(self) -> None:
+        scheduler = copy.copy(self.pipe.scheduler)
+        del vars(scheduler)["step"]  # ours
+        captured = self.captured
+        captured.scheduler = copy.deepcopy(scheduler)
+        captured.generators = tuple(g.get_state() for g in self.generators)
+        visited = getattr(self.pipe, "_num_timesteps", None)
+        captured.first = 0 if visited is None else len(scheduler.timesteps) - int(visited)
+
+    def _scheduler_step(
+        self, step: Any, model_output: Tensor, timestep: Any, sample: Tensor, kwargs: dict[str, Any]
+    ) -> Any:
+        count = self.captured.count
+        if "generator" in inspect.signature(step).parameters and len(sample) == count:
+            kwargs.setdefault("generator", self.generators)  # some pipelines leave it to the global one
+        result = step(model_output, timestep, sample, **kwargs)
+        seen = self.captured.steps[-1]
+        seen.timestep = float(timestep)
+        # DiT carries every latent twice through the scheduler
+        seen.model_output, seen.before, seen.after = model_output[:count], sample[:count], result[0][:count]
+        if len(self.captured.steps) >= self.steps:
+            raise _EnoughSeen
+        return result
+
+
+def _tensors(pipeline: str, arguments: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return what conditions a call, by the names of the network's Signature."""
+    flat = {**arguments, **(arguments.get("added_cond_kwargs") or {})}
+    flat.pop("added_cond_kwargs", None)
+    given = {name: value for name, value in flat.items() if value is not None and value != {}}
+    unknown = [name for name, value in given.items() if not isinstance(value, Tensor)]
+    if unknown:
+        raise CalibrationError(
+            f"pipeline {pipeline}",
+            got=f"{', '.join(unknown)}, which is no tensor, among the arguments of the network",
+            expected="tensors alone",
+            remedy="Switch this feature of the pipeline off",
+        )
+    return given

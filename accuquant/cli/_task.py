@@ -1,0 +1,59 @@
+"""Options that say what a pipeline is sampled with: prompts, images, guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from accuquant.cli._options import Function, existing_file, existing_folder
+
+if TYPE_CHECKING:
+    from accuquant.task import Task
+
+_NAMES = (
+    "prompts", "negative_prompt", "images", "masks", "guidance_scale", "image_guidance_scale",
+    "guidance_rescale", "strength", "image_size",
+)  # fmt: skip
+_OPTIONS: tuple[Callable[[Function], Function], ...] = (
+    click.option("--prompts", type=existing_file, metavar="FILE", help="Text file with one prompt a line."),
+    click.option("--negative-prompt", metavar="TEXT", help="What the images should not show."),
+    click.option(
+        "--images",
+        type=existing_folder,
+        metavar="FOLDER",
+        help="Images to start from: image-to-image, inpainting, editing, super-resolution.",
+    ),
+    click.option(
+        "--masks", type=existing_folder, metavar="FOLDER", help="Masks to inpaint, white where it is painted."
+    ),
+    click.option(
+        "--guidance-scale", type=click.FloatRange(0), help="Scale of the guidance; 1 or less switches it off."
+    ),
+    click.option(
+        "--image-guidance-scale", type=click.FloatRange(0), help="Scale of the image's guidance (editing)."
+    ),
+    click.option("--guidance-rescale", type=click.FloatRange(0, 1), help="Share of the rescaled guidance."),
+    click.option(
+        "--strength",
+        type=click.FloatRange(0.01, 1),
+        help="How much noise an image is given, so where its trajectory starts.",
+    ),
+    click.option("--image-size", type=click.IntRange(8), help="Side of the images in pixels."),
+)
+
+
+def task_options(function: Function) -> Function:
+    """Add the options of a Task."""
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+def take_task(options: dict[str, Any]) -> Task:
+    """Take the options of a Task out of `options` and read what they point at."""
+    from accuquant.task import Task
+
+    given = {name: options.pop(name) for name in _NAMES if name in options}
+    return Task.read(**{name: value for name, value in given.items() if value is not None})

@@ -1,0 +1,75 @@
+"""What a network takes beside sample and timestep, one row a trajectory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+#: (sample, timestep, conditioning by name) -> prediction
+ConditionedNetwork = Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
+_CHANNELS = "channels"
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """The conditioning of N trajectories under a guidance that makes `copies` predictions of each.
+
+    `tensors` maps the names in the network's Signature to [N, copies, ...]: the text under classifier-free
+    guidance is [N, 2, tokens, width], the negative prompt first. `channels` [N, copies, C', H, W] are
+    appended to the sample's (inpainting: the mask and the masked image).
+    """
+
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    channels: Tensor | None = None
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> Conditioning:
+        """Return a conditioning without guidance from tensors [N, ...]."""
+        return cls({name: tensor.unsqueeze(1) for name, tensor in tensors.items()})
+
+    @classmethod
+    def from_batch(cls, tensors: Mapping[str, Tensor], channels: Tensor | None, copies: int) -> Conditioning:
+        """Read tensors [copies * N, ...] as a pipeline hands them to its network."""
+        split = {name: _per_trajectory(tensor, copies) for name, tensor in tensors.items()}
+        return cls(split, None if channels is None else _per_trajectory(channels, copies))
+
+    def rows(self, members: slice) -> Conditioning:
+        """Return the conditioning of some of the trajectories."""
+        tensors = {name: tensor[members] for name, tensor in self.tensors.items()}
+        return Conditioning(tensors, None if self.channels is None else self.channels[members])
+
+    def arguments(self) -> dict[str, Tensor]:
+        """Return the tensors as the network takes them, [copies * N, ...], the copies one after another."""
+        return {name: _per_call(tensor) for name, tensor in self.tensors.items()}
+
+    def append_channels(self, sample: Tensor) -> Tensor:
+        """Return sample [copies * N, C, H, W] with the further channels behind its own."""
+        return sample if self.channels is None else torch.cat([sample, _per_call(self.channels)], dim=1)
+
+    def bind(self, network: ConditionedNetwork) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return `network` as a function of sample [copies * N, C, H, W] and timestep."""
+        arguments = self.arguments()
+        return lambda sample, timestep: network(self.append_channels(sample), timestep, arguments)
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Return one flat dict of tensors; `from_tensors` reads it back."""
+        flat = {f"tensors.{name}": tensor for name, tensor in self.tensors.items()}
+        return flat if self.channels is None else {**flat, _CHANNELS: self.channels}
+
+    @classmethod
+    def from_tensors(cls, flat: Mapping[str, Tensor]) -> Conditioning:
+        """Read what `to_tensors` returned."""
+        prefix = "tensors."
+        tensors = {key.removeprefix(prefix): t for key, t in flat.items() if key.startswith(prefix)}
+        return cls(tensors, flat.get(_CHANNELS))
+
+
+def _per_trajectory(tensor: Tensor, copies: int) -> Tensor:
+    return tensor.reshape(copies, -1, *tensor.shape[1:]).transpose(0, 1).contiguous()
+
+
+def _per_call(tensor: Tensor) -> Tensor:
+    return tensor.transpose(0, 1).flatten(0, 1)

@@ -1,0 +1,164 @@
+"""The diffusers pipelines whose denoising step AccuQuant simulates, and how each of them is called."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from accuquant.errors import CalibrationError, UsageError
+from accuquant.task import Task, option
+
+
+@dataclass(frozen=True)
+class Family:
+    """What pipelines have in common.
+
+    `guidance`: the kind that they use where they make several predictions. `stacked_images`: they take
+    images as one tensor in [-1, 1], in the size of their latents. `unscaled_latents`: they decode latents
+    as they are, without the autoencoder's scaling factor.
+    """
+
+    guidance: str = "classifier-free"
+    stacked_images: bool = False
+    unscaled_latents: bool = False
+
+
+#: A pipeline is added here once tests/test_pipeline_starts.py shows that its loop is met.
+FAMILIES: dict[str, Family] = {
+    "StableDiffusionPipeline": Family(),
+    "StableDiffusionImg2ImgPipeline": Family(),
+    "StableDiffusionInpaintPipeline": Family(),
+    "StableDiffusionInstructPix2PixPipeline": Family("image-and-text"),
+    "StableDiffusionXLPipeline": Family(),
+    "StableDiffusionXLImg2ImgPipeline": Family(),
+    "StableDiffusionXLInpaintPipeline": Family(),
+    "LatentConsistencyModelPipeline": Family(),
+    "LDMTextToImagePipeline": Family(),
+    "LDMSuperResolutionPipeline": Family(stacked_images=True, unscaled_latents=True),
+    "DiTPipeline": Family("conditional-first"),
+    "PixArtAlphaPipeline": Family(),
+    "PixArtSigmaPipeline": Family(),
+    "StableDiffusion3Pipeline": Family(),
+}
+#: Pipelines that start from noise alone, or from noise and a class label.
+SEEDED = ("DDIMPipeline", "DDPMPipeline", "LDMPipeline")
+#: Choice of a Task -> argument of a pipeline's __call__, where the names differ.
+_ARGUMENTS = {"prompts": "prompt", "images": "image", "masks": "mask_image", "image_size": "height"}
+
+
+def family_of(pipeline_class: str) -> Family:
+    """Return the family of a pipeline; raise CalibrationError that lists the known ones."""
+    if pipeline_class not in FAMILIES:
+        raise CalibrationError(
+            f"pipeline {pipeline_class}",
+            got="a pipeline whose denoising step AccuQuant does not simulate yet",
+            expected=" or ".join((*SEEDED, *FAMILIES)),
+            remedy="To add yours, see docs/pipelines.md",
+        )
+    return FAMILIES[pipeline_class]
+
+
+def call_arguments(pipe: Any, task: Task, indices: Sequence[int], num_steps: int) -> dict[str, Any]:
+    """Return the arguments of `pipe.__call__` for the images `indices` of a task.
+
+    Raises UsageError for a choice that the pipeline does not take, and for prompts or images that it needs.
+    """
+    accepted = inspect.signature(pipe.__call__).parameters
+    name = type(pipe).__name__
+    _check_choices(name, task, accepted)
+    arguments: dict[str, Any] = {"num_inference_steps": num_steps}
+    for choice in (
+        "guidance_scale", "image_guidance_scale", "guidance_rescale", "strength",
+    ):  # fmt: skip
+        if getattr(task, choice) is not None:
+            arguments[choice] = getattr(task, choice)
+    if task.image_size is not None and "height" in accepted:
+        arguments |= {"height": task.image_size, "width": task.image_size}
+    if "prompt" in accepted:
+        arguments["prompt"] = [_nth(name, "prompts", task.prompts, k) for k in indices]
+    if task.negative_prompt is not None:
+        arguments["negative_prompt"] = [task.negative_prompt] * len(indices)
+    if "image" in accepted:
+        arguments["image"] = _images(pipe, task, indices)
+    if "mask_image" in accepted:
+        size = _image_size(pipe, task)
+        masks = [_nth(name, "masks", task.masks, k) for k in indices]
+        arguments["mask_image"] = [_open(mask, "L", size) for mask in masks]
+    if "class_labels" in accepted:
+        classes = int(pipe.transformer.config.num_embeds_ada_norm)
+        arguments["class_labels"] = [k % classes for k in indices]
+    if "use_resolution_binning" in accepted and pipe.transformer.config.sample_size not in (32, 64, 128):
+        arguments["use_resolution_binning"] = False  # the pipeline knows no bins for this size
+    if "output_type" in accepted:
+        arguments["output_type"] = "latent"
+    return arguments
+
+
+def default_of(pipe: Any, name: str, otherwise: float) -> float:
+    """Return the default of an argument of `pipe.__call__`."""
+    parameter = inspect.signature(pipe.__call__).parameters.get(name)
+    missing = parameter is None or parameter.default in (None, inspect.Parameter.empty)
+    return otherwise if missing or parameter is None else float(parameter.default)
+
+
+def _check_choices(name: str, task: Task, accepted: Any) -> None:
+    takes = set(accepted) | ({"height"} if "image" in accepted else set())
+    refused = [choice for choice in task.given() if _ARGUMENTS.get(choice, choice) not in takes]
+    if refused:
+        raise UsageError(
+            ", ".join(map(option, refused)),
+            got="a choice",
+            expected=f"none: {name} does not take it",
+            remedy="Leave it out, or use another pipeline class",
+        )
+
+
+def _nth(pipeline: str, choice: str, values: Sequence[str], index: int) -> str:
+    if not values:
+        raise UsageError(
+            f"pipeline {pipeline}",
+            got=f"no {choice}",
+            expected=f"some of the {choice} that you sample with",
+            remedy=f"Give {option(choice)}",
+        )
+    return values[index % len(values)]
+
+
+def _images(pipe: Any, task: Task, indices: Sequence[int]) -> Any:
+    name, size = type(pipe).__name__, _image_size(pipe, task)
+    images = [_open(_nth(name, "images", task.images, k), "RGB", size) for k in indices]
+    if not family_of(name).stacked_images:
+        return images
+    import numpy as np
+    import torch
+
+    pixels = np.stack([np.asarray(image, np.float32) for image in images]).transpose(0, 3, 1, 2)
+    return torch.from_numpy(pixels / 127.5 - 1)
+
+
+def _image_size(pipe: Any, task: Task) -> tuple[int, int]:
+    """Return width and height in pixels: what was chosen, or what the network was made for."""
+    if task.image_size is not None:
+        return task.image_size, task.image_size
+    network = getattr(pipe, "unet", None) or pipe.transformer
+    size = network.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    factor = 1 if family_of(type(pipe).__name__).stacked_images else int(pipe.vae_scale_factor)
+    return width * factor, height * factor
+
+
+def _open(path: str, mode: str, size: tuple[int, int]) -> Any:
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        image = Image.open(path).convert(mode)
+    except (OSError, UnidentifiedImageError) as fault:
+        raise UsageError(
+            f"image '{path}'",
+            got=f"{type(fault).__name__}: {str(fault).splitlines()[0]}",
+            expected="an image that can be read",
+            remedy="Remove the file, or save it again",
+        ) from fault
+    return ImageOps.fit(image, size, Image.Resampling.LANCZOS)

@@ -1,0 +1,303 @@
+"""Starts for any supported pipeline: what its own code prepares, taken over just before the first step.
+
+The pipelines of diffusers encode prompts and images, choose timesteps and draw noise in their own ways.
+None of that is written again here: the real pipeline runs until it first calls its network, and AccuQuant's
+loop takes over. For one image the first two steps run in the pipeline to their end, and the simulation has
+to reproduce them: a pipeline that does anything else around its network is refused, and not quantized for
+another sampler than the user's.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from accuquant.capture import Captured, capture
+from accuquant.conditioning import Conditioning
+from accuquant.denoising import DenoisingProcess
+from accuquant.errors import CalibrationError, SourceError, UsageError
+from accuquant.families import FAMILIES, SEEDED, call_arguments, default_of, family_of
+from accuquant.guidance import Guidance
+from accuquant.pipelines import Source
+from accuquant.progress import Progress, Silent
+from accuquant.start import Start, seeded_starts
+from accuquant.task import Task, option
+
+#: Inputs of a network that carry the guidance scale.
+_EMBEDDED = ("timestep_cond", "guidance")
+_CHECKED_STEPS = 2
+
+
+class Starter(Protocol):
+    """The sampler that the user samples with, and a source of trajectories that are about to begin."""
+
+    process: DenoisingProcess
+
+    def starts(
+        self, count: int, batch_size: int, *, seed: int, progress: Progress | None = None
+    ) -> list[Start]:
+        """Return batches of starts; image k comes from seed + k and takes prompt k."""
+
+
+def open_starter(source: Source, task: Task, *, steps: int) -> Starter:
+    """Return what starts trajectories of `source` at `steps` inference steps.
+
+    Raises CalibrationError for a pipeline or a scheduler that is not simulated, UsageError for a task that
+    does not fit the pipeline.
+    """
+    if from_noise_alone(source):
+        return NoiseStarter(source, task, steps)
+    return PipelineStarter(source, task, steps)
+
+
+class NoiseStarter:
+    """Starts from noise, one seed an image, with class labels spread evenly where the network takes them."""
+
+    def __init__(self, source: Source, task: Task, steps: int) -> None:
+        if task.given():
+            raise UsageError(
+                ", ".join(map(option, task.given())),
+                got="a choice",
+                expected=f"none: '{source.name}' starts from seeds alone",
+                remedy="Leave it out",
+            )
+        self.process = DenoisingProcess(source.scheduler, steps)
+        self._source = source
+        class_labels(source, 1)
+
+    def starts(
+        self, count: int, batch_size: int, *, seed: int, progress: Progress | None = None
+    ) -> list[Start]:
+        """Return batches of starts; image k comes from seed + k."""
+        signature = self._source.signature
+        return seeded_starts(
+            self.process,
+            signature.sample.resolve(signature.sizes | {"batch": 1})[1:],
+            count=count,
+            batch_size=batch_size,
+            seed=seed,
+            conditioning=class_labels(self._source, count),
+        )
+
+
+class PipelineStarter:
+    """Starts that the real pipeline prepares. Drop it to free the text encoders."""
+
+    def __init__(self, source: Source, task: Task, steps: int) -> None:
+        self._source, self._task, self._steps = source, task, steps
+        self._pipe = open_pipeline(source, task)
+        captured = self._capture(range(1), 0, real=True)
+        self.guidance = _guidance(self._pipe, task, captured)
+        self.process = DenoisingProcess.prepared(captured.scheduler, captured.first, self.guidance)
+        start = _start(source, captured, self.guidance)
+        _check(type(self._pipe).__name__, self.process, start, captured)
+        self.process.reset()
+
+    def starts(
+        self, count: int, batch_size: int, *, seed: int, progress: Progress | None = None
+    ) -> list[Start]:
+        """Return batches of starts; image k comes from seed + k and takes prompt k."""
+        shown, starts = progress or Silent(), []
+        shown.stage("prompts and first latents", -(-count // batch_size))
+        for first in range(0, count, batch_size):
+            members = range(first, min(first + batch_size, count))
+            captured = self._capture(members, seed, real=False)
+            starts.append(_start(self._source, captured, self.guidance))
+            shown.advance()
+        return starts
+
+    def _capture(self, members: range, seed: int, *, real: bool) -> Captured:
+        arguments = call_arguments(self._pipe, self._task, members, self._steps)
+        seeds = range(seed + members.start, seed + members.stop)
+        steps = _CHECKED_STEPS if real else 1
+        return capture(self._pipe, self._source.component, arguments, seeds, steps=steps, real=real)
+
+
+def from_noise_alone(source: Source) -> bool:
+    """Say whether trajectories of `source` begin with noise, and at most a class label."""
+    names = [spec.name for spec in source.signature.conditioning]
+    return source.pipeline_class in SEEDED or (
+        source.pipeline_class not in FAMILIES and names in ([], ["class_labels"])
+    )
+
+
+def open_pipeline(source: Source, task: Task) -> Any:
+    """Load the real pipeline around the network of `source`, as the class that the task asks for.
+
+    A text-to-image pipeline that is given images becomes the image-to-image pipeline of the same components,
+    and the inpainting one where it is given masks.
+    """
+    import diffusers
+
+    family_of(source.pipeline_class)
+    index = json.loads((source.folder / "model_index.json").read_text(encoding="utf-8"))
+    _check_transformers(source, index)
+    parts: dict[str, Any] = {source.component: source.network, "scheduler": source.scheduler}
+    if "safety_checker" in index:
+        parts |= {"safety_checker": None, "requires_safety_checker": False}
+    cls = getattr(diffusers, source.pipeline_class)
+    try:
+        with _quiet():
+            pipe = cls.from_pretrained(source.folder, local_files_only=True, **parts).to(torch.float32)
+    except Exception as fault:  # diffusers and transformers raise many unrelated kinds
+        raise SourceError(
+            f"pipeline '{source.name}'",
+            got=f"{type(fault).__name__}: {(str(fault).splitlines() or [''])[0]}",
+            expected=f"a {source.pipeline_class} that diffusers can load",
+            remedy="Copy or download the pipeline again, or upgrade diffusers and transformers",
+        ) from fault
+    pipe.set_progress_bar_config(disable=True)
+    changed = _for_task(pipe, task)
+    changed.set_progress_bar_config(disable=True)
+    return changed
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide the progress bars of loading, and what the libraries say about packages that are not needed."""
+    from diffusers.utils import logging
+
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _for_task(pipe: Any, task: Task) -> Any:
+    import diffusers
+
+    if not task.images or "image" in inspect.signature(pipe.__call__).parameters:
+        return pipe
+    auto = diffusers.AutoPipelineForInpainting if task.masks else diffusers.AutoPipelineForImage2Image
+    try:
+        changed = auto.from_pipe(pipe)
+    except ValueError as fault:
+        raise CalibrationError(
+            f"pipeline {type(pipe).__name__}",
+            got="--images",
+            expected="a pipeline that takes images, or whose components make one that does",
+            remedy="Leave --images out",
+        ) from fault
+    family_of(type(changed).__name__)
+    return changed
+
+
+def _check_transformers(source: Source, index: dict[str, Any]) -> None:
+    needed = [part for part, entry in index.items() if isinstance(entry, list) and entry[0] == "transformers"]
+    if needed and importlib.util.find_spec("transformers") is None:
+        raise SourceError(
+            f"pipeline '{source.name}'",
+            got=f"no package transformers, which {', '.join(needed)} need",
+            expected="an environment that can encode prompts",
+            remedy="pip install 'accuquant[text]'",
+        )
+
+
+def class_labels(source: Source, count: int) -> dict[str, Tensor]:
+    """Return what conditions each of `count` images of a pipeline without prompts: labels, evenly spread."""
+    names = [spec.name for spec in source.signature.conditioning]
+    if not names:
+        return {}
+    classes = getattr(source.network.config, "num_class_embeds", None)
+    if names != ["class_labels"] or classes is None:
+        raise CalibrationError(
+            f"pipeline '{source.name}'",
+            got=f"a network that takes {', '.join(names)}",
+            expected=f"an unconditional or a class-conditional network in a {source.pipeline_class}",
+            remedy="To add a pipeline, see docs/pipelines.md",
+        )
+    return {"class_labels": torch.arange(count) % int(classes)}
+
+
+def _guidance(pipe: Any, task: Task, captured: Captured) -> Guidance:
+    """Read off the first step how the pipeline guides."""
+    seen = captured.steps[0]
+    copies = len(seen.sample) // captured.count
+    kind = FAMILIES[type(pipe).__name__].guidance
+    if copies == 1:
+        kind = "embedded" if set(_EMBEDDED) & set(seen.arguments) else "none"
+    elif Guidance(kind).copies != copies:
+        raise CalibrationError(
+            f"pipeline {type(pipe).__name__}",
+            got=f"{copies} predictions a step",
+            expected=f"{Guidance(kind).copies}, for {kind} guidance, or 1 without",
+            remedy="Sample with another guidance scale. To add a kind of guidance, see docs/pipelines.md",
+        )
+
+    def chosen(name: str, otherwise: float) -> float:
+        value = getattr(task, name)
+        return default_of(pipe, name, otherwise) if value is None else float(value)
+
+    return Guidance(
+        kind=kind,
+        scale=chosen("guidance_scale", 1.0) if kind != "none" else 1.0,
+        image_scale=chosen("image_guidance_scale", 1.0) if kind == "image-and-text" else 1.0,
+        rescale=chosen("guidance_rescale", 0.0) if kind == "classifier-free" else 0.0,
+        learned_variance=seen.model_output.shape[1] < seen.output.shape[1],
+    )
+
+
+def _start(source: Source, captured: Captured, guidance: Guidance) -> Start:
+    seen = captured.steps[0]
+    wanted = [spec.name for spec in source.signature.conditioning]
+    rows = {len(tensor) for tensor in (seen.sample, *seen.arguments.values())}
+    if sorted(seen.arguments) != sorted(wanted) or rows != {guidance.copies * captured.count}:
+        raise CalibrationError(
+            f"pipeline {source.pipeline_class}",
+            got=f"a network called with {', '.join(seen.arguments) or 'nothing'} (rows: {sorted(rows)})",
+            expected=f"{', '.join(wanted) or 'nothing'}, with one row for each prediction",
+            remedy="Switch off what the pipeline adds. To add it to AccuQuant, see docs/pipelines.md",
+        )
+    width = seen.before.shape[1]
+    channels = seen.sample[:, width:] if seen.sample.shape[1] > width else None
+    # the order of the Signature, which is that of the exported graph
+    ordered = {name: seen.arguments[name] for name in wanted}
+    conditioning = Conditioning.from_batch(ordered, channels, guidance.copies)
+    return Start(seen.before.clone(), captured.generators, conditioning)
+
+
+def _check(name: str, process: DenoisingProcess, start: Start, captured: Captured) -> None:
+    """Raise CalibrationError unless the simulated steps are those that the pipeline has made."""
+    generators, latents = start.fresh_generators(), start.latents
+    for index, seen in enumerate(captured.steps):
+        number = index + 1
+        constant = all(
+            torch.equal(seen.arguments[key], value) for key, value in captured.steps[0].arguments.items()
+        )
+        _agree(name, f"the arguments of network call {number}", constant)
+        _agree(name, f"the timestep of step {number}", process.timesteps[index] == float(seen.timestep))
+
+        def replay(sample: Tensor, _timestep: Tensor, seen: Any = seen, number: int = number) -> Tensor:
+            given = start.conditioning.append_channels(sample)
+            _agree(name, f"the input of network call {number}", _close(given, seen.sample))
+            output: Tensor = seen.output
+            return output
+
+        latents = process.step(replay, latents, index, generators)
+        _agree(name, f"the latents after step {number}", _close(latents, seen.after))
+
+
+def _close(ours: Tensor, theirs: Tensor) -> bool:
+    return ours.shape == theirs.shape and bool(torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5))
+
+
+def _agree(name: str, what: str, equal: bool) -> None:
+    if not equal:
+        raise CalibrationError(
+            f"pipeline {name}",
+            got=f"{what} differ from the simulated ones",
+            expected="a loop in which only the scheduler and the guidance stand around the network",
+            remedy="Switch off what else the pipeline does between steps. To add it, see docs/pipelines.md",
+        )

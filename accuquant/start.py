@@ -1,0 +1,55 @@
+"""What trajectories start from: latents, random states and conditioning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from accuquant.conditioning import Conditioning
+from accuquant.denoising import DenoisingProcess, restored_generators, seeded_generators
+
+
+@dataclass(frozen=True)
+class Start:
+    """Everything that a pipeline has ready before its first step, for B images.
+
+    `latents` [B, C, H, W]; `generators`: the random state of each image after what was drawn for them.
+    """
+
+    latents: Tensor
+    generators: tuple[Tensor, ...]
+    conditioning: Conditioning
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def fresh_generators(self) -> list[torch.Generator]:
+        """Return generators that go on where the start was made."""
+        return restored_generators(self.generators)
+
+
+def seeded_starts(
+    process: DenoisingProcess,
+    shape: Sequence[int],
+    *,
+    count: int,
+    batch_size: int,
+    seed: int,
+    conditioning: Mapping[str, Tensor] | None = None,
+) -> list[Start]:
+    """Return batches of pure noise [*shape]; image k comes from seed + k.
+
+    `conditioning` holds tensors [count, ...].
+    """
+    whole = Conditioning.of(conditioning or {})
+    starts = []
+    for first in range(0, count, batch_size):
+        members = slice(first, min(first + batch_size, count))
+        generators = seeded_generators(range(seed + members.start, seed + members.stop))
+        latents = process.initial_latents(shape, generators)
+        states = tuple(g.get_state() for g in generators)
+        starts.append(Start(latents, states, whole.rows(members)))
+    return starts

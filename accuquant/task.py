@@ -1,0 +1,133 @@
+"""What the user samples with a pipeline: prompts, images, guidance. Seeds otherwise."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from accuquant.errors import UsageError
+
+_IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+#: name -> (lowest, highest) value
+_RANGES = {
+    "guidance_scale": (0.0, 1000.0),
+    "image_guidance_scale": (0.0, 1000.0),
+    "guidance_rescale": (0.0, 1.0),
+    "strength": (0.01, 1.0),
+    "image_size": (8, 65536),
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a pipeline is asked for; None leaves the choice to the pipeline's own default.
+
+    Image k takes prompt k, image k and mask k, counted from the start again where there are fewer.
+    `image_size` is the side of a square image in pixels.
+    """
+
+    prompts: tuple[str, ...] = ()
+    negative_prompt: str | None = None
+    images: tuple[str, ...] = ()
+    masks: tuple[str, ...] = ()
+    guidance_scale: float | None = None
+    image_guidance_scale: float | None = None
+    guidance_rescale: float | None = None
+    strength: float | None = None
+    image_size: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise UsageError(
+                    option(name),
+                    got=f"{value:g}",
+                    expected=f"a value from {low:g} to {high:g}",
+                    remedy="Give a value in that range",
+                )
+
+    @classmethod
+    def read(
+        cls,
+        *,
+        prompts: Path | None = None,
+        images: Path | None = None,
+        masks: Path | None = None,
+        **choices: Any,
+    ) -> Task:
+        """Read one prompt a line from `prompts`, and list the images of two folders.
+
+        Raises UsageError for a file without a prompt and a folder without an image.
+        """
+        return cls(
+            prompts=() if prompts is None else _read_prompts(prompts),
+            images=() if images is None else _list_images("--images", images),
+            masks=() if masks is None else _list_images("--masks", masks),
+            **choices,
+        )
+
+    def given(self) -> list[str]:
+        """Return the names of what was chosen."""
+        return [name for name, value in asdict(self).items() if value not in (None, ())]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the task as JSON values: of prompts, images and masks their number and a digest."""
+        values = asdict(self)
+        values["prompts"] = _summary(text.encode() for text in self.prompts)
+        values["images"] = _summary(Path(path).read_bytes() for path in self.images)
+        values["masks"] = _summary(Path(path).read_bytes() for path in self.masks)
+        return values
+
+    def with_defaults(self, recorded: Mapping[str, Any]) -> Task:
+        """Fill what was not chosen with the numbers and negative prompt of a task that `to_dict` wrote."""
+        names = ("negative_prompt", *_RANGES)
+        chosen = {name: getattr(self, name) for name in names}
+        filled = {name: recorded.get(name) if value is None else value for name, value in chosen.items()}
+        return Task(prompts=self.prompts, images=self.images, masks=self.masks, **filled)
+
+
+def option(name: str) -> str:
+    """Return how the command line spells a choice."""
+    return f"--{name.replace('_', '-')}"
+
+
+def _read_prompts(path: Path) -> tuple[str, ...]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as fault:
+        raise UsageError(
+            f"--prompts '{path}'", got=str(fault), expected="a UTF-8 text file", remedy="Correct the file"
+        ) from fault
+    prompts = tuple(line.strip() for line in lines if line.strip())
+    if not prompts:
+        raise UsageError(
+            f"--prompts '{path}'",
+            got="no prompt",
+            expected="a text file with one prompt a line",
+            remedy="Write some of the prompts that you sample with into it",
+        )
+    return prompts
+
+
+def _list_images(name: str, folder: Path) -> tuple[str, ...]:
+    found = sorted(str(path) for path in folder.iterdir() if path.suffix.lower() in _IMAGES)
+    if not found:
+        raise UsageError(
+            f"{name} '{folder}'",
+            got="no image",
+            expected=f"files that end in {', '.join(_IMAGES)}",
+            remedy="Put some of the images that you work on into it",
+        )
+    return tuple(found)
+
+
+def _summary(items: Iterable[bytes]) -> dict[str, Any] | None:
+    digest, count = hashlib.sha256(), 0
+    for item in items:
+        digest.update(hashlib.sha256(item).digest())
+        count += 1
+    return {"count": count, "sha256": digest.hexdigest()} if count else None

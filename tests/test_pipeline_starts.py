@@ -1,0 +1,245 @@
+"""Every supported pipeline: its own run against our loop from its start, latent by latent."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from torch import Tensor
+
+from accuquant.calibration.trajectory import record_from
+from accuquant.denoising import seeded_generators
+from accuquant.errors import CalibrationError, UsageError
+from accuquant.families import call_arguments
+from accuquant.pipeline_starts import PipelineStarter, open_pipeline, open_starter
+from accuquant.pipelines import Source, load_source
+from accuquant.task import Task
+
+PROMPTS = ("a cat", "two dogs in a boat", "bird")
+STEPS = 5
+#: case -> pipeline of the fixture, what the task has beside prompts, scheduler in place of the saved one
+CASES: dict[str, tuple[str, dict[str, Any], str | None]] = {
+    "text": ("sd", {}, None),
+    "text-negative-prompt": ("sd", {"negative_prompt": "blurred", "guidance_scale": 3.0}, None),
+    "text-without-guidance": ("sd", {"guidance_scale": 1.0}, None),
+    "text-rescaled": ("sd", {"guidance_rescale": 0.7}, None),
+    "text-larger": ("sd", {"image_size": 24}, None),
+    "text-dpm": ("sd", {}, "DPMSolverMultistepScheduler"),
+    "velocity": ("sd-v", {}, None),
+    "velocity-euler": ("sd-v", {}, "EulerDiscreteScheduler"),
+    "image": ("sd", {"images": True, "strength": 0.6}, None),
+    "image-ddim": ("sd", {"images": True, "strength": 0.8}, "DDIMScheduler"),
+    "image-heun": ("sd", {"images": True, "strength": 0.6}, "HeunDiscreteScheduler"),
+    "image-unipc": ("sd", {"images": True, "strength": 0.6}, "UniPCMultistepScheduler"),
+    "inpaint": ("inpaint", {"images": True, "masks": True}, None),
+    "inpaint-euler-ancestral": (
+        "inpaint",
+        {"images": True, "masks": True, "strength": 0.7},
+        "EulerAncestralDiscreteScheduler",
+    ),
+    "edit": ("pix2pix", {"images": True}, None),
+    "edit-image-scale": ("pix2pix", {"images": True, "image_guidance_scale": 2.0}, "DDIMScheduler"),
+    "ldm-text": ("ldm-text", {"guidance_scale": 5.0}, None),
+    "ldm-text-without-guidance": ("ldm-text", {}, None),
+    "super-resolution": ("super-resolution", {"images": True}, None),
+    "class": ("dit", {}, None),
+    "class-without-guidance": ("dit", {"guidance_scale": 1.0}, None),
+    "pixart": ("pixart", {}, None),
+    "sd3": ("sd3", {}, None),
+    "lcm": ("lcm", {"guidance_scale": 4.0}, None),
+    "xl": ("sdxl", {}, None),
+    "xl-negative-prompt": ("sdxl", {"negative_prompt": "blurred"}, None),
+    "xl-image": ("sdxl", {"images": True, "strength": 0.5}, None),
+    "xl-image-dpm": ("sdxl", {"images": True, "strength": 0.5}, "DPMSolverMultistepScheduler"),
+}
+
+
+@pytest.fixture
+def opened(
+    tiny_text_pipeline: Callable[[str], Path], picture_folder: Path
+) -> Callable[[str], tuple[Source, Task]]:
+    def open_case(name: str) -> tuple[Source, Task]:
+        kind, choices, scheduler = CASES[name]
+        source = load_source(tiny_text_pipeline(kind))
+        if scheduler is not None:
+            cls = getattr(diffusers, scheduler)
+            changes = {"clip_sample": False} if scheduler == "DDIMScheduler" else {}
+            other = cls.from_config(source.scheduler.config, **changes)
+            source = dataclasses.replace(source, scheduler=other)
+        given = {key: picture_folder / key if value is True else value for key, value in choices.items()}
+        texts = () if kind in ("dit", "super-resolution") else PROMPTS
+        prompts = Task(prompts=texts, **{k: v for k, v in given.items() if not isinstance(v, Path)})
+        pictures = Task.read(**{k: v for k, v in given.items() if isinstance(v, Path)})
+        return source, Task(**{**vars(prompts), "images": pictures.images, "masks": pictures.masks})
+
+    return open_case
+
+
+def pipeline_run(source: Source, task: Task, members: range, seed: int) -> tuple[list[Tensor], list[float]]:
+    """Run the real pipeline to its end; return the latents that its scheduler gave, and the timesteps."""
+    pipe = open_pipeline(source, task)
+    seen: list[Tensor] = []
+    timesteps: list[float] = []
+    step = pipe.scheduler.step
+
+    @functools.wraps(step)
+    def spy(model_output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any) -> Any:
+        result = step(model_output, timestep, sample, **kwargs)
+        seen.append(result[0][: len(members)])  # DiT carries every latent twice
+        timesteps.append(float(timestep))
+        return result
+
+    pipe.scheduler.step = spy
+    arguments = call_arguments(pipe, task, members, STEPS)
+    pipe(**arguments, generator=seeded_generators([seed + k for k in members]))
+    del pipe.scheduler.step
+    return seen, timesteps
+
+
+#: One case for each pipeline class; the others show further choices and schedulers.
+FAST = {
+    "text", "velocity", "image", "inpaint", "edit", "ldm-text", "super-resolution", "class", "pixart", "sd3",
+    "lcm", "xl", "xl-image-dpm",
+}  # fmt: skip
+every_case = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in CASES]
+)
+
+
+@every_case
+def test_our_loop_is_the_pipelines_own_latent_by_latent(
+    name: str, opened: Callable[[str], tuple[Source, Task]]
+) -> None:
+    source, task = opened(name)
+    starter = open_starter(source, task, steps=STEPS)
+    starts = starter.starts(3, 2, seed=11)
+    assert [len(start) for start in starts] == [2, 1]
+    ours = record_from(source.network, starter.process, starts)
+    for batch, members in zip(ours, (range(0, 2), range(2, 3)), strict=True):
+        theirs, timesteps = pipeline_run(source, task, members, 11)
+        assert starter.process.timesteps == timesteps
+        assert len(batch.latents) == len(theirs) + 1
+        for after, expected in zip(batch.latents[1:], theirs, strict=True):
+            torch.testing.assert_close(after, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "scale"),
+    [
+        ("text", "classifier-free", 7.5),
+        ("text-without-guidance", "none", 1.0),
+        ("edit", "image-and-text", 7.5),
+        ("class", "conditional-first", 4.0),
+        ("lcm", "embedded", 4.0),
+        ("super-resolution", "none", 1.0),
+    ],
+)
+def test_the_guidance_is_read_off_the_pipeline(
+    name: str, kind: str, scale: float, opened: Callable[[str], tuple[Source, Task]]
+) -> None:
+    source, task = opened(name)
+    starter = open_starter(source, task, steps=3)
+    assert isinstance(starter, PipelineStarter)
+    assert (starter.guidance.kind, starter.guidance.scale) == (kind, scale)
+    assert starter.guidance.learned_variance == (name == "class")
+    assert starter.process.guidance == starter.guidance
+
+
+def test_strength_moves_the_first_step(opened: Callable[[str], tuple[Source, Task]]) -> None:
+    source, task = opened("image")
+    everything = open_starter(source, dataclasses.replace(task, strength=1.0), steps=10).process
+    half = open_starter(source, dataclasses.replace(task, strength=0.5), steps=10).process
+    assert half.timesteps == everything.timesteps[-len(half) :]
+    assert half.timesteps[0] < 510 < everything.timesteps[0]
+
+
+def test_noise_alone_starts_an_unconditional_latent_pipeline(
+    tiny_text_pipeline: Callable[[str], Path],
+) -> None:
+    source = load_source(tiny_text_pipeline("ldm"))
+    starter = open_starter(source, Task(), steps=STEPS)
+    (batch,) = record_from(source.network, starter.process, starter.starts(2, 2, seed=5))
+    pipe = diffusers.DiffusionPipeline.from_pretrained(source.folder)
+    pipe.set_progress_bar_config(disable=True)
+    seen: list[Tensor] = []
+    step = pipe.scheduler.step
+
+    @functools.wraps(step)
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        result = step(*args, **kwargs)
+        seen.append(result.prev_sample)
+        return result
+
+    pipe.scheduler.step = spy
+    pipe(batch_size=2, generator=seeded_generators([5, 6]), num_inference_steps=STEPS)
+    for ours, theirs in zip(batch.latents[1:], seen, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_pipeline_that_changes_latents_between_steps_is_refused(
+    opened: Callable[[str], tuple[Source, Task]], picture_folder: Path
+) -> None:
+    """Inpainting with a 4-channel UNet pastes the noised original between steps."""
+    source, task = opened("image")
+    masks = Task.read(masks=picture_folder / "masks").masks
+    with pytest.raises(
+        CalibrationError,
+        match=r"pipeline StableDiffusionInpaintPipeline: got the input of network call 2 differ",
+    ):
+        open_starter(source, dataclasses.replace(task, masks=masks), steps=STEPS)
+
+
+def test_a_pipeline_that_is_not_known_is_refused_by_name(
+    opened: Callable[[str], tuple[Source, Task]],
+) -> None:
+    source, task = opened("text")
+    other = dataclasses.replace(source, pipeline_class="WuerstchenPriorPipeline")
+    with pytest.raises(CalibrationError, match=r"pipeline WuerstchenPriorPipeline: .* DiTPipeline"):
+        open_starter(other, task, steps=STEPS)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("text", {"prompts": ()}, r"pipeline StableDiffusionPipeline: got no prompts.*Give --prompts"),
+        ("inpaint", {"masks": ()}, r"StableDiffusionInpaintPipeline: got no masks.*Give --masks"),
+        ("edit", {"images": ()}, r"got no images.*Give --images"),
+        ("text", {"strength": 0.5}, r"--strength: .*StableDiffusionPipeline does not take it"),
+        ("class", {"prompts": ("a",)}, r"--prompts: .*DiTPipeline does not take it"),
+    ],
+)
+def test_a_task_that_does_not_fit_is_one_clear_line(
+    name: str, changes: dict[str, Any], message: str, opened: Callable[[str], tuple[Source, Task]]
+) -> None:
+    source, task = opened(name)
+    with pytest.raises(UsageError, match=message):
+        open_starter(source, dataclasses.replace(task, **changes), steps=STEPS)
+
+
+def test_a_pixel_pipeline_takes_no_prompts(tiny_source: Source) -> None:
+    with pytest.raises(UsageError, match=r"--prompts: got a choice, .*starts from seeds alone"):
+        open_starter(tiny_source, Task(prompts=("a",)), steps=3)
+
+
+def test_a_file_that_is_no_image_is_named(
+    opened: Callable[[str], tuple[Source, Task]], tmp_path: Path
+) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    source, task = opened("edit")
+    with pytest.raises(UsageError, match=r"image '.*broken.png': got UnidentifiedImageError"):
+        open_starter(source, dataclasses.replace(task, images=(str(tmp_path / "broken.png"),)), steps=3)
+
+
+def test_the_network_and_the_scheduler_are_left_as_they_were(
+    opened: Callable[[str], tuple[Source, Task]],
+) -> None:
+    source, task = opened("text")
+    open_starter(source, task, steps=3).starts(1, 1, seed=0)
+    assert "forward" not in vars(source.network)
+    assert "step" not in vars(source.scheduler)

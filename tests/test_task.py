@@ -1,0 +1,62 @@
+"""What the user samples: read from files, checked, summarized."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from accuquant.errors import UsageError
+from accuquant.task import Task
+
+
+def test_prompts_are_the_lines_that_hold_text(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("a cat\n\n  a dog, running \n", encoding="utf-8")
+    assert Task.read(prompts=file).prompts == ("a cat", "a dog, running")
+
+
+def test_images_are_listed_in_order(picture_folder: Path) -> None:
+    names = [Path(path).name for path in Task.read(images=picture_folder / "images").images]
+    assert names == ["0.png", "1.png", "2.png"]
+
+
+@pytest.mark.parametrize("text", [b"", b"\n  \n", b"\xff\xfe\xfa"])
+def test_a_file_without_a_prompt_is_refused(text: bytes, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_bytes(text)
+    with pytest.raises(UsageError, match=r"--prompts '.*prompts.txt'"):
+        Task.read(prompts=tmp_path / "prompts.txt")
+
+
+def test_a_folder_without_an_image_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--masks '.*': got no image"):
+        Task.read(masks=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("strength", 0.0), ("strength", 1.1), ("guidance_rescale", 2.0), ("image_size", 4)]
+)
+def test_a_number_out_of_range_is_refused(name: str, value: float) -> None:
+    with pytest.raises(UsageError, match=rf"--{name.replace('_', '-')}: got {value:g}"):
+        Task(**{name: value})
+
+
+def test_the_summary_follows_the_contents_and_not_the_names(picture_folder: Path, tmp_path: Path) -> None:
+    images = Task.read(images=picture_folder / "images")
+    copies = []
+    for path in images.images:
+        copy = tmp_path / f"copy-{Path(path).name}"
+        copy.write_bytes(Path(path).read_bytes())
+        copies.append(str(copy))
+    assert Task(images=tuple(copies)).to_dict() == images.to_dict()
+    assert Task(images=tuple(copies[::-1])).to_dict() != images.to_dict()
+    assert Task(prompts=("a",)).to_dict()["prompts"]["count"] == 1
+    assert Task().to_dict()["prompts"] is None
+
+
+def test_what_is_left_open_comes_from_the_recorded_task() -> None:
+    recorded = Task(guidance_scale=3.0, strength=0.5, negative_prompt="blurred").to_dict()
+    filled = Task(prompts=("a",), strength=0.7).with_defaults(recorded)
+    assert (filled.guidance_scale, filled.strength, filled.negative_prompt) == (3.0, 0.7, "blurred")
+    assert filled.prompts == ("a",)
+    assert Task().with_defaults({}) == Task()

@@ -1,0 +1,251 @@
+"""Tiny pipelines of every supported diffusers class: real classes, random weights, 16x16 images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from torch import nn
+
+#: What Stable Diffusion's schedulers are configured with.
+SD_NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+_UNCHECKED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+_LETTERS = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+
+
+def seeded(seed: int, make: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Build a network whose random weights follow from `seed`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make(*args, **kwargs).eval()
+
+
+def text_unet(seed: int = 0, **changes: Any) -> nn.Module:
+    """Return a UNet2DConditionModel as in Stable Diffusion, for 8x8 latents."""
+    config = {
+        "sample_size": 8,
+        "in_channels": 4,
+        "out_channels": 4,
+        "layers_per_block": 1,
+        "block_out_channels": (8,),
+        "norm_num_groups": 4,
+        "attention_head_dim": 2,
+        "cross_attention_dim": 16,
+        "down_block_types": ("CrossAttnDownBlock2D",),
+        "up_block_types": ("UpBlock2D",),
+    }
+    unet: nn.Module = seeded(seed, diffusers.UNet2DConditionModel, **(config | changes))
+    return unet
+
+
+def vae(**changes: Any) -> Any:
+    """Return an AutoencoderKL that halves the image."""
+    return seeded(
+        3,
+        diffusers.AutoencoderKL,
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=16,
+        **changes,
+    )
+
+
+def clip(folder: Path, *, projection: int = 0, seed: int = 0) -> tuple[Any, Any]:
+    """Return a CLIP tokenizer of single letters and a text encoder."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+    folder.mkdir(exist_ok=True)
+    words = [*_LETTERS, *(f"{letter}</w>" for letter in _LETTERS), "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({word: k for k, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16)
+    config = CLIPTextConfig(
+        vocab_size=len(words), hidden_size=16, intermediate_size=16, num_hidden_layers=2,
+        num_attention_heads=2, max_position_embeddings=16, bos_token_id=52, eos_token_id=53,
+        pad_token_id=53, projection_dim=projection or 16,
+    )  # fmt: skip
+    return tokenizer, seeded(seed, CLIPTextModelWithProjection if projection else CLIPTextModel, config)
+
+
+def t5(width: int = 16) -> tuple[Any, Any]:
+    """Return a T5 tokenizer of single letters and a text encoder."""
+    from transformers import T5Config, T5EncoderModel, T5Tokenizer
+
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((x, -3.0) for x in _LETTERS)]
+    tokenizer = T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=120)
+    config = T5Config(vocab_size=64, d_model=width, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    return tokenizer, seeded(4, T5EncoderModel, config)
+
+
+def save_pipeline(kind: str, folder: Path) -> Path:
+    """Build the pipeline called `kind`, save it inside `folder` and return where."""
+    class_name, parts = PIPELINES[kind](folder)
+    path = folder / "pipeline"
+    getattr(diffusers, class_name)(**parts).save_pretrained(path)
+    return path
+
+
+def _stable_diffusion(folder: Path, scheduler: Any = None, **changes: Any) -> dict[str, Any]:
+    tokenizer, encoder = clip(folder)
+    return {
+        "vae": vae(),
+        "tokenizer": tokenizer,
+        "text_encoder": encoder,
+        "unet": text_unet(**changes),
+        "scheduler": scheduler or diffusers.PNDMScheduler(**SD_NOISE, skip_prk_steps=True),
+        **_UNCHECKED,
+    }
+
+
+def _sd(folder: Path) -> tuple[str, dict[str, Any]]:
+    return "StableDiffusionPipeline", _stable_diffusion(folder)
+
+
+def _sd_v(folder: Path) -> tuple[str, dict[str, Any]]:
+    scheduler = diffusers.DDIMScheduler(**SD_NOISE, prediction_type="v_prediction", clip_sample=False)
+    return "StableDiffusionPipeline", _stable_diffusion(folder, scheduler)
+
+
+def _inpaint(folder: Path) -> tuple[str, dict[str, Any]]:
+    return "StableDiffusionInpaintPipeline", _stable_diffusion(folder, in_channels=9)
+
+
+def _pix2pix(folder: Path) -> tuple[str, dict[str, Any]]:
+    scheduler = diffusers.EulerAncestralDiscreteScheduler(**SD_NOISE)
+    return "StableDiffusionInstructPix2PixPipeline", _stable_diffusion(folder, scheduler, in_channels=8)
+
+
+def _lcm(folder: Path) -> tuple[str, dict[str, Any]]:
+    scheduler = diffusers.LCMScheduler(**SD_NOISE, original_inference_steps=50)
+    return "LatentConsistencyModelPipeline", _stable_diffusion(folder, scheduler, time_cond_proj_dim=8)
+
+
+def _sdxl(folder: Path) -> tuple[str, dict[str, Any]]:
+    tokenizer, encoder = clip(folder)
+    tokenizer_2, encoder_2 = clip(folder / "second", projection=12, seed=1)
+    unet = text_unet(
+        cross_attention_dim=32, addition_embed_type="text_time", addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=12 + 6 * 4,
+    )  # fmt: skip
+    return "StableDiffusionXLPipeline", {
+        "vae": vae(),
+        "tokenizer": tokenizer,
+        "text_encoder": encoder,
+        "tokenizer_2": tokenizer_2,
+        "text_encoder_2": encoder_2,
+        "unet": unet,
+        "scheduler": diffusers.EulerDiscreteScheduler(**SD_NOISE),
+    }
+
+
+def _ldm_text(folder: Path) -> tuple[str, dict[str, Any]]:
+    from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
+
+    tokenizer, _ = clip(folder)
+    config = LDMBertConfig(
+        vocab_size=54, d_model=16, encoder_layers=1, encoder_ffn_dim=16, encoder_attention_heads=2,
+        max_position_embeddings=77, head_dim=8, pad_token_id=53,
+    )  # fmt: skip
+    return "LDMTextToImagePipeline", {
+        "vqvae": vae(),
+        "bert": seeded(5, LDMBertModel, config),
+        "tokenizer": tokenizer,
+        "unet": text_unet(),
+        "scheduler": diffusers.DDIMScheduler(**SD_NOISE, clip_sample=False, set_alpha_to_one=False),
+    }
+
+
+def _super_resolution(folder: Path) -> tuple[str, dict[str, Any]]:
+    unet = seeded(
+        0, diffusers.UNet2DModel, sample_size=8, in_channels=6, out_channels=3, layers_per_block=1,
+        block_out_channels=(8,), norm_num_groups=4, attention_head_dim=8, add_attention=False,
+        down_block_types=("AttnDownBlock2D",), up_block_types=("UpBlock2D",),
+    )  # fmt: skip
+    vqvae = seeded(
+        3, diffusers.VQModel, block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=3, norm_num_groups=4, sample_size=16,
+        num_vq_embeddings=16,
+    )  # fmt: skip
+    scheduler = diffusers.DDIMScheduler(**SD_NOISE, clip_sample=False)
+    return "LDMSuperResolutionPipeline", {"vqvae": vqvae, "unet": unet, "scheduler": scheduler}
+
+
+def _ldm(folder: Path) -> tuple[str, dict[str, Any]]:
+    _, parts = _super_resolution(folder)
+    unet = seeded(
+        0, diffusers.UNet2DModel, sample_size=8, in_channels=3, out_channels=3, layers_per_block=1,
+        block_out_channels=(8,), norm_num_groups=4, attention_head_dim=8, add_attention=False,
+        down_block_types=("AttnDownBlock2D",), up_block_types=("UpBlock2D",),
+    )  # fmt: skip
+    return "LDMPipeline", parts | {"unet": unet}
+
+
+def _dit(folder: Path) -> tuple[str, dict[str, Any]]:
+    transformer = seeded(
+        0, diffusers.DiTTransformer2DModel, sample_size=8, in_channels=4, out_channels=8, num_layers=1,
+        num_attention_heads=2, attention_head_dim=8, num_embeds_ada_norm=1000,
+    )  # fmt: skip
+    scheduler = diffusers.DDIMScheduler(clip_sample=False)
+    return "DiTPipeline", {"transformer": transformer, "vae": vae(), "scheduler": scheduler}
+
+
+def _pixart(folder: Path) -> tuple[str, dict[str, Any]]:
+    tokenizer, encoder = t5()
+    transformer = seeded(
+        0, diffusers.PixArtTransformer2DModel, sample_size=8, in_channels=4, out_channels=8, num_layers=1,
+        num_attention_heads=2, attention_head_dim=8, cross_attention_dim=16, caption_channels=16,
+        use_additional_conditions=False,
+    )  # fmt: skip
+    return "PixArtSigmaPipeline", {
+        "transformer": transformer,
+        "vae": vae(),
+        "text_encoder": encoder,
+        "tokenizer": tokenizer,
+        "scheduler": diffusers.DPMSolverMultistepScheduler(),
+    }
+
+
+def _sd3(folder: Path) -> tuple[str, dict[str, Any]]:
+    tokenizer, encoder = clip(folder, projection=12)
+    tokenizer_2, encoder_2 = clip(folder / "second", projection=12, seed=1)
+    tokenizer_3, encoder_3 = t5(width=32)
+    transformer = seeded(
+        0, diffusers.SD3Transformer2DModel, sample_size=8, patch_size=2, in_channels=4, out_channels=4,
+        num_layers=1, num_attention_heads=2, attention_head_dim=8, joint_attention_dim=32,
+        caption_projection_dim=16, pooled_projection_dim=24, pos_embed_max_size=8,
+    )  # fmt: skip
+    return "StableDiffusion3Pipeline", {
+        "transformer": transformer,
+        "vae": vae(shift_factor=0.06),
+        "text_encoder": encoder,
+        "tokenizer": tokenizer,
+        "text_encoder_2": encoder_2,
+        "tokenizer_2": tokenizer_2,
+        "text_encoder_3": encoder_3,
+        "tokenizer_3": tokenizer_3,
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+    }
+
+
+#: Name -> (class, components), given a folder for what tokenizers are read from.
+PIPELINES: dict[str, Callable[[Path], tuple[str, dict[str, Any]]]] = {
+    "sd": _sd,
+    "sd-v": _sd_v,
+    "inpaint": _inpaint,
+    "pix2pix": _pix2pix,
+    "lcm": _lcm,
+    "sdxl": _sdxl,
+    "ldm": _ldm,
+    "ldm-text": _ldm_text,
+    "super-resolution": _super_resolution,
+    "dit": _dit,
+    "pixart": _pixart,
+    "sd3": _sd3,
+}
