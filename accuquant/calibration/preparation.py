@@ -107,9 +107,7 @@ def _initial_qparams(
     )
     if settings.refine:
         shown.stage("refined scales", count_calls(len(groups), len(recording.batches)))
-        qparams = refine_scales(
-            source.network, process, groups, qparams, recording.batches, progress=shown
-        )
+        qparams = refine_scales(source.network, process, groups, qparams, recording.batches, progress=shown)
     shown.stage("weight rounding", len(recording.moments))
     layers = quantizable_layers(source.network)
     for name, moments in recording.moments.items():
