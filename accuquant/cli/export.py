@@ -38,9 +38,10 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--lowering",
-    type=click.Choice(("rescale", "per-group")),
+    type=click.Choice(("rescale", "hybrid", "per-group")),
     default="rescale",
-    help="One graph that finds the step group itself, or one graph a step group.",
+    help="One graph that finds the step group itself (hybrid: one scale for all groups where TensorRT would "
+    "lose a fusion and the scales are close), or one graph a step group.",
 )
 @click.option("--precision", type=click.Choice(("fp32", "fp16")), default="fp32", help="What is not int8.")
 @click.option(
