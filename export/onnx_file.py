@@ -9,8 +9,17 @@ from pathlib import Path
 
 from accuquant.errors import ExportError
 from accuquant.export.graph_files import save_graphs
-from accuquant.export.lowering import Affine, Lowering, LoweringOptions, Precision, Progress, lower
+from accuquant.export.lowering import (
+    Affine,
+    FloatWeights,
+    Lowering,
+    LoweringOptions,
+    Precision,
+    Progress,
+    lower,
+)
 from accuquant.export.onnx_source import read_model
+from accuquant.export.shared_scales import share_scales
 from accuquant.recipe import Recipe
 
 
@@ -22,6 +31,7 @@ def export_onnx(
     lowering: Lowering = "rescale",
     precision: Precision = "fp32",
     affine: Affine = "shift",
+    float_weights: FloatWeights = "auto",
     opset: int = 21,
     external_data: bool | None = None,
     progress: Progress | None = None,
@@ -29,18 +39,20 @@ def export_onnx(
     """Quantize the float graph at `path` by `recipe` -> the files written, .onnx first.
 
     The graph may come from either exporter of torch or from Optimum: layers are found by the content of
-    their weights. "rescale" writes `output`; "per-group" writes `<stem>_group_00.onnx` and so on beside
-    it, and one data file that they share. A graph older than `opset` is converted. Files appear whole or
-    not at all. Raises SourceError for a file that cannot be read, ExportError where a layer of the recipe
-    is not in the graph.
+    their weights. "per-group" writes `<stem>_group_00.onnx` and so on beside
+    `output`, and one data file that they share. A graph older than `opset` is converted. Files appear
+    whole or not at all. Raises SourceError for a file that cannot be read, ExportError where a layer of
+    the recipe is not in the graph.
     """
     say = progress or (lambda _text, _share: None)
-    options = LoweringOptions(lowering, precision, affine)
+    options = LoweringOptions(lowering, precision, affine, float_weights)
     path, output = Path(path), Path(output)
     _check_output(path, output)
     say("reading the graph", 0.0)
     model = read_model(path, min_opset=opset)
     say("placing QDQ pairs", 0.4)
+    if lowering == "hybrid":
+        recipe = share_scales(model, recipe)
     graphs = lower(model, recipe, options, recipe.sha256())
     names = [output.name]
     if lowering == "per-group":

@@ -20,6 +20,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import nn
 
 from accuquant.errors import EngineError, UsageError
+from accuquant.hub import local_folder
 from accuquant.manifest import Manifest
 from accuquant.runtime.device_memory import DeviceArray
 from accuquant.runtime.engine_model import EngineModel
@@ -64,12 +65,14 @@ class EngineUNet(ModelMixin):
     def from_pretrained(  # type: ignore[override]
         cls, folder: str | os.PathLike[str], engine: str = "openvino", **options: Any
     ) -> EngineUNet:
-        """Open an exported folder; `options` go to EngineModel.from_folder and the engine.
+        """Open an exported folder, or one on the Hub ("user/name").
 
+        `options` go to EngineModel.from_folder and the engine.
         Raises EngineError for a folder that is damaged, UsageError for an unknown engine or option.
         """
-        model = EngineModel.from_folder(folder, engine, **options)
-        return cls(model, _load_config(model.manifest, Path(folder)))
+        root = local_folder(folder)
+        model = EngineModel.from_folder(root, engine, **options)
+        return cls(model, _load_config(model.manifest, root))
 
     @property
     def config(self) -> Any:

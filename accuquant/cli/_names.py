@@ -13,5 +13,6 @@ COMMANDS = {
     "sample": "sample",
     "verify": "verify",
     "bench": "bench",
+    "push": "push",
     "doctor": "doctor",
 }

@@ -112,7 +112,9 @@ def test_verify_fails_by_its_thresholds(
     assert main(["verify", *arguments, "--min-psnr", "none", "--min-lowering-psnr", "none"]) == 0
 
 
-def test_export_takes_an_onnx_file(output: Path, tiny_pipeline: Path, tmp_path: Path) -> None:
+def test_export_takes_an_onnx_file_with_and_without_a_recipe(
+    output: Path, tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     import onnx_ir
 
     from accuquant.export.float_graph import trace
@@ -123,6 +125,12 @@ def test_export_takes_an_onnx_file(output: Path, tiny_pipeline: Path, tmp_path: 
     recipe, quantized = str(output / "recipe.safetensors"), tmp_path / "int8.onnx"
     assert main(["export", str(tmp_path / "float.onnx"), "--recipe", recipe, "-o", str(quantized)]) == 0
     assert main(["check", str(quantized)]) == 0
+    capsys.readouterr()
+    assert main(["export", str(tmp_path / "float.onnx"), "-o", str(tmp_path / "observed.onnx")]) == 0
+    assert "observed, not calibrated over denoising steps, on random inputs" in capsys.readouterr().err
+    assert main(["check", str(tmp_path / "observed.onnx")]) == 0
+    observed = Recipe.load(tmp_path / "observed.onnx.recipe.safetensors")
+    assert set(observed.layers) == set(Recipe.load(recipe).layers)
 
 
 def test_check_names_the_violations_of_a_float_graph(
@@ -147,7 +155,8 @@ def test_check_names_the_violations_of_a_float_graph(
     [
         (["calibrate", "{tmp}/none"], 1, "no such folder"),
         (["export", "{pipeline}", "--recipe", "{pipeline}/model_index.json", "-o", "{tmp}/m"], 1, "recipe"),
-        (["export", "{tmp}/m.onnx", "-o", "{tmp}/q.onnx"], 2, "Calibrate the pipeline"),
+        (["export", "{tmp}/m.onnx", "-o", "{tmp}/q.onnx"], 1, "no such file"),
+        (["export", "{pipeline}", "--inputs", "{recipe}", "-o", "{tmp}/m"], 2, "Leave --inputs out"),
         (["export", "{pipeline}", "--recipe", "{recipe}", "-o", "{pipeline}"], 1, "nothing was overwritten"),
         (["sample", "{pipeline}"], 1, "accuquant.json"),
         (["verify", "{pipeline}", "--reference", "{pipeline}"], 1, "accuquant.json"),
