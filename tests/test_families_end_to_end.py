@@ -13,8 +13,8 @@ from accuquant.calibration import CalibrationSettings, calibrate
 from accuquant.denoising import seeded_generators
 from accuquant.export import export_pipeline
 from accuquant.families import call_arguments
-from accuquant.pipeline_starts import open_pipeline
 from accuquant.pipelines import load_source
+from accuquant.real_pipeline import open_pipeline
 from accuquant.sample_pipeline import sample_pipeline
 from accuquant.simulate import simulate
 from accuquant.task import Task

@@ -17,8 +17,9 @@ from accuquant.calibration.trajectory import record_from
 from accuquant.denoising import seeded_generators
 from accuquant.errors import CalibrationError, UsageError
 from accuquant.families import call_arguments
-from accuquant.pipeline_starts import PipelineStarter, open_pipeline, open_starter
+from accuquant.pipeline_starts import PipelineStarter, open_starter
 from accuquant.pipelines import Source, load_source
+from accuquant.real_pipeline import open_pipeline
 from accuquant.task import Task
 
 PROMPTS = ("a cat", "two dogs in a boat", "bird")
