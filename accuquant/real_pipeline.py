@@ -31,9 +31,9 @@ def open_pipeline(source: Source, task: Task) -> Any:
     index = json.loads((source.folder / "model_index.json").read_text(encoding="utf-8"))
     _check_transformers(source, index)
     parts: dict[str, Any] = {source.component: source.network, "scheduler": source.scheduler}
-    if "safety_checker" in index:
-        parts |= {"safety_checker": None, "requires_safety_checker": False}
     cls = getattr(diffusers, source.pipeline_class)
+    unchecked = {"safety_checker": None, "requires_safety_checker": False}
+    parts |= {k: v for k, v in unchecked.items() if k in inspect.signature(cls.__init__).parameters}
     try:
         with _quiet():
             pipe = cls.from_pretrained(source.folder, local_files_only=True, **parts).to(torch.float32)

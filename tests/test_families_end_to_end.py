@@ -31,6 +31,7 @@ CASES: dict[str, dict[str, Any]] = {
     "sd": {"prompts": True, "images": True, "strength": 0.8},
     "inpaint": {"prompts": True, "images": True, "masks": True},
     "pix2pix": {"prompts": True, "images": True},
+    "upscale": {"prompts": True, "images": True},
     "lcm": {"prompts": True, "guidance_scale": 4.0},
     "sdxl": {"prompts": True},
     "sdxl-image": {"prompts": True, "images": True, "strength": 0.8},
