@@ -15,12 +15,13 @@ from accuquant.task import Task, option
 class Family:
     """What pipelines have in common.
 
-    `guidance`: the kind that they use where they make several predictions. `stacked_images`: they take
-    images as one tensor in [-1, 1], in the size of their latents. `unscaled_latents`: they decode latents
-    as they are, without the autoencoder's scaling factor.
+    `guidance`: the kind that they use where they make several predictions. `low_resolution`: the images that
+    they take have the size of their latents; `stacked_images`: as one tensor in [-1, 1].
+    `unscaled_latents`: they decode latents as they are, without the autoencoder's scaling factor.
     """
 
     guidance: str = "classifier-free"
+    low_resolution: bool = False
     stacked_images: bool = False
     unscaled_latents: bool = False
 
@@ -31,12 +32,13 @@ FAMILIES: dict[str, Family] = {
     "StableDiffusionImg2ImgPipeline": Family(),
     "StableDiffusionInpaintPipeline": Family(),
     "StableDiffusionInstructPix2PixPipeline": Family("image-and-text"),
+    "StableDiffusionUpscalePipeline": Family(low_resolution=True),
     "StableDiffusionXLPipeline": Family(),
     "StableDiffusionXLImg2ImgPipeline": Family(),
     "StableDiffusionXLInpaintPipeline": Family(),
     "LatentConsistencyModelPipeline": Family(),
     "LDMTextToImagePipeline": Family(),
-    "LDMSuperResolutionPipeline": Family(stacked_images=True, unscaled_latents=True),
+    "LDMSuperResolutionPipeline": Family(low_resolution=True, stacked_images=True, unscaled_latents=True),
     "DiTPipeline": Family("conditional-first"),
     "PixArtAlphaPipeline": Family(),
     "PixArtSigmaPipeline": Family(),
@@ -148,7 +150,7 @@ def _image_size(pipe: Any, task: Task) -> tuple[int, int]:
     network = getattr(pipe, "unet", None) or pipe.transformer
     size = network.config.sample_size
     height, width = (size, size) if isinstance(size, int) else size
-    factor = 1 if family_of(type(pipe).__name__).stacked_images else int(pipe.vae_scale_factor)
+    factor = 1 if family_of(type(pipe).__name__).low_resolution else int(pipe.vae_scale_factor)
     return width * factor, height * factor
 
 

@@ -9,12 +9,6 @@ another sampler than the user's.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import inspect
-import json
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -23,11 +17,12 @@ from torch import Tensor
 from accuquant.capture import Captured, capture
 from accuquant.conditioning import Conditioning
 from accuquant.denoising import DenoisingProcess
-from accuquant.errors import CalibrationError, SourceError, UsageError
-from accuquant.families import FAMILIES, SEEDED, call_arguments, default_of, family_of
+from accuquant.errors import CalibrationError, UsageError
+from accuquant.families import FAMILIES, SEEDED, call_arguments, default_of
 from accuquant.guidance import Guidance
 from accuquant.pipelines import Source
 from accuquant.progress import Progress, Silent
+from accuquant.real_pipeline import open_pipeline
 from accuquant.start import Start, seeded_starts
 from accuquant.task import Task, option
 
@@ -46,6 +41,9 @@ class Starter(Protocol):
         self, count: int, batch_size: int, *, seed: int, progress: Progress | None = None
     ) -> list[Start]:
         """Return batches of starts; image k comes from seed + k and takes prompt k."""
+
+    def close(self) -> None:
+        """Free what starts are made with; the process stays."""
 
 
 def open_starter(source: Source, task: Task, *, steps: int) -> Starter:
@@ -89,13 +87,16 @@ class NoiseStarter:
             conditioning=class_labels(self._source, count),
         )
 
+    def close(self) -> None:
+        """Do nothing: seeds take no memory."""
+
 
 class PipelineStarter:
-    """Starts that the real pipeline prepares. Drop it to free the text encoders."""
+    """Starts that the real pipeline prepares. Close it to free the text encoders."""
 
     def __init__(self, source: Source, task: Task, steps: int) -> None:
         self._source, self._task, self._steps = source, task, steps
-        self._pipe = open_pipeline(source, task)
+        self._pipe: Any = open_pipeline(source, task)
         captured = self._capture(range(1), 0, real=True)
         self.guidance = _guidance(self._pipe, task, captured)
         self.process = DenoisingProcess.prepared(captured.scheduler, captured.first, self.guidance)
@@ -116,6 +117,10 @@ class PipelineStarter:
             shown.advance()
         return starts
 
+    def close(self) -> None:
+        """Free the text encoders and the decoder."""
+        self._pipe = None
+
     def _capture(self, members: range, seed: int, *, real: bool) -> Captured:
         arguments = call_arguments(self._pipe, self._task, members, self._steps)
         seeds = range(seed + members.start, seed + members.stop)
@@ -129,84 +134,6 @@ def from_noise_alone(source: Source) -> bool:
     return source.pipeline_class in SEEDED or (
         source.pipeline_class not in FAMILIES and names in ([], ["class_labels"])
     )
-
-
-def open_pipeline(source: Source, task: Task) -> Any:
-    """Load the real pipeline around the network of `source`, as the class that the task asks for.
-
-    A text-to-image pipeline that is given images becomes the image-to-image pipeline of the same components,
-    and the inpainting one where it is given masks.
-    """
-    import diffusers
-
-    if source.pipeline_class not in SEEDED:
-        family_of(source.pipeline_class)
-    index = json.loads((source.folder / "model_index.json").read_text(encoding="utf-8"))
-    _check_transformers(source, index)
-    parts: dict[str, Any] = {source.component: source.network, "scheduler": source.scheduler}
-    if "safety_checker" in index:
-        parts |= {"safety_checker": None, "requires_safety_checker": False}
-    cls = getattr(diffusers, source.pipeline_class)
-    try:
-        with _quiet():
-            pipe = cls.from_pretrained(source.folder, local_files_only=True, **parts).to(torch.float32)
-    except Exception as fault:  # diffusers and transformers raise many unrelated kinds
-        raise SourceError(
-            f"pipeline '{source.name}'",
-            got=f"{type(fault).__name__}: {(str(fault).splitlines() or [''])[0]}",
-            expected=f"a {source.pipeline_class} that diffusers can load",
-            remedy="Copy or download the pipeline again, or upgrade diffusers and transformers",
-        ) from fault
-    pipe.set_progress_bar_config(disable=True)
-    changed = _for_task(pipe, task)
-    changed.set_progress_bar_config(disable=True)
-    return changed
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide the progress bars of loading, and what the libraries say about packages that are not needed."""
-    with ExitStack() as stack:
-        for library in ("diffusers", "transformers"):
-            if importlib.util.find_spec(library) is None:
-                continue
-            logging: Any = importlib.import_module(f"{library}.utils.logging")
-            stack.callback(logging.set_verbosity, logging.get_verbosity())
-            if logging.is_progress_bar_enabled():
-                stack.callback(logging.enable_progress_bar)
-            logging.disable_progress_bar()
-            logging.set_verbosity_error()
-        yield
-
-
-def _for_task(pipe: Any, task: Task) -> Any:
-    import diffusers
-
-    if not task.images or "image" in inspect.signature(pipe.__call__).parameters:
-        return pipe
-    auto = diffusers.AutoPipelineForInpainting if task.masks else diffusers.AutoPipelineForImage2Image
-    try:
-        changed = auto.from_pipe(pipe)
-    except ValueError as fault:
-        raise CalibrationError(
-            f"pipeline {type(pipe).__name__}",
-            got="--images",
-            expected="a pipeline that takes images, or whose components make one that does",
-            remedy="Leave --images out",
-        ) from fault
-    family_of(type(changed).__name__)
-    return changed
-
-
-def _check_transformers(source: Source, index: dict[str, Any]) -> None:
-    needed = [part for part, entry in index.items() if isinstance(entry, list) and entry[0] == "transformers"]
-    if needed and importlib.util.find_spec("transformers") is None:
-        raise SourceError(
-            f"pipeline '{source.name}'",
-            got=f"no package transformers, which {', '.join(needed)} need",
-            expected="an environment that can encode prompts",
-            remedy="pip install 'accuquant[text]'",
-        )
 
 
 def class_labels(source: Source, count: int) -> dict[str, Tensor]:

@@ -13,8 +13,8 @@ import numpy.typing as npt
 from accuquant.denoising import seeded_generators
 from accuquant.families import call_arguments
 from accuquant.manifest import RECIPE_NAME
-from accuquant.pipeline_starts import open_pipeline
 from accuquant.pipelines import Source, load_component, local_folder
+from accuquant.real_pipeline import open_pipeline
 from accuquant.recipe import Recipe
 from accuquant.runtime.engine_unet import EngineUNet
 from accuquant.task import Task

@@ -13,8 +13,8 @@ from accuquant.calibration import CalibrationSettings, calibrate
 from accuquant.denoising import seeded_generators
 from accuquant.export import export_pipeline
 from accuquant.families import call_arguments
-from accuquant.pipeline_starts import open_pipeline
 from accuquant.pipelines import load_source
+from accuquant.real_pipeline import open_pipeline
 from accuquant.sample_pipeline import sample_pipeline
 from accuquant.simulate import simulate
 from accuquant.task import Task
@@ -31,6 +31,7 @@ CASES: dict[str, dict[str, Any]] = {
     "sd": {"prompts": True, "images": True, "strength": 0.8},
     "inpaint": {"prompts": True, "images": True, "masks": True},
     "pix2pix": {"prompts": True, "images": True},
+    "upscale": {"prompts": True, "images": True},
     "lcm": {"prompts": True, "guidance_scale": 4.0},
     "sdxl": {"prompts": True},
     "sdxl-image": {"prompts": True, "images": True, "strength": 0.8},

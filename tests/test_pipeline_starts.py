@@ -17,8 +17,9 @@ from accuquant.calibration.trajectory import record_from
 from accuquant.denoising import seeded_generators
 from accuquant.errors import CalibrationError, UsageError
 from accuquant.families import call_arguments
-from accuquant.pipeline_starts import PipelineStarter, open_pipeline, open_starter
+from accuquant.pipeline_starts import PipelineStarter, open_starter
 from accuquant.pipelines import Source, load_source
+from accuquant.real_pipeline import open_pipeline
 from accuquant.task import Task
 
 PROMPTS = ("a cat", "two dogs in a boat", "bird")
@@ -54,6 +55,7 @@ CASES: dict[str, tuple[str, dict[str, Any], str | None]] = {
     "pixart-alpha": ("pixart-alpha", {"negative_prompt": "blurred"}, None),
     "sd3": ("sd3", {}, None),
     "flux": ("flux", {"image_size": 16}, None),
+    "upscale": ("upscale", {"images": True}, None),
     "lcm": ("lcm", {"guidance_scale": 4.0}, None),
     "xl": ("sdxl", {}, None),
     "xl-negative-prompt": ("sdxl", {"negative_prompt": "blurred"}, None),
@@ -108,7 +110,7 @@ def pipeline_run(source: Source, task: Task, members: range, seed: int) -> tuple
 #: One case for each pipeline class; the others show further choices and schedulers.
 FAST = {
     "text", "velocity", "image", "inpaint", "edit", "ldm-text", "super-resolution", "class", "pixart", "sd3",
-    "flux", "lcm", "xl", "xl-image-dpm",
+    "flux", "upscale", "lcm", "xl", "xl-image-dpm",
 }  # fmt: skip
 every_case = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in CASES]

@@ -174,6 +174,7 @@ def test_verify_compares_the_decoded_images(exported: Exported) -> None:
     )  # fmt: skip
     assert report.passed, report.verdict
     assert report.model["image_shape"] == [3, 16, 16]
+    assert report.settings["calibrated_guidance"] == "classifier-free, scale 4"
     assert len(report.fidelity.psnr) == 3
     assert report.notes == ()
     other = verify(

@@ -128,6 +128,14 @@ def _pix2pix(folder: Path) -> tuple[str, dict[str, Any]]:
     return "StableDiffusionInstructPix2PixPipeline", _stable_diffusion(folder, scheduler, in_channels=8)
 
 
+def _upscale(folder: Path) -> tuple[str, dict[str, Any]]:
+    parts = _stable_diffusion(folder, in_channels=7, num_class_embeds=1000)
+    parts["vae"].register_to_config(scaling_factor=0.08333)
+    del parts["requires_safety_checker"]
+    low_res = diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2")
+    return "StableDiffusionUpscalePipeline", parts | {"low_res_scheduler": low_res}
+
+
 def _lcm(folder: Path) -> tuple[str, dict[str, Any]]:
     scheduler = diffusers.LCMScheduler(**SD_NOISE, original_inference_steps=50)
     return "LatentConsistencyModelPipeline", _stable_diffusion(folder, scheduler, time_cond_proj_dim=8)
@@ -271,6 +279,7 @@ PIPELINES: dict[str, Callable[[Path], tuple[str, dict[str, Any]]]] = {
     "sd-v": _sd_v,
     "inpaint": _inpaint,
     "pix2pix": _pix2pix,
+    "upscale": _upscale,
     "lcm": _lcm,
     "sdxl": _sdxl,
     "sdxl-inpaint": _sdxl_inpaint,

@@ -57,7 +57,7 @@ def calibrate(
         batches, initial = prepare(source, settings, task, starter, groups, shown)
         work.save_trajectories(batches)
         initial.save(work.initial)
-    del starter  # the text encoders are not needed any more
+    starter.close()
     recipe = _learn(source, settings, process, initial, batches, work, shown)
     recipe.save(output)
     work.remove()

@@ -53,6 +53,7 @@ def prepare(
     starts = starter.starts(
         settings.num_trajectories, settings.batch_size, seed=settings.seed, progress=shown
     )
+    starter.close()
     macs = count_macs(source.network, source.signature)
     placement = place(source.network, macs, include=settings.include, exclude=settings.exclude)
     recording = _record(source, settings, process, starts, groups, placement, shown)

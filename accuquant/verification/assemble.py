@@ -122,5 +122,12 @@ def _settings(subject: Subject, fid: FidFigure | None) -> dict[str, Any]:
         "precision": subject.manifest.precision,
         "scheduler": type(subject.reference.scheduler).__name__,
         "calibrated_steps": subject.manifest.num_inference_steps,
+        "calibrated_guidance": _guidance(subject.recipe.calibration.get("guidance")),
         "machine": facts.machine(),
     }
+
+
+def _guidance(calibrated: Mapping[str, Any] | None) -> str:
+    if not calibrated or calibrated["kind"] == "none":
+        return "none"
+    return f"{calibrated['kind']}, scale {calibrated['scale']:g}"

@@ -1,0 +1,96 @@
+"""Load the real diffusers pipeline around a denoising network."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+from accuquant.errors import CalibrationError, SourceError
+from accuquant.families import SEEDED, family_of
+from accuquant.pipelines import Source
+from accuquant.task import Task
+
+
+def open_pipeline(source: Source, task: Task) -> Any:
+    """Load the real pipeline around the network of `source`, as the class that the task asks for.
+
+    A text-to-image pipeline that is given images becomes the image-to-image pipeline of the same components,
+    and the inpainting one where it is given masks.
+    """
+    import diffusers
+
+    if source.pipeline_class not in SEEDED:
+        family_of(source.pipeline_class)
+    index = json.loads((source.folder / "model_index.json").read_text(encoding="utf-8"))
+    _check_transformers(source, index)
+    parts: dict[str, Any] = {source.component: source.network, "scheduler": source.scheduler}
+    cls = getattr(diffusers, source.pipeline_class)
+    unchecked = {"safety_checker": None, "requires_safety_checker": False}
+    parts |= {k: v for k, v in unchecked.items() if k in inspect.signature(cls.__init__).parameters}
+    try:
+        with _quiet():
+            pipe = cls.from_pretrained(source.folder, local_files_only=True, **parts).to(torch.float32)
+    except Exception as fault:  # diffusers and transformers raise many unrelated kinds
+        raise SourceError(
+            f"pipeline '{source.name}'",
+            got=f"{type(fault).__name__}: {(str(fault).splitlines() or [''])[0]}",
+            expected=f"a {source.pipeline_class} that diffusers can load",
+            remedy="Copy or download the pipeline again, or upgrade diffusers and transformers",
+        ) from fault
+    pipe.set_progress_bar_config(disable=True)
+    changed = _for_task(pipe, task)
+    changed.set_progress_bar_config(disable=True)
+    return changed
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide the progress bars of loading, and what the libraries say about packages that are not needed."""
+    with ExitStack() as stack:
+        for library in ("diffusers", "transformers"):
+            if importlib.util.find_spec(library) is None:
+                continue
+            logging: Any = importlib.import_module(f"{library}.utils.logging")
+            stack.callback(logging.set_verbosity, logging.get_verbosity())
+            if logging.is_progress_bar_enabled():
+                stack.callback(logging.enable_progress_bar)
+            logging.disable_progress_bar()
+            logging.set_verbosity_error()
+        yield
+
+
+def _for_task(pipe: Any, task: Task) -> Any:
+    import diffusers
+
+    if not task.images or "image" in inspect.signature(pipe.__call__).parameters:
+        return pipe
+    auto = diffusers.AutoPipelineForInpainting if task.masks else diffusers.AutoPipelineForImage2Image
+    try:
+        changed = auto.from_pipe(pipe)
+    except ValueError as fault:
+        raise CalibrationError(
+            f"pipeline {type(pipe).__name__}",
+            got="--images",
+            expected="a pipeline that takes images, or whose components make one that does",
+            remedy="Leave --images out",
+        ) from fault
+    family_of(type(changed).__name__)
+    return changed
+
+
+def _check_transformers(source: Source, index: dict[str, Any]) -> None:
+    needed = [part for part, entry in index.items() if isinstance(entry, list) and entry[0] == "transformers"]
+    if needed and importlib.util.find_spec("transformers") is None:
+        raise SourceError(
+            f"pipeline '{source.name}'",
+            got=f"no package transformers, which {', '.join(needed)} need",
+            expected="an environment that can encode prompts",
+            remedy="pip install 'accuquant[text]'",
+        )
