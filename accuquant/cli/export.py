@@ -9,6 +9,7 @@ import click
 
 from accuquant.cli._command import Command
 from accuquant.cli._options import existing_file, new_path
+from accuquant.cli._task import take_options, task_options
 from accuquant.errors import UsageError
 
 if TYPE_CHECKING:
@@ -67,10 +68,12 @@ if TYPE_CHECKING:
     metavar="DIR",
     help="Write a Triton Inference Server model repository too; SOURCE is a pipeline.",
 )
+@task_options
 def command(source: str, recipe: Path | None, output: Path, triton: Path | None, **options: Any) -> None:
     """Write SOURCE as an ONNX model with int8 weights and QDQ pairs.
 
     SOURCE is a diffusers pipeline (a folder or a Hub id): OUTPUT becomes a folder in Optimum's layout.
+    Prompts, images and guidance are for the calibration that comes first where no recipe is given.
     Or SOURCE is a float .onnx file of such a network, and OUTPUT an .onnx file. Without --recipe, its scales
     are then observed in a few calls, which is no calibration over denoising steps.
     """
@@ -96,6 +99,7 @@ def run(source: str, recipe: Path | None, output: Path, options: dict[str, Any])
     from accuquant.recipe import Recipe
 
     inputs = options.pop("inputs", None)
+    task = take_options(options)
     write = _write_graph if source.endswith(".onnx") else _write_pipeline
     if inputs is not None and (recipe is not None or write is _write_pipeline):
         raise UsageError(
@@ -105,10 +109,12 @@ def run(source: str, recipe: Path | None, output: Path, options: dict[str, Any])
             remedy="Leave --inputs out",
         )
     if recipe is not None:
+        _refuse_task(task, "--recipe", "the recipe was calibrated already")
         loaded = Recipe.load(recipe)
     elif write is _write_pipeline:
-        loaded = _calibrate_first(source, output)
+        loaded = _calibrate_first(source, output, task)
     else:
+        _refuse_task(task, "an .onnx file", "it has no pipeline that would take them")
         loaded = _observe_first(source, inputs, output)
     with Bars() as progress:
         progress.stage(f"exporting {source}", 100)
@@ -146,13 +152,23 @@ def _observe_first(source: str, inputs: Path | None, output: Path) -> Recipe:
     return recipe
 
 
-def _calibrate_first(source: str, output: Path) -> Recipe:
+def _refuse_task(task: dict[str, Any], beside: str, reason: str) -> None:
+    if task:
+        raise UsageError(
+            ", ".join(f"--{name.replace('_', '-')}" for name in task),
+            got=f"a choice beside {beside}",
+            expected=f"none: {reason}",
+            remedy="Leave it out, or give it to `accuquant calibrate`",
+        )
+
+
+def _calibrate_first(source: str, output: Path, task: dict[str, Any]) -> Recipe:
     """Calibrate with the defaults of `accuquant calibrate`, and keep the recipe beside `output`."""
     from accuquant.cli.calibrate import print_summary
     from accuquant.cli.calibrate import run as calibrate
 
     path = output.with_name(f"{output.name}.recipe.safetensors")
     click.echo(f"No --recipe: calibrating first, into {path}", err=True)
-    recipe = calibrate(source, path, {})
+    recipe = calibrate(source, path, task)
     print_summary(recipe, path)
     return recipe

@@ -187,3 +187,28 @@ def test_a_damaged_export_is_refused(
     (folder / "unet" / "model.onnx").write_bytes((output / "model/unet/model.onnx").read_bytes()[:-100])
     assert main(["--quiet", "sample", str(folder)]) == 1
     assert "model.onnx" in capsys.readouterr().err
+
+
+def test_bench_times_every_engine_that_is_here_and_recommends_one(
+    output: Path, tiny_pipeline: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["bench", str(output / "model"), "--reference", str(tiny_pipeline), "--rounds", "3"]
+    assert main([*arguments, "--batch-size", "2", "--threads", "1", "--json", "-"]) == 0
+    captured = capsys.readouterr()
+    report = json.loads(captured.out)
+    timed = {result["name"]: result for result in report["results"]}
+    assert {"openvino int8", "openvino fp32", "onnxruntime int8"} <= set(timed)
+    assert all(len(result["ms"]) == 3 and min(result["ms"]) > 0 for result in timed.values())
+    named = {*timed, *(entry["name"] for entry in report["left_out"])}
+    assert {"tensorrt int8", "tensorrt fp16", "torch.compile fp16"} <= named
+    assert report["recommendation"].split(":")[0] in captured.err
+
+
+def test_bench_refuses_an_export_whose_files_changed(
+    output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(output / "model", tmp_path / "model")
+    graph = tmp_path / "model" / "unet" / "model.onnx"
+    graph.write_bytes(graph.read_bytes() + b"\0")
+    assert main(["bench", str(tmp_path / "model")]) == 1
+    assert "other bytes than were exported" in capsys.readouterr().err
