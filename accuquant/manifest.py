@@ -22,8 +22,8 @@ _REMEDY = "Run `accuquant export` again"
 class Manifest:
     """What an exported folder holds.
 
-    `graphs` lists .onnx paths relative to the folder: one for the lowering "rescale", one a step
-    group (noisiest first) for "per-group". `component` is the pipeline's attribute that the graphs
+    `graphs` lists .onnx paths relative to the folder: one a step group (noisiest first) for the lowering
+    "per-group", else one. `component` is the pipeline's attribute that the graphs
     replace ("unet" or "transformer"). `num_inference_steps` is the calibrated number of steps.
     `files` maps each relative path to its SHA-256.
     """

@@ -88,8 +88,7 @@ def _computed_classes(
     patch: Patch, node: ir.Node, axis: int, growth: int, before: int, after: int
 ) -> ir.Value:
     """Insert the nodes that compute the classes from the image size, right before `node`."""
-    x = node.inputs[0]
-    assert x is not None
+    x = _before_pair(node)
     early = Patch(patch.graph, f"{patch.prefix}/classes_{'hw'[axis - 2]}")
 
     def number(value: int) -> ir.Value:
@@ -107,6 +106,19 @@ def _computed_classes(
     classes = early.op("Add", [row, end], name="Classes")
     early.insert_before(node)
     return classes
+
+
+def _before_pair(node: ir.Node) -> ir.Value:
+    """Return the float tensor that the pair before `node` reads: a second reader of DQ would keep it."""
+    value = node.inputs[0]
+    assert value is not None
+    for operator in ("DequantizeLinear", "QuantizeLinear"):
+        producer = value.producer()
+        if producer is None or producer.op_type != operator:
+            break
+        value = producer.inputs[0]
+        assert value is not None
+    return value
 
 
 def _pads(node: ir.Node, axis: int) -> tuple[int, int]:

@@ -39,6 +39,7 @@ class MatchLayersPass(ir.passes.InPlacePass):
     - A node is the layer whose weight has the same kind, shape and fingerprint (torch's layout).
     - Where several layers share one weight, the name in the node decides.
     - Several nodes may read one layer's weight (a module that is called twice).
+    - A node that is marked already keeps its layer.
     Raises ExportError where a layer has no node, or a shared weight cannot be told apart.
     """
 
@@ -53,7 +54,7 @@ class MatchLayersPass(ir.passes.InPlacePass):
         """Apply the rules to `model`, in place."""
         found: set[str] = set()
         for node in model.graph:
-            layer = self._layer_of(node)
+            layer = self.layers.get(node.metadata_props.get(LAYER_KEY, "")) or self._layer_of(node)
             if layer is not None:
                 node.metadata_props[LAYER_KEY] = layer.name
                 found.add(layer.name)

@@ -11,14 +11,17 @@ from accuquant.export.border_table import BorderIndex, border_table, has_border_
 from accuquant.export.layer_match import constant_array
 from accuquant.export.matmul_bias import added_bias
 from accuquant.export.patch import Patch, dtype_of, take_over
-from accuquant.export.quantize_weights import dequantized_weight
-from accuquant.qparams import FloatArray
+from accuquant.export.quantize_weights import channel_factors, dequantized_weight, has_shared_scale
+from accuquant.qparams import FloatArray, LayerQParams
 
 _MATRIX_OPS = ("MatMul", "Gemm")
 
 
 class LayerOutput:
     """Inserts y = node(x) without bias -> [Mul factor] -> Add(bias - zero_point * s * node(ones)).
+
+    `factor` is what the input was divided by in this step group, times the channel's factor where the
+    weight has one scale for all channels.
 
     node(ones), what a shift of the input by one adds to the output, is one constant for each output
     channel of Linear and of unpadded Conv. For a padded Conv it differs at the borders: a small table
@@ -27,18 +30,27 @@ class LayerOutput:
     """
 
     def __init__(
-        self, graph: ir.Graph, node: ir.Node, name: str, scales: ActivationScales, borders: BorderIndex
+        self,
+        graph: ir.Graph,
+        node: ir.Node,
+        layer: LayerQParams,
+        scales: ActivationScales,
+        borders: BorderIndex,
     ) -> None:
         self.graph = graph
         self.node = node
-        self.patch = Patch(graph, f"{name}/output")
+        self.patch = Patch(graph, f"{layer.name}/output")
         self.scales = scales
         self.borders = borders
         self.dtype = dtype_of(node.outputs[0])
-        _check_gemm(node, name)
+        self.channels = None
+        if has_shared_scale(node):
+            self.channels = channel_factors(layer).astype(self.dtype)
+        _check_gemm(node, layer.name)
 
     def restore(self, zero_point: int, factor: ir.Value | None, index: ir.Value | None) -> None:
         """Insert the nodes; nothing where there is neither a factor nor a zero_point."""
+        factor = self._with_channels(factor)
         if factor is None and zero_point == 0:
             self._keep_bias_apart()
             return
@@ -51,6 +63,22 @@ class LayerOutput:
             value = self.patch.op("Add", [value, addend], name="Add", like=core)
         self.patch.insert_after(self.node)
         take_over(self.graph, last, value, uses)
+
+    def _with_channels(self, factor: ir.Value | None) -> ir.Value | None:
+        """Return the factor of the step group times that of each channel [1, O, 1, 1]."""
+        if self.channels is None:
+            return factor
+        channels = self.patch.constant(self.channels.reshape(1, -1, 1, 1), "channels")
+        if factor is None:
+            return channels
+        return self.patch.op("Mul", [channels, factor], name="Factor", like=channels)
+
+    def _weight(self) -> FloatArray:
+        """Return the float64 weight that the layer computes with, its channels' factors included."""
+        weight = dequantized_weight(self.node)
+        if self.channels is None:
+            return weight
+        return np.asarray(weight * self.channels.astype(np.float64).reshape(-1, 1, 1, 1))
 
     def _keep_bias_apart(self) -> None:
         """Write the bias behind a MatMul as [1, 1, O].
@@ -72,7 +100,7 @@ class LayerOutput:
             return self._spread_table(zero_point, bias)
         if self.node.op_type not in _MATRIX_OPS and _differs_at_borders(self.node):
             return self._border_map(zero_point, bias, index)
-        weight = dequantized_weight(self.node)
+        weight = self._weight()
         ones = weight.sum(axis=self._input_axes(weight.ndim))
         shifts = [self._aligned((0 if bias is None else bias) - zero_point * s * ones) for s in self._steps()]
         return self._choose(np.stack(shifts), "shifted_bias", index)
@@ -80,7 +108,7 @@ class LayerOutput:
     def _spread_table(self, zero_point: int, bias: FloatArray | None) -> ir.Value:
         """Return bias - zero_point * s * node(ones) as [1, O, H', W'], for one constant scale."""
         (step,) = self._steps()
-        table = -zero_point * step * border_table(self.node, _channel_sum(self.node)[:, 0])
+        table = -zero_point * step * border_table(self.node, self._weight().sum(axis=1))
         if bias is not None:
             table = table + bias.reshape(-1, 1, 1)
         constant = self.patch.constant(table[None].astype(self.dtype), "border_table")
@@ -95,7 +123,9 @@ class LayerOutput:
         shape = self.patch.op("Concat", [one_image, size], name="Shape", axis=0)
         one = self.patch.constant(np.ones((), self.dtype), "one")
         ones = self.patch.op("Expand", [one, shape], name="Ones")
-        kernel = self.patch.constant(_channel_sum(self.node).astype(self.dtype), "border_kernel")
+        kernel = self.patch.constant(
+            _channel_sum(self.node, self._weight()).astype(self.dtype), "border_kernel"
+        )
         attributes = {key: attr.value for key, attr in self.node.attributes.items() if key != "group"}
         response = self.patch.op(self.node.op_type, [ones, kernel], name="Response", **attributes)
         shift = self._choose(-zero_point * self._steps(), "shift", index)
@@ -145,9 +175,8 @@ class LayerOutput:
         return (None, output) if found is None else (found.bias, found.add.outputs[0])
 
 
-def _channel_sum(node: ir.Node) -> FloatArray:
+def _channel_sum(node: ir.Node, weight: FloatArray) -> FloatArray:
     """Return the kernel that gives node(ones) from one input channel: [O, 1, kh, kw] for Conv."""
-    weight = dequantized_weight(node)
     if node.op_type == "Conv":
         return np.asarray(weight.sum(axis=1, keepdims=True))
     groups = node.attributes.get_int("group", 1) or 1

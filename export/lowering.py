@@ -26,12 +26,12 @@ from accuquant.recipe import Recipe
 
 #: Called with what happens now and the share of the work that is done, from 0 to 1.
 Progress = Callable[[str, float], None]
-Lowering = Literal["rescale", "per-group"]
+Lowering = Literal["rescale", "hybrid", "per-group"]
 Precision = Literal["fp32", "fp16"]
 Affine = Literal["shift", "zero_point"]
 FloatWeights = Literal["auto", "fp32", "fp16"]
 _CHOICES = {
-    "lowering": ("rescale", "per-group"),
+    "lowering": ("rescale", "hybrid", "per-group"),
     "precision": ("fp32", "fp16"),
     "affine": ("shift", "zero_point"),
     "float_weights": ("auto", "fp32", "fp16"),
@@ -42,9 +42,10 @@ _CHOICES = {
 class LoweringOptions:
     """How step groups, float precision and zero-points are written.
 
-    `lowering` "rescale" is one graph that derives the step group from the timestep, "per-group" one
-    graph a group with constant scales. `affine` "shift" writes zero-points as an addition around a
-    symmetric QDQ pair, which every engine takes; "zero_point" writes them into the pair.
+    `lowering` "rescale" is one graph that derives the step group from the timestep, "hybrid" the same
+    with a recipe that share_scales has changed, "per-group" one graph a group with constant scales.
+    `affine` "shift" writes zero-points as an addition around a symmetric QDQ pair, which every engine
+    takes; "zero_point" writes them into the pair.
     `float_weights` is how weights of layers that stay float are stored; "auto" is fp16 above 100 MB.
     """
 
@@ -73,12 +74,12 @@ def lower(model: ir.Model, recipe: Recipe, options: LoweringOptions, digest: str
     MatchLayersPass(recipe.layers)(model)
     CorrectBiasPass(recipe.layers)(model)
     _forget_origin(model)
-    QuantizeWeightsPass(recipe.layers)(model)
+    QuantizeWeightsPass(recipe.layers, scalar_conv_scales=options.precision == "fp16")(model)
     if options.precision == "fp16":
         HalfPrecisionPass()(model)
     elif options.float_weights != "fp32":
         StoreHalfPass(above=AUTO_ABOVE if options.float_weights == "auto" else 0)(model)
-    if options.lowering == "rescale":
+    if options.lowering != "per-group":
         return [_finish(model, recipe, options, digest, None)]
     return [_finish(model.clone(), recipe, options, digest, group) for group in range(len(recipe.groups))]
 

@@ -19,6 +19,7 @@ from accuquant.export.lowering import (
     lower,
 )
 from accuquant.export.onnx_source import read_model
+from accuquant.export.shared_scales import share_scales
 from accuquant.recipe import Recipe
 
 
@@ -38,10 +39,10 @@ def export_onnx(
     """Quantize the float graph at `path` by `recipe` -> the files written, .onnx first.
 
     The graph may come from either exporter of torch or from Optimum: layers are found by the content of
-    their weights. "rescale" writes `output`; "per-group" writes `<stem>_group_00.onnx` and so on beside
-    it, and one data file that they share. A graph older than `opset` is converted. Files appear whole or
-    not at all. Raises SourceError for a file that cannot be read, ExportError where a layer of the recipe
-    is not in the graph.
+    their weights. "per-group" writes `<stem>_group_00.onnx` and so on beside
+    `output`, and one data file that they share. A graph older than `opset` is converted. Files appear
+    whole or not at all. Raises SourceError for a file that cannot be read, ExportError where a layer of
+    the recipe is not in the graph.
     """
     say = progress or (lambda _text, _share: None)
     options = LoweringOptions(lowering, precision, affine, float_weights)
@@ -50,6 +51,8 @@ def export_onnx(
     say("reading the graph", 0.0)
     model = read_model(path, min_opset=opset)
     say("placing QDQ pairs", 0.4)
+    if lowering == "hybrid":
+        recipe = share_scales(model, recipe)
     graphs = lower(model, recipe, options, recipe.sha256())
     names = [output.name]
     if lowering == "per-group":

@@ -22,6 +22,7 @@ from accuquant.export.lowering import (
     Progress,
     lower,
 )
+from accuquant.export.shared_scales import share_scales
 from accuquant.manifest import MANIFEST_NAME, RECIPE_NAME, Manifest
 from accuquant.network import float_weights as weights_by_layer
 from accuquant.pipelines import Source
@@ -63,6 +64,8 @@ def export_pipeline(
         say("tracing the network", 0.05)
         model = trace(source.network, source.signature, opset=opset, dynamic=dynamic)
         say("placing QDQ pairs", 0.6)
+        if lowering == "hybrid":
+            recipe = share_scales(model, recipe)
         graphs = lower(model, recipe, options, recipe.sha256())
         say("writing", 0.8)
         part = folder / source.component
@@ -132,7 +135,9 @@ def _staging(output: Path) -> Iterator[Path]:
 
 
 def _graph_names(lowering: str, count: int) -> list[str]:
-    return ["model.onnx"] if lowering == "rescale" else [f"group_{group:02d}.onnx" for group in range(count)]
+    if lowering != "per-group":
+        return ["model.onnx"]
+    return [f"group_{group:02d}.onnx" for group in range(count)]
 
 
 def _copy_configuration(source: Source, folder: Path) -> None:

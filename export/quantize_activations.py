@@ -83,7 +83,7 @@ class QuantizeActivationsPass(ir.passes.InPlacePass):
                 shared[key] = self._quantize(graph, node, layer, scales, index, pads)
             quantized = shared[key]
             node.replace_input_with(0, quantized.value)
-            LayerOutput(graph, node, layer.name, scales, borders).restore(shift, quantized.factor, index)
+            LayerOutput(graph, node, layer, scales, borders).restore(shift, quantized.factor, index)
         return ir.passes.PassResult(model, modified=bool(matches))
 
     def _quantize(

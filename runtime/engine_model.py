@@ -24,7 +24,7 @@ from accuquant.signature import TensorSpec
 class EngineModel:
     """The denoising network of an exported folder, in an engine.
 
-    The lowering "rescale" is one graph; "per-group" is one graph a step group, and each is loaded
+    The lowering "per-group" is one graph a step group, every other one graph; each is loaded
     when a timestep first needs it (`activate` loads all). Close it, or use it in a with statement.
     """
 

@@ -237,7 +237,7 @@ def test_prompts_beside_a_recipe_are_refused(exported: Exported, capsys: pytest.
         )
         != 0
     )
-    assert "--prompt: got a choice beside --recipe" in capsys.readouterr().err
+    assert "--prompt: got a choice for a calibration that does not run" in capsys.readouterr().err
 
 
 def test_an_export_that_calibrates_first_asks_for_prompts(

@@ -66,6 +66,7 @@ class Kernel:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     onnx_nodes: tuple[str, ...]
+    traffic: float
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,11 @@ class EngineAudit:
         return sum(count for kind, count in self.kernels.items() if kind != "sync")
 
     @property
+    def traffic(self) -> float:
+        """The bytes that one run moves between kernels and memory: what bounds all but convolutions."""
+        return sum(kernel.traffic for kernel in self.kernel_list)
+
+    @property
     def macs(self) -> int:
         """The multiply-accumulates of all convolutions and matrix products."""
         return sum(item.macs or 0 for item in self.work)
@@ -128,6 +134,7 @@ class EngineAudit:
         data["kernels"] = self.kernels
         data["macs"] = self.macs
         data["mac_share"] = {name: self.share(name) for name in dict.fromkeys(i.precision for i in self.work)}
+        data["traffic"] = self.traffic
         data["num_kernels"] = self.num_kernels
         data["outcomes"] = self.outcomes
         return data
@@ -231,6 +238,7 @@ def _kernel(layer: EngineLayer, operators: Mapping[str, str]) -> Kernel:
         inputs=tuple(f"{tensor.dtype} {list(tensor.shape)}" for tensor in layer.inputs),
         outputs=tuple(f"{tensor.dtype} {list(tensor.shape)}" for tensor in layer.outputs),
         onnx_nodes=layer.onnx_nodes,
+        traffic=layer.traffic,
     )
 
 

@@ -82,6 +82,12 @@ class EngineLayer:
         return max(tensors, key=lambda tensor: tensor.size).dtype if tensors else "none"
 
     @property
+    def traffic(self) -> float:
+        """The bytes that it reads and writes, constants included, if it touches each element once."""
+        tensors = (*self.inputs, *self.constants, *self.outputs)
+        return sum(tensor.num_bytes for tensor in tensors)
+
+    @property
     def reads_int8(self) -> bool:
         """Whether it reads int8 activations; a convolution may read the residual that it adds in float."""
         return any(tensor.dtype == "Int8" for tensor in self.inputs)

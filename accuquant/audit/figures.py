@@ -55,6 +55,7 @@ def _rows(audits: Sequence[EngineAudit]) -> Iterator[Row]:
     yield row("kernels in one run", lambda a: str(a.num_kernels))
     for kind in KERNEL_KINDS:
         yield row(kind, lambda a, k=kind: str(a.kernels[k]), indented=True)  # type: ignore[misc]
+    yield row("memory traffic of one run", lambda a: megabytes(a.traffic))
     yield row("QDQ pairs that fused", lambda a: f"{a.outcomes['fused']} of {len(a.pairs)}")
     yield row("int8 layers that leave scale or bias to another kernel", lambda a: str(a.num_apart))
     yield row("weights in the engine", lambda a: megabytes(sum(a.weight_bytes.values())))

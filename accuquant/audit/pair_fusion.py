@@ -120,5 +120,5 @@ def _readers(graph: GraphView, quantize: onnx.NodeProto) -> list[onnx.NodeProto]
         if read.node.op_type != "DequantizeLinear":
             found.append(read.node)
             continue
-        found.extend(inner.node for inner in graph.readers(read.node))
+        found.extend(inner.node for inner in graph.readers(read.node) if inner.node.op_type != "Shape")
     return found

@@ -38,9 +38,10 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--lowering",
-    type=click.Choice(("rescale", "per-group")),
+    type=click.Choice(("rescale", "hybrid", "per-group")),
     default="rescale",
-    help="One graph that finds the step group itself, or one graph a step group.",
+    help="One graph that finds the step group itself (hybrid: one scale for all groups where TensorRT would "
+    "lose a fusion and the scales are close), or one graph a step group.",
 )
 @click.option("--precision", type=click.Choice(("fp32", "fp16")), default="fp32", help="What is not int8.")
 @click.option(
@@ -98,8 +99,8 @@ def run(source: str, recipe: Path | None, output: Path, options: dict[str, Any])
     from accuquant.cli._progress import Bars
     from accuquant.recipe import Recipe
 
-    inputs = options.pop("inputs", None)
     task = take_options(options)
+    inputs = options.pop("inputs", None)
     write = _write_graph if source.endswith(".onnx") else _write_pipeline
     if inputs is not None and (recipe is not None or write is _write_pipeline):
         raise UsageError(
@@ -109,12 +110,12 @@ def run(source: str, recipe: Path | None, output: Path, options: dict[str, Any])
             remedy="Leave --inputs out",
         )
     if recipe is not None:
-        _refuse_task(task, "--recipe", "the recipe was calibrated already")
+        _refuse_task(task)
         loaded = Recipe.load(recipe)
     elif write is _write_pipeline:
         loaded = _calibrate_first(source, output, task)
     else:
-        _refuse_task(task, "an .onnx file", "it has no pipeline that would take them")
+        _refuse_task(task)
         loaded = _observe_first(source, inputs, output)
     with Bars() as progress:
         progress.stage(f"exporting {source}", 100)
@@ -134,6 +135,16 @@ def _write_pipeline(source: str, recipe: Recipe, output: Path, **options: Any) -
     export_pipeline(load_source(source), recipe, output, **options)
 
 
+def _refuse_task(task: dict[str, Any]) -> None:
+    if task:
+        raise UsageError(
+            ", ".join(f"--{name.replace('_', '-')}" for name in task),
+            got="a choice for a calibration that does not run",
+            expected="a pipeline as SOURCE and no --recipe",
+            remedy="Leave it out, or give it to `accuquant calibrate`",
+        )
+
+
 def _observe_first(source: str, inputs: Path | None, output: Path) -> Recipe:
     """Observe the graph alone, and keep the recipe beside `output`."""
     from accuquant.cli._progress import Bars
@@ -150,16 +161,6 @@ def _observe_first(source: str, inputs: Path | None, output: Path) -> Recipe:
     )
     recipe.save(output.with_name(f"{output.name}.recipe.safetensors"))
     return recipe
-
-
-def _refuse_task(task: dict[str, Any], beside: str, reason: str) -> None:
-    if task:
-        raise UsageError(
-            ", ".join(f"--{name.replace('_', '-')}" for name in task),
-            got=f"a choice beside {beside}",
-            expected=f"none: {reason}",
-            remedy="Leave it out, or give it to `accuquant calibrate`",
-        )
 
 
 def _calibrate_first(source: str, output: Path, task: dict[str, Any]) -> Recipe:

@@ -15,7 +15,7 @@ from accuquant.audit.audit_model import audit_model, find_graph, write_float_twi
 from accuquant.audit.engine_audit import EngineAudit, audit_engine
 from accuquant.audit.engine_layers import read_engine_layers
 from accuquant.cli.main import main
-from accuquant.engines import BuildOptions, CompiledEngine, Target, compile_engine
+from accuquant.engines import BuildOptions, CompiledEngine, Target, compile_engine, parse_target
 from accuquant.errors import EngineError, SourceError
 from accuquant.groups import StepGroups
 from accuquant.manifest import Manifest
@@ -72,6 +72,23 @@ def test_constant_scales_fuse_and_run_in_int8(plain: EngineAudit, model: Path) -
     assert plain.share("int8") + plain.share("fp16") + plain.share("fp32") == pytest.approx(1)
     assert reasons(plain) == [("fused", "")]
     assert plain.outcomes["float"] == plain.outcomes["unknown"] == 0
+
+
+@pytest.mark.parametrize("target", ["sm86", "sm120"])
+def test_other_gpus_run_the_same_layers_in_int8(plain: EngineAudit, model: Path, target: str) -> None:
+    other = audit_model(model, parse_target(target)).subject
+    assert other.not_understood == ()
+    assert {item.layer: item.precision for item in other.work} == {
+        item.layer: item.precision for item in plain.work
+    }
+
+
+def test_int8_convolutions_finish_in_half_precision(engine: CompiledEngine) -> None:
+    """One weight scale for all channels lets the convolution's own kernel write half, not float32 sums."""
+    layers = read_engine_layers(engine.log).layers
+    convolutions = [layer for layer in layers if layer.kind == "correlation" and layer.reads_int8]
+    assert convolutions
+    assert {tensor.dtype for layer in convolutions for tensor in layer.outputs} == {"Half"}
 
 
 def test_a_pair_whose_weight_is_float_is_named_with_a_remedy(model: Path, tmp_path: Path) -> None:

@@ -1,0 +1,104 @@
+"""fp16 + int8 of the bundled network is as close to float as fp32 + int8, and keeps float32 where it must."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+from onnx import TensorProto
+
+from accuquant.bundled import FASHION_DDPM
+from accuquant.calibration.observer import choose_zero_point, mse_scale
+from accuquant.calibration.placement import place
+from accuquant.export import check_model, export_onnx
+from accuquant.export.float_graph import trace
+from accuquant.groups import StepGroups
+from accuquant.network import float_weights, layer_kind, quantizable_layers
+from accuquant.pipelines import Source, load_source
+from accuquant.qparams import LayerQParams, fingerprint
+from accuquant.recipe import Recipe
+
+pytestmark = pytest.mark.slow
+TIMESTEPS = (980, 500, 20)
+
+
+def noisy(seed: int) -> torch.Tensor:
+    return torch.randn((2, 1, 32, 32), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def observed(source: Source) -> Recipe:
+    """A recipe of the default layers with MSE scales and zero-points, one scale for all steps."""
+    layers = quantizable_layers(source.network)
+    names = place(source.network, dict.fromkeys(layers, 1)).quantized
+    seen: dict[str, list[Any]] = {name: [] for name in names}
+    hooks = [
+        layers[name].register_forward_pre_hook(
+            lambda _, x, name=name: seen[name].append(x[0].flatten()[::7].numpy())
+        )
+        for name in names
+    ]
+    for timestep in TIMESTEPS:
+        source.network(noisy(0), timestep)
+    for hook in hooks:
+        hook.remove()
+    qparams = {}
+    for name, values in seen.items():
+        weight = float_weights(source.network)[name]
+        z = choose_zero_point(values, 8)
+        scale = np.abs(weight).max(axis=tuple(range(1, weight.ndim))) / 127
+        activation = np.array([mse_scale(np.concatenate(values), 8, z)], np.float32)
+        qparams[name] = LayerQParams(
+            name,
+            str(layer_kind(layers[name])),
+            weight.shape,
+            fingerprint(weight),
+            scale,
+            activation,
+            zero_point=z,
+        )
+    return Recipe(StepGroups((1000.0, 0.0)), qparams, source.signature, {}, "")
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The bundled network in float, in fp32 + int8 and in fp16 + int8."""
+    source = load_source(FASHION_DDPM)
+    folder = tmp_path_factory.mktemp("half")
+    paths = {name: folder / f"{name}.onnx" for name in ("float", "fp32", "fp16")}
+    ir.save(trace(source.network, source.signature), paths["float"])
+    recipe = observed(source)
+    for precision in ("fp32", "fp16"):
+        export_onnx(paths["float"], recipe, paths[precision], precision=precision)
+    return paths
+
+
+def test_half_precision_adds_little_to_the_error_of_int8(graphs: dict[str, Path], run_graph: Any) -> None:
+    for timestep in TIMESTEPS:
+        out = {
+            name: run_graph(path, noisy(1).numpy(), [timestep], optimized=True)
+            for name, path in graphs.items()
+        }
+        int8 = np.linalg.norm(out["fp32"] - out["float"]) / np.linalg.norm(out["float"])
+        half = np.linalg.norm(out["fp16"] - out["float"]) / np.linalg.norm(out["float"])
+        assert half < 1.1 * int8
+        assert int8 < 0.05
+
+
+def test_the_half_graph_breaks_no_rule_and_keeps_float32_where_it_must(graphs: dict[str, Path]) -> None:
+    assert check_model(graphs["fp16"]) == []
+    model = onnx.shape_inference.infer_shapes(onnx.load(graphs["fp16"]))
+    kinds = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
+    for node in model.graph.node:
+        if node.op_type in ("Sin", "Cos", "Softmax"):
+            assert kinds[node.output[0]] == TensorProto.FLOAT, node.name
+        if node.op_type == "GroupNormalization":
+            stash = [a.i for a in node.attribute if a.name == "stash_type"]
+            assert stash in ([], [TensorProto.FLOAT]), "statistics are float32, which is the default"
+        if node.op_type in ("Conv", "DequantizeLinear"):
+            assert kinds[node.output[0]] == TensorProto.FLOAT16, node.name
