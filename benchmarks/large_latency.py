@@ -1,0 +1,95 @@
+"""Time one call of a full-size UNet with random weights on OpenVINO: int8 against float32, in turn.
+
+    python benchmarks/export_size.py --models sd15 --work WORK
+    python benchmarks/large_latency.py --model sd15 --work WORK
+
+The float graph is the network's own trace, the int8 graph the export of the first command. "error" is the
+relative difference of the two outputs; with random weights it says that the graph computes the network, and
+nothing about images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from interleave import time_interleaved
+from large_networks import CONFIGURATIONS, small_inputs
+from report import add_json_option, print_report
+
+from accuquant.export.float_graph import trace
+from accuquant.export.graph_files import save_graphs
+from accuquant.pipelines import load_source
+from accuquant.runtime.open_runner import open_runner
+from accuquant.signature import Signature
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", choices=CONFIGURATIONS, default="sd15")
+    parser.add_argument("--work", type=Path, required=True, help="the folder of export_size.py --work")
+    parser.add_argument("--size", type=int, help="latent height and width (default: the model's own)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    add_json_option(parser)
+    return parser.parse_args()
+
+
+def float_graph(folder: Path, output: Path) -> Signature:
+    """Write the float network's graph where it is not there yet, and return its signature."""
+    source = load_source(folder)
+    if not (output / "model.onnx").is_file():
+        output.mkdir(parents=True, exist_ok=True)
+        model: ir.Model = trace(source.network, source.signature)
+        save_graphs({"model.onnx": model}, output, "model.onnx_data", external_data=True)
+    return source.signature
+
+
+def main() -> None:
+    """Load both graphs, time them in turn, and print the ratio."""
+    arguments = parse_arguments()
+    work = arguments.work
+    signature = float_graph(work / arguments.model, work / f"{arguments.model}-float")
+    size = arguments.size or signature.sizes["height"]
+    sample, conditioning = small_inputs(signature, size=size)
+    feeds: dict[str, Any] = {name: tensor.numpy() for name, tensor in conditioning.items()}
+    feeds |= {"sample": sample.numpy(), "timestep": np.array([500], np.float32)}
+    paths = {
+        "openvino-fp32": work / f"{arguments.model}-float" / "model.onnx",
+        "openvino-int8": work / f"{arguments.model}-int8" / "unet" / "model.onnx",
+    }
+    runners = {name: open_runner(p, "openvino", num_threads=arguments.threads) for name, p in paths.items()}
+    calls = {name: (lambda r=runner: r.infer(feeds)["out_sample"]) for name, runner in runners.items()}
+    outputs = {name: call() for name, call in calls.items()}
+    times = time_interleaved(calls, rounds=arguments.rounds, warm_up=1)
+    base = times["openvino-fp32"].median
+    error = float(np.linalg.norm(outputs["openvino-int8"] - outputs["openvino-fp32"]))
+    error /= float(np.linalg.norm(outputs["openvino-fp32"]))
+    print_report(
+        f"One call of {arguments.model}, batch 1, latent {size}x{size}, {arguments.threads} threads, "
+        f"{arguments.rounds} interleaved rounds",
+        ("", "median ms", "fastest ms", "times as fast as fp32"),
+        [
+            [name, f"{t.median:.0f}", f"{min(t.values):.0f}", f"{base / t.median:.2f}"]
+            for name, t in times.items()
+        ],
+        notes=[f"Relative difference of the outputs: {error:.4f} (random weights)"],
+        record={
+            "size": size,
+            "results": {name: t.to_dict() for name, t in times.items()},
+            "relative_error": error,
+            "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        },
+        json_path=arguments.json,
+    )
+
+
+if __name__ == "__main__":
+    main()
