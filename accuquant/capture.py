@@ -122,7 +122,9 @@ class _Recorder:
         else:
             config: Any = self.network.config
             channels = int(config.out_channels or sample.shape[1])
-            output = sample.new_zeros(sample.shape[0], channels, *sample.shape[2:])
+            patches = sample.ndim == 3  # [B, patches, C]
+            shape = sample.shape[1:2] if patches else sample.shape[2:]
+            output = sample.new_zeros(len(sample), *((*shape, channels) if patches else (channels, *shape)))
         step = Step(sample, _tensors(type(self.pipe).__name__, bound), output)
         self.captured.steps.append(step)
         return _Output((output,))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 #: (sample, timestep, conditioning by name) -> prediction
 ConditionedNetwork = Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
-_CHANNELS = "channels"
+_CHANNELS, _ROWS, _SHARED = "channels", "tensors.", "shared."
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,13 @@ class Conditioning:
 
     `tensors` maps the names in the network's Signature to [N, copies, ...]: the text under classifier-free
     guidance is [N, 2, tokens, width], the negative prompt first. `channels` [N, copies, C', H, W] are
-    appended to the sample's (inpainting: the mask and the masked image).
+    appended to the sample's (inpainting: the mask and the masked image). `shared` tensors have no rows: all
+    trajectories get the same (Flux: the positions of patches and tokens).
     """
 
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     channels: Tensor | None = None
+    shared: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> Conditioning:
@@ -31,19 +33,26 @@ class Conditioning:
         return cls({name: tensor.unsqueeze(1) for name, tensor in tensors.items()})
 
     @classmethod
-    def from_batch(cls, tensors: Mapping[str, Tensor], channels: Tensor | None, copies: int) -> Conditioning:
+    def from_batch(
+        cls,
+        tensors: Mapping[str, Tensor],
+        channels: Tensor | None,
+        copies: int,
+        shared: Mapping[str, Tensor] | None = None,
+    ) -> Conditioning:
         """Read tensors [copies * N, ...] as a pipeline hands them to its network."""
         split = {name: _per_trajectory(tensor, copies) for name, tensor in tensors.items()}
-        return cls(split, None if channels is None else _per_trajectory(channels, copies))
+        return cls(split, None if channels is None else _per_trajectory(channels, copies), shared or {})
 
     def rows(self, members: slice) -> Conditioning:
         """Return the conditioning of some of the trajectories."""
         tensors = {name: tensor[members] for name, tensor in self.tensors.items()}
-        return Conditioning(tensors, None if self.channels is None else self.channels[members])
+        channels = None if self.channels is None else self.channels[members]
+        return Conditioning(tensors, channels, self.shared)
 
     def arguments(self) -> dict[str, Tensor]:
         """Return the tensors as the network takes them, [copies * N, ...], the copies one after another."""
-        return {name: _per_call(tensor) for name, tensor in self.tensors.items()}
+        return {**{name: _per_call(tensor) for name, tensor in self.tensors.items()}, **self.shared}
 
     def append_channels(self, sample: Tensor) -> Tensor:
         """Return sample [copies * N, C, H, W] with the further channels behind its own."""
@@ -56,15 +65,18 @@ class Conditioning:
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Return one flat dict of tensors; `from_tensors` reads it back."""
-        flat = {f"tensors.{name}": tensor for name, tensor in self.tensors.items()}
+        flat = {f"{_ROWS}{name}": tensor for name, tensor in self.tensors.items()}
+        flat |= {f"{_SHARED}{name}": tensor for name, tensor in self.shared.items()}
         return flat if self.channels is None else {**flat, _CHANNELS: self.channels}
 
     @classmethod
     def from_tensors(cls, flat: Mapping[str, Tensor]) -> Conditioning:
         """Read what `to_tensors` returned."""
-        prefix = "tensors."
-        tensors = {key.removeprefix(prefix): t for key, t in flat.items() if key.startswith(prefix)}
-        return cls(tensors, flat.get(_CHANNELS))
+
+        def under(prefix: str) -> dict[str, Tensor]:
+            return {key.removeprefix(prefix): t for key, t in flat.items() if key.startswith(prefix)}
+
+        return cls(under(_ROWS), flat.get(_CHANNELS), under(_SHARED))
 
 
 def _per_trajectory(tensor: Tensor, copies: int) -> Tensor:

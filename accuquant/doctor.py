@@ -6,6 +6,7 @@ import importlib
 import os
 import platform
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -186,9 +187,22 @@ def _try_torch() -> str:
     return f"works on the CPU and on {device}"
 
 
-def _try_import(module: str) -> str:
+def _try_tensorrt(module: str) -> str:
+    """Compile a tiny engine: for a GPU that need not be here, or for that of this machine."""
+    from accuquant.engines import BuildOptions, Target, compile_engine
+
     found = importlib.import_module(module)
-    return f"{module} {found.__version__} imports"
+    target = Target(8, 9)
+    if module == "tensorrt":
+        try:
+            target = Target(*find_gpu().capability)
+        except (EngineError, MissingDependencyError):
+            return f"{module} {found.__version__} imports; it compiles engines where a GPU is"
+    with tempfile.TemporaryDirectory() as folder:
+        model, plan = Path(folder, "tiny.onnx"), Path(folder, "tiny.engine")
+        model.write_bytes(_tiny_model())
+        compiled = compile_engine(model, plan, BuildOptions(target, module))
+    return f"{module} {found.__version__} compiles a QDQ model for {target} in {compiled.seconds:.1f} s"
 
 
 def _tiny_model() -> bytes:
@@ -221,6 +235,6 @@ _TRIALS: tuple[tuple[str, str, Callable[[], str]], ...] = (
     ("OpenVINO engine", "openvino", _try_openvino),
     ("ONNX Runtime engine", "onnxruntime", _try_onnxruntime),
     ("PyTorch", "torch", _try_torch),
-    ("TensorRT", "tensorrt", partial(_try_import, "tensorrt")),
-    ("TensorRT for RTX", "tensorrt_rtx", partial(_try_import, "tensorrt_rtx")),
+    ("TensorRT", "tensorrt", partial(_try_tensorrt, "tensorrt")),
+    ("TensorRT for RTX", "tensorrt_rtx", partial(_try_tensorrt, "tensorrt_rtx")),
 )

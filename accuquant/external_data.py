@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from accuquant.errors import EngineError
 
@@ -56,15 +56,25 @@ def external_files(path: str | os.PathLike[str]) -> tuple[str, ...]:
         ) from fault
 
 
-def check_external_files(path: str | os.PathLike[str]) -> None:
-    """Raise EngineError unless all external data of the model at `path` lies in the model's folder.
+def file_inside(folder: Path, location: str) -> Path | None:
+    """Return the file in `folder` that an external data `location` names, None where it leads out of it.
 
-    A model file is data: it must not make an engine read /etc/passwd, nor follow a link out.
+    Empty and absolute locations lead out, and `..` or links may: a model file is data, and must
+    not make an engine read /etc/passwd.
     """
+    target = (folder / location).resolve()
+    absolute = PurePosixPath(location).is_absolute() or PureWindowsPath(location).is_absolute()
+    if not location or absolute:
+        return None
+    return target if target.is_relative_to(folder.resolve()) else None
+
+
+def check_external_files(path: str | os.PathLike[str]) -> None:
+    """Raise EngineError unless all external data of the model at `path` lies in the model's folder."""
     folder = Path(path).parent
     for location in external_files(path):
-        target = (folder / location).resolve()
-        if not target.is_relative_to(folder.resolve()):
+        target = file_inside(folder, location)
+        if target is None:
             raise EngineError(
                 f"model '{path}'",
                 got=f"external data '{location}', which points outside the model's folder",

@@ -41,6 +41,7 @@ FAMILIES: dict[str, Family] = {
     "PixArtAlphaPipeline": Family(),
     "PixArtSigmaPipeline": Family(),
     "StableDiffusion3Pipeline": Family(),
+    "FluxPipeline": Family(),
 }
 #: Pipelines that start from noise alone, or from noise and a class label.
 SEEDED = ("DDIMPipeline", "DDPMPipeline", "LDMPipeline")
@@ -76,6 +77,8 @@ def call_arguments(pipe: Any, task: Task, indices: Sequence[int], num_steps: int
             arguments[choice] = getattr(task, choice)
     if task.image_size is not None and "height" in accepted:
         arguments |= {"height": task.image_size, "width": task.image_size}
+    if "batch_size" in accepted:  # pipelines that start from noise alone
+        arguments["batch_size"] = len(indices)
     if "prompt" in accepted:
         arguments["prompt"] = [_nth(name, "prompts", task.prompts, k) for k in indices]
     if task.negative_prompt is not None:

@@ -9,11 +9,12 @@ another sampler than the user's.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import inspect
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -33,6 +34,7 @@ from accuquant.task import Task, option
 #: Inputs of a network that carry the guidance scale.
 _EMBEDDED = ("timestep_cond", "guidance")
 _CHECKED_STEPS = 2
+_UNSCALED = ("DDIMPipeline", "DDPMPipeline")
 
 
 class Starter(Protocol):
@@ -71,6 +73,7 @@ class NoiseStarter:
         self.process = DenoisingProcess(source.scheduler, steps)
         self._source = source
         class_labels(source, 1)
+        _check_scaling(source, self.process)
 
     def starts(
         self, count: int, batch_size: int, *, seed: int, progress: Progress | None = None
@@ -136,7 +139,8 @@ def open_pipeline(source: Source, task: Task) -> Any:
     """
     import diffusers
 
-    family_of(source.pipeline_class)
+    if source.pipeline_class not in SEEDED:
+        family_of(source.pipeline_class)
     index = json.loads((source.folder / "model_index.json").read_text(encoding="utf-8"))
     _check_transformers(source, index)
     parts: dict[str, Any] = {source.component: source.network, "scheduler": source.scheduler}
@@ -162,17 +166,17 @@ def open_pipeline(source: Source, task: Task) -> Any:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Hide the progress bars of loading, and what the libraries say about packages that are not needed."""
-    from diffusers.utils import logging
-
-    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
+    with ExitStack() as stack:
+        for library in ("diffusers", "transformers"):
+            if importlib.util.find_spec(library) is None:
+                continue
+            logging: Any = importlib.import_module(f"{library}.utils.logging")
+            stack.callback(logging.set_verbosity, logging.get_verbosity())
+            if logging.is_progress_bar_enabled():
+                stack.callback(logging.enable_progress_bar)
+            logging.disable_progress_bar()
+            logging.set_verbosity_error()
         yield
-    finally:
-        logging.set_verbosity(level)
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _for_task(pipe: Any, task: Task) -> Any:
@@ -221,6 +225,17 @@ def class_labels(source: Source, count: int) -> dict[str, Tensor]:
     return {"class_labels": torch.arange(count) % int(classes)}
 
 
+def _check_scaling(source: Source, process: DenoisingProcess) -> None:
+    """Refuse a scheduler that needs scaled inputs in a pipeline of diffusers that does not scale them."""
+    if source.pipeline_class in _UNSCALED and float(getattr(process.scheduler, "init_noise_sigma", 1)) != 1:
+        raise CalibrationError(
+            f"pipeline {source.pipeline_class}, scheduler {type(process.scheduler).__name__}",
+            got="a scheduler that works on scaled latents, in a pipeline that does not scale them",
+            expected="a scheduler that starts from noise of deviation 1, such as DDIMScheduler",
+            remedy="pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config), then save it",
+        )
+
+
 def _guidance(pipe: Any, task: Task, captured: Captured) -> Guidance:
     """Read off the first step how the pipeline guides."""
     seen = captured.steps[0]
@@ -251,20 +266,24 @@ def _guidance(pipe: Any, task: Task, captured: Captured) -> Guidance:
 
 def _start(source: Source, captured: Captured, guidance: Guidance) -> Start:
     seen = captured.steps[0]
-    wanted = [spec.name for spec in source.signature.conditioning]
-    rows = {len(tensor) for tensor in (seen.sample, *seen.arguments.values())}
-    if sorted(seen.arguments) != sorted(wanted) or rows != {guidance.copies * captured.count}:
+    batched = {spec.name: spec.shape[0] == "batch" for spec in source.signature.conditioning}
+    rows = {
+        len(seen.sample),
+        *(len(tensor) for name, tensor in seen.arguments.items() if batched.get(name, True)),
+    }
+    if sorted(seen.arguments) != sorted(batched) or rows != {guidance.copies * captured.count}:
         raise CalibrationError(
             f"pipeline {source.pipeline_class}",
             got=f"a network called with {', '.join(seen.arguments) or 'nothing'} (rows: {sorted(rows)})",
-            expected=f"{', '.join(wanted) or 'nothing'}, with one row for each prediction",
+            expected=f"{', '.join(batched) or 'nothing'}, with one row for each prediction",
             remedy="Switch off what the pipeline adds. To add it to AccuQuant, see docs/pipelines.md",
         )
     width = seen.before.shape[1]
     channels = seen.sample[:, width:] if seen.sample.shape[1] > width else None
-    # the order of the Signature, which is that of the exported graph
-    ordered = {name: seen.arguments[name] for name in wanted}
-    conditioning = Conditioning.from_batch(ordered, channels, guidance.copies)
+    # in the order of the Signature, which is that of the exported graph
+    rowed = {name: seen.arguments[name] for name, has_rows in batched.items() if has_rows}
+    shared = {name: seen.arguments[name] for name, has_rows in batched.items() if not has_rows}
+    conditioning = Conditioning.from_batch(rowed, channels, guidance.copies, shared)
     return Start(seen.before.clone(), captured.generators, conditioning)
 
 

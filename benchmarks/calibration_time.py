@@ -12,13 +12,13 @@ import argparse
 from collections.abc import Callable
 
 import torch
-from interleave import Times, time_interleaved
 from report import add_json_option, print_report
 from torch import nn
 from workload import MODELS, iteration, learnable_network, load_model, noise_segment, observed_recipe
 
 from accuquant.calibration.gradient import GRADIENT_ARMS, Segment, rollout
 from accuquant.denoising import DenoisingProcess
+from accuquant.interleave import Times, time_interleaved
 
 _FLOAT = "float UNet"
 

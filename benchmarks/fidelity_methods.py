@@ -75,7 +75,7 @@ class Method:
         return {**common, "calibration": calibration, "version": version(self.package)}
 
 
-_PLAIN = {"iterations": 0, "affine": False, "rounding": "nearest"}
+_PLAIN = {"iterations": 0, "affine": False, "refine": False, "rounding": "nearest"}
 METHODS = {
     method.name: method
     for method in (

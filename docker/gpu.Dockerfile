@@ -1,10 +1,11 @@
 # Builds TensorRT engines from exported models and samples images with them on an NVIDIA GPU; no torch.
 #
-#   docker build -f docker/gpu.Dockerfile -t accuquant:gpu .
+#   docker build -f docker/gpu.Dockerfile -t accuquant:gpu --build-arg REGISTRY=HOST .
 #
-# The base brings TensorRT 11.2, CUDA 13 and Python 3.12. Another one: --build-arg BASE=...; it needs TensorRT
+# HOST is NVIDIA's container registry, or a mirror of it. The base brings TensorRT 11.2, CUDA 13 and Python 3.12. Another one: --build-arg BASE=...; it needs TensorRT
 # 10.12 or later with its Python bindings. Secrets as in cpu.Dockerfile.
-ARG BASE=nvcr.io/nvidia/tensorrt:26.08-py3
+ARG REGISTRY
+ARG BASE=${REGISTRY}/nvidia/tensorrt:26.08-py3
 
 FROM ${BASE} AS build
 RUN apt-get update \

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 
 from accuquant.errors import ExportError
+from accuquant.export.inline_file import save_inline
 
 #: Protobuf refuses messages of 2 GB; some room is left for the nodes.
 _INLINE_LIMIT = 2_000_000_000
@@ -32,10 +34,13 @@ def save_graphs(
         stored = ir.external_data.convert_tensors_to_external(tensors, folder, data_name)
         _replace(models, dict(zip(map(id, tensors), stored, strict=True)))
         written.append(data_name)
-    _embed_foreign(models, folder)
     for name, model in models.items():
-        ir.save(model, folder / name)
-        _check(folder / name)
+        if external_data:
+            _embed_foreign(model, folder)
+            ir.save(model, folder / name)
+            _check(folder / name)
+        else:
+            _save_inline(model, folder / name, tensors)
     return written
 
 
@@ -50,13 +55,19 @@ def _large_tensors(models: Mapping[str, ir.Model]) -> list[ir.TensorProtocol]:
     return list(found.values())
 
 
-def _embed_foreign(models: Mapping[str, ir.Model], folder: Path) -> None:
-    """Let tensors that lie in another model's data file be written into the .onnx; mapped, not copied."""
-    for model in models.values():
-        for value in model.graph.initializers.values():
-            tensor = value.const_value
-            if isinstance(tensor, ir.ExternalTensor) and Path(tensor.base_dir) != folder:
-                value.const_value = ir.tensor(tensor.numpy(), name=value.name)
+def _embed_foreign(model: ir.Model, folder: Path, written: Collection[int] = ()) -> None:
+    """Let tensors that lie in another model's data file be written into the .onnx; mapped, not copied.
+
+    Those whose id is in `written` are taken care of elsewhere.
+    """
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if (
+            id(tensor) not in written
+            and isinstance(tensor, ir.ExternalTensor)
+            and Path(tensor.base_dir) != folder
+        ):
+            value.const_value = ir.tensor(tensor.numpy(), name=value.name)
 
 
 def _replace(models: Mapping[str, ir.Model], stored: Mapping[int, ir.TensorProtocol]) -> None:
@@ -65,9 +76,22 @@ def _replace(models: Mapping[str, ir.Model], stored: Mapping[int, ir.TensorProto
             value.const_value = stored.get(id(value.const_value), value.const_value)
 
 
+def _save_inline(model: ir.Model, path: Path, tensors: Sequence[ir.TensorProtocol]) -> None:
+    _embed_foreign(model, path.parent, set(map(id, tensors)))
+    with _invalid_graph(path):
+        save_inline(model, path, tensors)
+
+
 def _check(path: Path) -> None:
-    try:
+    with _invalid_graph(path):
         onnx.checker.check_model(str(path))
+
+
+@contextmanager
+def _invalid_graph(path: Path) -> Iterator[None]:
+    """Turn what onnx.checker raises into ExportError."""
+    try:
+        yield
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as fault:
         raise ExportError(
             f"'{path.name}'",

@@ -21,6 +21,7 @@ from accuquant.export.half_precision import HalfPrecisionPass
 from accuquant.export.layer_match import MatchLayersPass
 from accuquant.export.quantize_activations import QuantizeActivationsPass
 from accuquant.export.quantize_weights import QuantizeWeightsPass
+from accuquant.export.store_half import AUTO_ABOVE, StoreHalfPass
 from accuquant.recipe import Recipe
 
 #: Called with what happens now and the share of the work that is done, from 0 to 1.
@@ -28,10 +29,12 @@ Progress = Callable[[str, float], None]
 Lowering = Literal["rescale", "hybrid", "per-group"]
 Precision = Literal["fp32", "fp16"]
 Affine = Literal["shift", "zero_point"]
+FloatWeights = Literal["auto", "fp32", "fp16"]
 _CHOICES = {
     "lowering": ("rescale", "hybrid", "per-group"),
     "precision": ("fp32", "fp16"),
     "affine": ("shift", "zero_point"),
+    "float_weights": ("auto", "fp32", "fp16"),
 }
 
 
@@ -43,20 +46,22 @@ class LoweringOptions:
     with a recipe that share_scales has changed, "per-group" one graph a group with constant scales.
     `affine` "shift" writes zero-points as an addition around a symmetric QDQ pair, which every engine
     takes; "zero_point" writes them into the pair.
+    `float_weights` is how weights of layers that stay float are stored; "auto" is fp16 above 100 MB.
     """
 
     lowering: Lowering = "rescale"
     precision: Precision = "fp32"
     affine: Affine = "shift"
+    float_weights: FloatWeights = "auto"
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise UsageError(
-                    f"--{name}",
+                    f"--{name.replace('_', '-')}",
                     got=repr(getattr(self, name)),
                     expected=f"one of {', '.join(choices)}",
-                    remedy=f"Give --{name} {choices[0]}, for example",
+                    remedy=f"Give --{name.replace('_', '-')} {choices[0]}, for example",
                 )
 
 
@@ -72,6 +77,8 @@ def lower(model: ir.Model, recipe: Recipe, options: LoweringOptions, digest: str
     QuantizeWeightsPass(recipe.layers, scalar_conv_scales=options.precision == "fp16")(model)
     if options.precision == "fp16":
         HalfPrecisionPass()(model)
+    elif options.float_weights != "fp32":
+        StoreHalfPass(above=AUTO_ABOVE if options.float_weights == "auto" else 0)(model)
     if options.lowering != "per-group":
         return [_finish(model, recipe, options, digest, None)]
     return [_finish(model.clone(), recipe, options, digest, group) for group in range(len(recipe.groups))]
@@ -116,5 +123,7 @@ def _describe(
             "accuquant.recipe_sha256": digest,
         }
     )
+    if "method" in recipe.calibration:
+        model.metadata_props["accuquant.calibration"] = str(recipe.calibration["method"])
     if group is not None:
         model.metadata_props["accuquant.group"] = str(group)

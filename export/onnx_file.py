@@ -9,7 +9,15 @@ from pathlib import Path
 
 from accuquant.errors import ExportError
 from accuquant.export.graph_files import save_graphs
-from accuquant.export.lowering import Affine, Lowering, LoweringOptions, Precision, Progress, lower
+from accuquant.export.lowering import (
+    Affine,
+    FloatWeights,
+    Lowering,
+    LoweringOptions,
+    Precision,
+    Progress,
+    lower,
+)
 from accuquant.export.onnx_source import read_model
 from accuquant.export.shared_scales import share_scales
 from accuquant.recipe import Recipe
@@ -23,6 +31,7 @@ def export_onnx(
     lowering: Lowering = "rescale",
     precision: Precision = "fp32",
     affine: Affine = "shift",
+    float_weights: FloatWeights = "auto",
     opset: int = 21,
     external_data: bool | None = None,
     progress: Progress | None = None,
@@ -36,7 +45,7 @@ def export_onnx(
     the recipe is not in the graph.
     """
     say = progress or (lambda _text, _share: None)
-    options = LoweringOptions(lowering, precision, affine)
+    options = LoweringOptions(lowering, precision, affine, float_weights)
     path, output = Path(path), Path(output)
     _check_output(path, output)
     say("reading the graph", 0.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
 import onnx
 import onnx_ir as ir
@@ -13,6 +13,7 @@ from onnx import external_data_helper as helper
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, ShapeInferencePass
 
 from accuquant.errors import ExportError, SourceError
+from accuquant.external_data import file_inside
 
 #: Opset that older graphs are converted to: float16 scales need 19, Shape(start=...) 15.
 _TARGET_OPSET = 21
@@ -75,10 +76,8 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 def _check_location(path: Path, tensor: onnx.TensorProto) -> None:
     info = {entry.key: entry.value for entry in tensor.external_data}
     location = info.get("location", "")
-    folder = path.parent.resolve()
-    target = (folder / location).resolve()
-    absolute = PurePosixPath(location).is_absolute() or PureWindowsPath(location).is_absolute()
-    if not location or absolute or not target.is_relative_to(folder) or ".." in PurePosixPath(location).parts:
+    target = file_inside(path.parent, location)
+    if target is None:
         raise SourceError(
             f"'{path}', tensor '{tensor.name}'",
             got=f"external data at '{location}', outside the model's folder",

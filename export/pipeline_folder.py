@@ -13,10 +13,18 @@ from accuquant._files import sha256_of_file
 from accuquant.errors import ExportError, UsageError
 from accuquant.export.float_graph import trace
 from accuquant.export.graph_files import save_graphs
-from accuquant.export.lowering import Affine, Lowering, LoweringOptions, Precision, Progress, lower
+from accuquant.export.lowering import (
+    Affine,
+    FloatWeights,
+    Lowering,
+    LoweringOptions,
+    Precision,
+    Progress,
+    lower,
+)
 from accuquant.export.shared_scales import share_scales
 from accuquant.manifest import MANIFEST_NAME, RECIPE_NAME, Manifest
-from accuquant.network import float_weights
+from accuquant.network import float_weights as weights_by_layer
 from accuquant.pipelines import Source
 from accuquant.recipe import Recipe
 
@@ -31,6 +39,7 @@ def export_pipeline(
     lowering: Lowering = "rescale",
     precision: Precision = "fp32",
     affine: Affine = "shift",
+    float_weights: FloatWeights = "auto",
     opset: int = 21,
     external_data: bool | None = None,
     dynamic: bool = True,
@@ -45,12 +54,12 @@ def export_pipeline(
     belongs to another checkpoint, ExportError where the network cannot carry it.
     """
     say = progress or (lambda _text, _share: None)
-    options = LoweringOptions(lowering, precision, affine)
+    options = LoweringOptions(lowering, precision, affine, float_weights)
     _check_opset(opset)
     output = Path(output)
     _check_output(output)
     say("checking the recipe", 0.0)
-    recipe.check_weights(float_weights(source.network))
+    recipe.check_weights(weights_by_layer(source.network))
     with _staging(output) as folder:
         say("tracing the network", 0.05)
         model = trace(source.network, source.signature, opset=opset, dynamic=dynamic)

@@ -13,8 +13,11 @@ import numpy as np
 from accuquant.errors import EngineError, UsageError
 from accuquant.external_data import check_external_files
 from accuquant.manifest import Manifest
+from accuquant.runtime.device_memory import DeviceArray, Workspace
+from accuquant.runtime.engine_files import find_engines
 from accuquant.runtime.open_runner import make_runner
 from accuquant.runtime.runner import Array, Runner
+from accuquant.runtime.tensorrt_runner import Allocate, TensorRtRunner
 from accuquant.signature import TensorSpec
 
 
@@ -54,7 +57,11 @@ class EngineModel:
         root = Path(folder)
         manifest = Manifest.load(root)
         paths = [_inside(root, graph) for graph in manifest.graphs]
-        runners = tuple(make_runner(path, engine, **options) for path in paths)
+        loaded = paths
+        if engine == TensorRtRunner.engine:
+            loaded = list(find_engines(root, manifest))
+            options.setdefault("workspace", Workspace())
+        runners = tuple(make_runner(path, engine, **options) for path in loaded)
         for path in paths:
             check_external_files(path)
         if check_hashes:
@@ -81,6 +88,50 @@ class EngineModel:
                 feeds[spec.name] = _converted(spec, given.pop(spec.name))
         feeds.update(given)  # what no input takes: the runner refuses it with the names it has
         return runner.infer(feeds)[signature.output.name]
+
+    @property
+    def runs_on_device(self) -> bool:
+        """Whether `predict_on_device` works: whether the engine takes arrays that are on the GPU."""
+        return isinstance(self._runners[0], TensorRtRunner)
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The batch that the engine was built for, or None where it takes any; loads the first graph."""
+        self._runners[0].activate()
+        for spec in self._runners[0].input_specs:
+            if spec.name == self.manifest.signature.sample.name and isinstance(spec.shape[0], int):
+                return spec.shape[0]
+        return None
+
+    def timestep_array(self, timestep: float) -> Array:
+        """Return the graph's input for the scheduler's `timestep`; loads the graph. Raises UsageError."""
+        runner, signature = self._runner(timestep), self.manifest.signature
+        runner.activate()
+        spec = next((s for s in runner.input_specs if s.name == signature.timestep.name), signature.timestep)
+        return _timestep_array(spec, timestep / signature.timestep_divisor)
+
+    def predict_on_device(
+        self,
+        feeds: Mapping[str, DeviceArray],
+        timestep: float,
+        allocate: Allocate,
+        caller_stream: int,
+    ) -> None:
+        """Predict from arrays on the GPU, the timestep among them, into what `allocate` returns.
+
+        `timestep` is the scheduler's value, which finds the step group. The host neither waits nor sees a
+        value; see TensorRtRunner.infer_on_device. Raises UsageError outside the calibrated timesteps.
+        """
+        runner = self._runner(timestep)
+        runner.activate()
+        assert isinstance(runner, TensorRtRunner), "runs_on_device"
+        taken = {spec.name for spec in runner.input_specs}
+        known = {spec.name for spec in self.manifest.signature.inputs}
+        runner.infer_on_device(
+            {name: array for name, array in feeds.items() if name in taken or name not in known},
+            allocate,
+            caller_stream,
+        )
 
     def activate(self) -> None:
         """Load every graph now, so that no step of a timed run has to."""

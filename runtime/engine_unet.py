@@ -20,7 +20,9 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import nn
 
 from accuquant.errors import EngineError, UsageError
+from accuquant.hub import local_folder
 from accuquant.manifest import Manifest
+from accuquant.runtime.device_memory import DeviceArray
 from accuquant.runtime.engine_model import EngineModel
 from accuquant.signature import TensorSpec
 
@@ -51,7 +53,7 @@ class EngineUNet(ModelMixin):
         self.engine_model = model
         self._output = _OUTPUTS[original.__name__]
         self._forward_signature = inspect.signature(original.forward)
-        self._conditioning = {spec.name: spec for spec in model.manifest.signature.conditioning}
+        self._conditioning_specs = {spec.name: spec for spec in model.manifest.signature.conditioning}
         self._config: Any = FrozenDict({**_defaults(original), **config})  # type: ignore[no-untyped-call]
         # Follows pipe.to(device, dtype) as a weight would; accelerate's offloading asks for a parameter.
         self._anchor = nn.Parameter(torch.empty(0), requires_grad=False)
@@ -63,12 +65,14 @@ class EngineUNet(ModelMixin):
     def from_pretrained(  # type: ignore[override]
         cls, folder: str | os.PathLike[str], engine: str = "openvino", **options: Any
     ) -> EngineUNet:
-        """Open an exported folder; `options` go to EngineModel.from_folder and the engine.
+        """Open an exported folder, or one on the Hub ("user/name").
 
+        `options` go to EngineModel.from_folder and the engine.
         Raises EngineError for a folder that is damaged, UsageError for an unknown engine or option.
         """
-        model = EngineModel.from_folder(folder, engine, **options)
-        return cls(model, _load_config(model.manifest, Path(folder)))
+        root = local_folder(folder)
+        model = EngineModel.from_folder(root, engine, **options)
+        return cls(model, _load_config(model.manifest, root))
 
     @property
     def config(self) -> Any:
@@ -97,10 +101,17 @@ class EngineUNet(ModelMixin):
         arguments.pop("self")
         sample, timestep = arguments.pop(signature.sample.name), arguments.pop("timestep")
         return_dict = arguments.pop("return_dict", True)
+        value = _single_timestep(timestep) * signature.timestep_divisor
+        if sample.is_cuda and self.engine_model.runs_on_device:
+            output = self._predict_on_device(sample, value, arguments)
+            return self._output(sample=output) if return_dict else (output,)
         prediction = self.engine_model(
             _to_numpy(sample, signature.sample),
-            _single_timestep(timestep) * signature.timestep_divisor,
-            self._conditioning_arrays(arguments),
+            value,
+            {
+                name: _to_numpy(tensor, self._conditioning_specs[name])
+                for name, tensor in self._conditioning(arguments).items()
+            },
         )
         output = torch.from_numpy(prediction).to(sample.device, sample.dtype)
         return self._output(sample=output) if return_dict else (output,)
@@ -119,22 +130,48 @@ class EngineUNet(ModelMixin):
             remedy="Copy the exported folder",
         )
 
-    def _conditioning_arrays(self, arguments: dict[str, Any]) -> dict[str, Any]:
+    def _predict_on_device(
+        self, sample: torch.Tensor, timestep: float, arguments: dict[str, Any]
+    ) -> torch.Tensor:
+        """Predict without a value passing the host, but for the timestep, which finds the step group."""
+        signature = self.engine_model.manifest.signature
+        array = self.engine_model.timestep_array(timestep)
+        # A fill is a kernel: a copy from the host could wait for the steps before.
+        at = torch.full(array.shape, array.flat[0].item(), device=sample.device, dtype=torch.float64)
+        tensors = {
+            signature.sample.name: _on_device(sample, signature.sample, sample.device),
+            signature.timestep.name: _on_device(at, signature.timestep, sample.device),
+        }
+        for name, tensor in self._conditioning(arguments).items():
+            tensors[name] = _on_device(tensor, self._conditioning_specs[name], sample.device)
+        outputs: dict[str, torch.Tensor] = {}
+
+        def allocate(name: str, shape: tuple[int, ...], dtype: str) -> DeviceArray:
+            outputs[name] = torch.empty(shape, dtype=getattr(torch, dtype), device=sample.device)
+            return _device_array(outputs[name])
+
+        stream = torch.cuda.current_stream(sample.device).cuda_stream
+        feeds = {name: _device_array(tensor) for name, tensor in tensors.items()}
+        self.engine_model.predict_on_device(feeds, timestep, allocate, stream)
+        return outputs[signature.output.name].to(sample.dtype)
+
+    def _conditioning(self, arguments: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Return what conditions the network, by the graph's names. Raises UsageError for anything else."""
         given = {**arguments, **(arguments.get("added_cond_kwargs") or {})}
         given.pop("added_cond_kwargs", None)
-        arrays = {}
+        tensors = {}
         for name, value in given.items():
             if value is None or value == {}:
                 continue
-            if name not in self._conditioning:
+            if name not in self._conditioning_specs:
                 raise UsageError(
                     f"argument '{name}'",
                     got="a value",
-                    expected=f"None; the exported graph takes {_listed(self._conditioning)}",
+                    expected=f"None; the exported graph takes {_listed(self._conditioning_specs)}",
                     remedy="Leave it out, or run the step that needs it with the float network",
                 )
-            arrays[name] = _to_numpy(value, self._conditioning[name])
-        return arrays
+            tensors[name] = value
+        return tensors
 
 
 def _original(manifest: Manifest) -> Any:
@@ -187,6 +224,14 @@ def _single_timestep(timestep: torch.Tensor | float) -> float:
 def _to_numpy(tensor: torch.Tensor, spec: TensorSpec) -> Any:
     # numpy has no bfloat16: convert in torch.
     return tensor.detach().to("cpu", getattr(torch, spec.dtype)).numpy()
+
+
+def _on_device(tensor: torch.Tensor, spec: TensorSpec, device: torch.device) -> torch.Tensor:
+    return tensor.detach().to(device, getattr(torch, spec.dtype)).contiguous()
+
+
+def _device_array(tensor: torch.Tensor) -> DeviceArray:
+    return DeviceArray(tensor.data_ptr(), tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
 
 
 def _listed(names: Mapping[str, object]) -> str:

@@ -12,12 +12,14 @@ from accuquant.errors import UsageError
 from accuquant.runtime.onnxruntime_runner import OnnxRuntimeRunner
 from accuquant.runtime.openvino_runner import OpenVinoRunner
 from accuquant.runtime.runner import Runner
+from accuquant.runtime.tensorrt_runner import TensorRtRunner
 
 #: Name on the command line -> what makes the runner. A new backend is one line here.
 _ENGINES: dict[str, Callable[..., Runner]] = {
     "openvino": OpenVinoRunner,
     "onnxruntime": OnnxRuntimeRunner,
     "onnxruntime-cuda": partial(OnnxRuntimeRunner, provider="cuda"),
+    "tensorrt": TensorRtRunner,
 }
 ENGINE_NAMES = tuple(_ENGINES)
 

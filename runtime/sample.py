@@ -51,7 +51,7 @@ def sample_images(
         config = sampler_config(Path(folder), model.manifest)
         schedule = Schedule.create(config, model.manifest.num_inference_steps if steps is None else steps)
         _check_counts(num_images, batch_size, class_labels)
-        size = batch_size or _default_batch(model.manifest, num_images)
+        size = batch_size or _default_batch(model, num_images)
         ticker = _Ticker(progress, callback, len(schedule.timesteps) * -(-num_images // size))
         batches = []
         for first in range(0, num_images, size):
@@ -61,6 +61,15 @@ def sample_images(
             conditioning = {} if labels is None else {"class_labels": labels}
             batches.append(sample_latents(model, schedule, seeds, conditioning, eta=eta, callback=ticker))
     return to_images(np.concatenate(batches))
+
+
+def runs_without_torch(folder: Path, manifest: Manifest) -> bool:
+    """Say whether the numpy loop drives this folder: a pixel pipeline with a sampler that it knows."""
+    try:
+        sampler_config(folder, manifest)
+    except UsageError:
+        return False
+    return True
 
 
 def sampler_config(folder: Path, manifest: Manifest) -> SchedulerConfig:
@@ -133,9 +142,8 @@ class _Ticker:
             self._progress(self._done, self._total)
 
 
-def _default_batch(manifest: Manifest, num_images: int) -> int:
-    exported = manifest.signature.sample.shape[0]
-    return exported if isinstance(exported, int) else min(num_images, _DEFAULT_BATCH)
+def _default_batch(model: EngineModel, num_images: int) -> int:
+    return model.fixed_batch or min(num_images, _DEFAULT_BATCH)
 
 
 def _check_counts(num_images: int, batch_size: int | None, class_labels: Sequence[int] | None) -> None:

@@ -51,10 +51,13 @@ CASES: dict[str, tuple[str, dict[str, Any], str | None]] = {
     "class": ("dit", {}, None),
     "class-without-guidance": ("dit", {"guidance_scale": 1.0}, None),
     "pixart": ("pixart", {}, None),
+    "pixart-alpha": ("pixart-alpha", {"negative_prompt": "blurred"}, None),
     "sd3": ("sd3", {}, None),
+    "flux": ("flux", {"image_size": 16}, None),
     "lcm": ("lcm", {"guidance_scale": 4.0}, None),
     "xl": ("sdxl", {}, None),
     "xl-negative-prompt": ("sdxl", {"negative_prompt": "blurred"}, None),
+    "xl-inpaint": ("sdxl-inpaint", {"images": True, "masks": True, "strength": 0.9}, None),
     "xl-image": ("sdxl", {"images": True, "strength": 0.5}, None),
     "xl-image-dpm": ("sdxl", {"images": True, "strength": 0.5}, "DPMSolverMultistepScheduler"),
 }
@@ -105,7 +108,7 @@ def pipeline_run(source: Source, task: Task, members: range, seed: int) -> tuple
 #: One case for each pipeline class; the others show further choices and schedulers.
 FAST = {
     "text", "velocity", "image", "inpaint", "edit", "ldm-text", "super-resolution", "class", "pixart", "sd3",
-    "lcm", "xl", "xl-image-dpm",
+    "flux", "lcm", "xl", "xl-image-dpm",
 }  # fmt: skip
 every_case = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in CASES]
@@ -220,6 +223,14 @@ def test_a_task_that_does_not_fit_is_one_clear_line(
     source, task = opened(name)
     with pytest.raises(UsageError, match=message):
         open_starter(source, dataclasses.replace(task, **changes), steps=STEPS)
+
+
+def test_a_scheduler_that_the_pixel_pipelines_cannot_run_is_refused(tiny_source: Source) -> None:
+    euler = dataclasses.replace(tiny_source, scheduler=diffusers.EulerDiscreteScheduler())
+    with pytest.raises(CalibrationError, match=r"DDIMPipeline, scheduler EulerDiscreteScheduler: .*scaled"):
+        open_starter(euler, Task(), steps=3)
+    solver = dataclasses.replace(tiny_source, scheduler=diffusers.DPMSolverMultistepScheduler())
+    assert len(open_starter(solver, Task(), steps=3).process) == 3
 
 
 def test_a_pixel_pipeline_takes_no_prompts(tiny_source: Source) -> None:

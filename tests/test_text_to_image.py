@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +13,19 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from accuquant.calibration import CalibrationSettings, calibrate
+from accuquant.cli.main import main
 from accuquant.denoising import seeded_generators
+from accuquant.errors import CalibrationError
 from accuquant.export import export_pipeline
 from accuquant.pipelines import Source, load_source
+from accuquant.progress import Silent
 from accuquant.recipe import Recipe
 from accuquant.runtime.engine_unet import EngineUNet
+from accuquant.sample_pipeline import sample_pipeline
 from accuquant.simulate import simulate
 from accuquant.task import Task
 from accuquant.verification.thresholds import Thresholds
@@ -135,6 +141,31 @@ def test_image_to_image_from_the_same_components(exported: Exported, pipe: Any) 
     assert psnr(engine, run(pipe)) > 20
 
 
+class Killed(Silent):
+    """Progress of a process that dies when it comes to the second step group."""
+
+    def stage(self, name: str, total: int) -> None:
+        if name.startswith("step group 2"):
+            raise KeyboardInterrupt
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheduler", ["PNDMScheduler", "UniPCMultistepScheduler"])
+def test_a_killed_calibration_resumes_bit_for_bit(scheduler: str, exported: Exported, tmp_path: Path) -> None:
+    """Both schedulers have a history, which the second group starts from."""
+    config = exported.source.scheduler.config
+    source = dataclasses.replace(exported.source, scheduler=getattr(diffusers, scheduler).from_config(config))
+    task, whole, resumed = Task(prompts=PROMPTS), tmp_path / "whole", tmp_path / "resumed"
+    calibrate(source, SETTINGS, output=whole, task=task)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(source, SETTINGS, output=resumed, task=task, progress=Killed())
+    assert not resumed.exists()
+    with pytest.raises(CalibrationError, match=r"other settings \(task"):
+        calibrate(source, SETTINGS, output=resumed, task=Task(prompts=("another",)))
+    calibrate(source, SETTINGS, output=resumed, task=task)
+    assert resumed.read_bytes() == whole.read_bytes()
+
+
 def test_verify_compares_the_decoded_images(exported: Exported) -> None:
     report = verify(
         exported.folder, exported.source, task=Task(prompts=("a tree",)), num_images=3, batch_size=2, steps=4,
@@ -150,3 +181,76 @@ def test_verify_compares_the_decoded_images(exported: Exported) -> None:
         steps=4, features="none", thresholds=Thresholds(max_fid=None),
     )  # fmt: skip
     assert any("scale: 4.0 -> 2.0" in note for note in other.notes)
+
+
+def test_sample_runs_the_pipeline_with_prompts(exported: Exported, tmp_path: Path) -> None:
+    prompts = ["--prompt", "a cat", "--prompt", "a red bird"]
+    options = [
+        "--num-images",
+        "3",
+        "--seed",
+        "3",
+        "--batch-size",
+        "2",
+        "--output-dir",
+        str(tmp_path / "images"),
+    ]
+    assert main(["sample", str(exported.folder), *prompts, *options]) == 0
+    images = sample_pipeline(
+        exported.folder, Task(prompts=("a cat", "a red bird")), num_images=3, seed=3, batch_size=1
+    )
+    files = sorted((tmp_path / "images").glob("*.png"))
+    assert len(files) == 4  # three images and their grid
+    saved = [np.asarray(Image.open(file), np.float64) for file in files]
+    for image in images:
+        assert min(np.abs(other - 255 * image).mean() for other in saved if other.shape == image.shape) < 1
+
+
+def test_sample_is_what_the_users_script_makes(exported: Exported, pipe: Any) -> None:
+    ours = sample_pipeline(exported.folder, Task(prompts=("a cat",)), num_images=1, steps=4, seed=3)
+    np.testing.assert_array_equal(ours, images_of(pipe, ["a cat"]))
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ([], "StableDiffusionPipeline: got no prompts"),
+        (["--prompt", "a", "--strength", "0.5"], "--strength: got a choice"),
+        (["--prompt", "a", "--pipeline", "./nowhere"], "pipeline './nowhere': got no such folder"),
+    ],
+)
+def test_a_sample_that_cannot_be_made_is_one_clear_line(
+    option: list[str], message: str, exported: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "images"
+    assert main(["sample", str(exported.folder), "--output-dir", str(target), *option]) != 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "got" in line]
+    assert message in line
+    assert not target.exists()
+
+
+def test_prompts_beside_a_recipe_are_refused(exported: Exported, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = exported.folder / "recipe.safetensors"
+    assert (
+        main(
+            ["export", str(exported.source.folder), "--recipe", str(recipe), "-o", "nowhere", "--prompt", "a"]
+        )
+        != 0
+    )
+    assert "--prompt: got a choice for a calibration that does not run" in capsys.readouterr().err
+
+
+def test_an_export_that_calibrates_first_asks_for_prompts(
+    exported: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(exported.source.folder), "-o", str(tmp_path / "out")]) != 0
+    assert "got no prompts" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sample_without_torch_says_what_to_install(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["sample", str(exported.folder), "--prompt", "a cat"]) == 2
+    assert "pip install 'accuquant[calibrate,text]'" in capsys.readouterr().err

@@ -13,6 +13,12 @@ from torch import nn
 
 #: What Stable Diffusion's schedulers are configured with.
 SD_NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+_SDXL_CHANGES = {
+    "cross_attention_dim": 32,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 4,
+    "projection_class_embeddings_input_dim": 12 + 6 * 4,
+}
 _UNCHECKED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 _LETTERS = [chr(code) for code in range(ord("a"), ord("z") + 1)]
 
@@ -130,17 +136,13 @@ def _lcm(folder: Path) -> tuple[str, dict[str, Any]]:
 def _sdxl(folder: Path) -> tuple[str, dict[str, Any]]:
     tokenizer, encoder = clip(folder)
     tokenizer_2, encoder_2 = clip(folder / "second", projection=12, seed=1)
-    unet = text_unet(
-        cross_attention_dim=32, addition_embed_type="text_time", addition_time_embed_dim=4,
-        projection_class_embeddings_input_dim=12 + 6 * 4,
-    )  # fmt: skip
     return "StableDiffusionXLPipeline", {
         "vae": vae(),
         "tokenizer": tokenizer,
         "text_encoder": encoder,
         "tokenizer_2": tokenizer_2,
         "text_encoder_2": encoder_2,
-        "unet": unet,
+        "unet": text_unet(**_SDXL_CHANGES),
         "scheduler": diffusers.EulerDiscreteScheduler(**SD_NOISE),
     }
 
@@ -212,6 +214,16 @@ def _pixart(folder: Path) -> tuple[str, dict[str, Any]]:
     }
 
 
+def _pixart_alpha(folder: Path) -> tuple[str, dict[str, Any]]:
+    return "PixArtAlphaPipeline", _pixart(folder)[1]
+
+
+def _sdxl_inpaint(folder: Path) -> tuple[str, dict[str, Any]]:
+    _, parts = _sdxl(folder)
+    unet = text_unet(**_SDXL_CHANGES, in_channels=9)
+    return "StableDiffusionXLInpaintPipeline", parts | {"unet": unet}
+
+
 def _sd3(folder: Path) -> tuple[str, dict[str, Any]]:
     tokenizer, encoder = clip(folder, projection=12)
     tokenizer_2, encoder_2 = clip(folder / "second", projection=12, seed=1)
@@ -234,6 +246,25 @@ def _sd3(folder: Path) -> tuple[str, dict[str, Any]]:
     }
 
 
+def _flux(folder: Path) -> tuple[str, dict[str, Any]]:
+    tokenizer, encoder = clip(folder)
+    tokenizer_2, encoder_2 = t5()
+    transformer = seeded(
+        0, diffusers.FluxTransformer2DModel, patch_size=1, in_channels=16, num_layers=1, num_single_layers=1,
+        attention_head_dim=8, num_attention_heads=2, joint_attention_dim=16, pooled_projection_dim=16,
+        guidance_embeds=True, axes_dims_rope=(2, 2, 4),
+    )  # fmt: skip
+    return "FluxPipeline", {
+        "transformer": transformer,
+        "vae": vae(shift_factor=0.06),
+        "text_encoder": encoder,
+        "tokenizer": tokenizer,
+        "text_encoder_2": encoder_2,
+        "tokenizer_2": tokenizer_2,
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+    }
+
+
 #: Name -> (class, components), given a folder for what tokenizers are read from.
 PIPELINES: dict[str, Callable[[Path], tuple[str, dict[str, Any]]]] = {
     "sd": _sd,
@@ -242,10 +273,13 @@ PIPELINES: dict[str, Callable[[Path], tuple[str, dict[str, Any]]]] = {
     "pix2pix": _pix2pix,
     "lcm": _lcm,
     "sdxl": _sdxl,
+    "sdxl-inpaint": _sdxl_inpaint,
     "ldm": _ldm,
     "ldm-text": _ldm_text,
     "super-resolution": _super_resolution,
     "dit": _dit,
     "pixart": _pixart,
+    "pixart-alpha": _pixart_alpha,
     "sd3": _sd3,
+    "flux": _flux,
 }

@@ -16,6 +16,11 @@ from accuquant.simulate import quantized_layers
 from .gradient import Segment, gradient_arm, rollout
 from .trajectory import TrajectoryBatch
 
+#: When the held-out trajectories are asked, as shares of the iterations.
+_MOMENTS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)
+#: Moments in a row without progress that end the descent.
+_PATIENCE = 3
+
 
 @dataclass(frozen=True)
 class LearningSettings:
@@ -23,7 +28,7 @@ class LearningSettings:
 
     gradient: str = "accuquant"
     iterations: int = 100
-    learning_rate: float = 1e-2
+    learning_rate: float = 1e-3
 
 
 def sample_errors(end: Tensor, target: Tensor) -> Tensor:
@@ -57,24 +62,17 @@ def learn_group(
 ) -> GroupResult:
     """Learn the scales of `group` in the simulated `network`, in place.
 
-    `batches` are learned from; `held_out` decides, at four moments of the descent, and the best of them is
-    kept: more iterations also fit the trajectories that are learned from ever closer. Where none lowers
-    the end-point loss on the held-out trajectories, and where the loss turns NaN, the group goes back to
-    its initial scales and the result says so.
+    `batches` are learned from; `held_out` decides at six moments of the descent: more iterations also fit
+    the trajectories that are learned from ever closer. Where no moment lowers the end-point error of the
+    held-out trajectories, and where the loss turns NaN, the group goes back to its initial scales and the
+    result says so. The descent ends early after three moments in a row without progress.
     """
-    before = evaluate(network, process, steps, held_out)
+    judge = _Judge(network, process, steps, held_out, group)
+    before = judge.initial_loss
     if settings.iterations == 0:
         return GroupResult(before, before, "initial", "no iterations asked for")
     layers = quantized_layers(network).values()
     initial = [layer.scale_of(group) for layer in layers]
-    losses = [before]
-
-    def judge() -> None:
-        losses.append(evaluate(network, process, steps, held_out))
-        if losses[-1] < min(losses[:-1]):
-            for layer in layers:
-                layer.commit(group)
-
     for layer in layers:
         layer.learning = True
     fault = _descend(network, process, steps, batches, settings, before, seed, judge, progress)
@@ -83,22 +81,76 @@ def learn_group(
         if fault:
             layer.set_scale(group, scale)
         layer.revert(group)
-    if min(losses) < before and not fault:
-        return GroupResult(before, min(losses))
-    note = fault or f"the loss on held-out trajectories rose from {before:.3g} to {losses[-1]:.3g}"
+    if judge.found_better and not fault:
+        return GroupResult(before, judge.best_loss)
+    note = fault or (
+        f"no moment was better on held-out trajectories: loss {before:.3g}, at the end {judge.last_loss:.3g}"
+    )
     return GroupResult(before, before, "rolled_back", note)
+
+
+class _Judge:
+    """Compares a group's end-point errors on held-out trajectories with those before learning.
+
+    Scales count as better where the errors fall by more than one standard error, sample by sample on a log
+    scale: with a handful of trajectories, the lower of two medians is often luck.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        process: DenoisingProcess,
+        steps: range,
+        held_out: Sequence[TrajectoryBatch],
+        group: int,
+    ) -> None:
+        self._evaluated = (network, process, steps, held_out)
+        self._layers = list(quantized_layers(network).values())
+        self._group = group
+        self._before = self._errors()
+        self.initial_loss = self.best_loss = self.last_loss = float(self._before.median())
+        self.found_better = False
+        self._best_change = 0.0
+        self._without_progress = 0
+
+    def _errors(self) -> Tensor:
+        return held_out_errors(*self._evaluated).clamp_min(torch.finfo(torch.float32).tiny)
+
+    def __call__(self) -> bool:
+        """Keep the present scales where they are the best so far; return whether to go on."""
+        errors = self._errors()
+        self.last_loss = float(errors.median())
+        change = (errors / self._before).log()
+        mean = float(change.mean())
+        error_of_mean = float(change.std(correction=1)) / math.sqrt(len(change)) if len(change) > 1 else 0.0
+        if mean + error_of_mean < 0 and mean < self._best_change:
+            self._best_change, self.best_loss, self.found_better = mean, self.last_loss, True
+            self._without_progress = 0
+            for layer in self._layers:
+                layer.commit(self._group)
+        else:
+            self._without_progress += 1
+        return self._without_progress < _PATIENCE
+
+
+@torch.no_grad()
+def held_out_errors(
+    network: nn.Module, process: DenoisingProcess, steps: range, batches: Sequence[TrajectoryBatch]
+) -> Tensor:
+    """Return the end-point error of every sample after `steps` -> [N]."""
+    errors = []
+    for batch in batches:
+        segment = Segment(batch, steps)
+        end = rollout(process, batch.bind(network), segment)[0][-1]
+        errors.append(sample_errors(end, segment.target))
+    return torch.cat(errors)
 
 
 def evaluate(
     network: nn.Module, process: DenoisingProcess, steps: range, batches: Sequence[TrajectoryBatch]
 ) -> float:
     """Return the median over samples of the end-point error after `steps`."""
-    errors = [
-        sample_errors(rollout(process, batch.bind(network), segment)[0][-1], segment.target)
-        for batch in batches
-        for segment in [Segment(batch, steps)]
-    ]
-    return float(torch.cat(errors).median())
+    return float(held_out_errors(network, process, steps, batches).median())
 
 
 def _descend(
@@ -109,16 +161,16 @@ def _descend(
     settings: LearningSettings,
     typical: float,
     seed: int,
-    judge: Callable[[], None],
+    judge: Callable[[], bool],
     progress: Callable[[int], None] | None,
 ) -> str:
-    """Run the optimizer and call `judge` four times; return what went wrong, or an empty string."""
+    """Run the optimizer while `judge` says so; return what went wrong, or an empty string."""
     arm = gradient_arm(settings.gradient)
     parameters = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.iterations)
     rng = torch.Generator().manual_seed(seed)
-    moments = {math.ceil(settings.iterations * quarter / 4) for quarter in (1, 2, 3, 4)}
+    moments = {math.ceil(settings.iterations * share) for share in _MOMENTS}
     for iteration in range(settings.iterations):
         if iteration % len(batches) == 0:
             order = torch.randperm(len(batches), generator=rng).tolist()
@@ -134,8 +186,9 @@ def _descend(
             return f"the loss became {loss} at iteration {iteration + 1}"
         optimizer.step()
         schedule.step()
-        if iteration + 1 in moments:
-            judge()
+        go_on = iteration + 1 not in moments or judge()
         if progress is not None:
-            progress(1)
+            progress(1 if go_on else settings.iterations - iteration)
+        if not go_on:
+            break
     return ""

@@ -38,7 +38,7 @@ class CalibrationSettings:
     float_budget: float = 0.0
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    learning_rate: float = 1e-2
+    learning_rate: float = 1e-3
     seed: int = 0
 
     def __post_init__(self) -> None:

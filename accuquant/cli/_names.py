@@ -12,5 +12,7 @@ COMMANDS = {
     "build": "build",
     "sample": "sample",
     "verify": "verify",
+    "bench": "bench",
+    "push": "push",
     "doctor": "doctor",
 }

@@ -10,7 +10,7 @@ import click
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 #: The names that accuquant.runtime.open_runner knows; spelled out so that --help loads no engine.
-ENGINES = ("openvino", "onnxruntime", "onnxruntime-cuda")
+ENGINES = ("openvino", "onnxruntime", "onnxruntime-cuda", "tensorrt")
 
 existing_folder = click.Path(exists=True, file_okay=False, path_type=Path)
 existing_file = click.Path(exists=True, dir_okay=False, path_type=Path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,6 +18,7 @@ _NAMES = (
     "guidance_rescale", "strength", "image_size",
 )  # fmt: skip
 _OPTIONS: tuple[Callable[[Function], Function], ...] = (
+    click.option("--prompt", multiple=True, metavar="TEXT", help="A prompt; may be given several times."),
     click.option("--prompts", type=existing_file, metavar="FILE", help="Text file with one prompt a line."),
     click.option("--negative-prompt", metavar="TEXT", help="What the images should not show."),
     click.option(
@@ -51,9 +53,17 @@ def task_options(function: Function) -> Function:
     return function
 
 
+def take_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Take what was given for a Task out of `options`, unread."""
+    taken = {name: options.pop(name) for name in ("prompt", *_NAMES) if name in options}
+    return {name: value for name, value in taken.items() if value not in (None, ())}
+
+
 def take_task(options: dict[str, Any]) -> Task:
     """Take the options of a Task out of `options` and read what they point at."""
     from accuquant.task import Task
 
-    given = {name: options.pop(name) for name in _NAMES if name in options}
-    return Task.read(**{name: value for name, value in given.items() if value is not None})
+    given = take_options(options)
+    prompts = tuple(given.pop("prompt", ()))
+    task = Task.read(**given)
+    return replace(task, prompts=prompts + task.prompts)

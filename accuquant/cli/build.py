@@ -112,10 +112,15 @@ def _check(model: Path, *, allow_float: bool, say: Callable[[str], None]) -> Non
 
 
 def _write_layer_info(path: Path, built: list[BuiltEngine]) -> None:
-    from accuquant._files import write_text
-    from accuquant.engines.layers import layer_lines
+    from dataclasses import asdict
 
-    layers = {str(engine.path): {"Layers": layer_lines(engine.log)} for engine in built}
+    from accuquant._files import write_text
+    from accuquant.audit.engine_layers import read_engine_layers
+
+    layers = {
+        str(engine.path): {"layers": [asdict(layer) for layer in read_engine_layers(engine.log).layers]}
+        for engine in built
+    }
     whole = next(iter(layers.values())) if len(layers) == 1 else layers
     write_text(path, json.dumps(whole, indent=2) + "\n")
 

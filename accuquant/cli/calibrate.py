@@ -75,7 +75,7 @@ _COUNT = click.IntRange(min=1)
 )
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Leave these layers in float.")
 @click.option(
-    "--learning-rate", type=click.FloatRange(1e-8, 1), default=1e-2, help="Adam's step on log-scales."
+    "--learning-rate", type=click.FloatRange(1e-8, 1), default=1e-3, help="Adam's step on log-scales."
 )
 @click.option(
     "--seed", type=click.IntRange(0, 2**31 - 1), default=0, help="The same seed gives the same recipe."

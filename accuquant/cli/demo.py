@@ -19,7 +19,7 @@ CALIBRATION: dict[str, Any] = {
     "steps": 50,
     "group_size": 5,
     "num_trajectories": 32,
-    "iterations": 4,
+    "iterations": 8,
     "seed": 0,
 }
 #: What the demo verifies; the seeds are other ones than those of the calibration.

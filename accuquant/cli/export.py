@@ -9,6 +9,7 @@ import click
 
 from accuquant.cli._command import Command
 from accuquant.cli._options import existing_file, new_path
+from accuquant.cli._task import take_options, task_options
 from accuquant.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
     help="What `accuquant calibrate` wrote; without it, a pipeline is calibrated first.",
 )
 @click.option(
+    "--inputs",
+    type=existing_file,
+    help="An .npz of inputs to observe an .onnx with where there is no recipe; random ones otherwise.",
+)
+@click.option(
     "-o", "--output", type=new_path, required=True, help="A folder, or an .onnx file where SOURCE is one."
 )
 @click.option(
@@ -44,6 +50,12 @@ if TYPE_CHECKING:
     default="shift",
     help="Zero-points as an addition around a symmetric QDQ pair (for every engine) or inside it.",
 )
+@click.option(
+    "--float-weights",
+    type=click.Choice(("auto", "fp32", "fp16")),
+    default="auto",
+    help="How weights of layers that stay float are stored; auto is fp16 above 100 MB.",
+)
 @click.option("--opset", type=click.IntRange(min=19), default=21, help="ONNX opset of the graph.")
 @click.option(
     "--external-data/--inline-data",
@@ -51,14 +63,35 @@ if TYPE_CHECKING:
     show_default="external above 2 GB",
     help="Keep weights in a file beside the graph, or inside it.",
 )
-def command(source: str, recipe: Path | None, output: Path, **options: Any) -> None:
+@click.option(
+    "--triton",
+    type=new_path,
+    metavar="DIR",
+    help="Write a Triton Inference Server model repository too; SOURCE is a pipeline.",
+)
+@task_options
+def command(source: str, recipe: Path | None, output: Path, triton: Path | None, **options: Any) -> None:
     """Write SOURCE as an ONNX model with int8 weights and QDQ pairs.
 
     SOURCE is a diffusers pipeline (a folder or a Hub id): OUTPUT becomes a folder in Optimum's layout.
-    Or SOURCE is a float .onnx file of such a network, and OUTPUT an .onnx file.
+    Prompts, images and guidance are for the calibration that comes first where no recipe is given.
+    Or SOURCE is a float .onnx file of such a network, and OUTPUT an .onnx file. Without --recipe, its scales
+    are then observed in a few calls, which is no calibration over denoising steps.
     """
+    if triton is not None and source.endswith(".onnx"):
+        raise UsageError(
+            "--triton",
+            got="an .onnx file as SOURCE",
+            expected="a pipeline, whose export knows its step groups",
+            remedy="Leave --triton out, or export the pipeline",
+        )
     run(source, recipe, output, options)
     click.echo(f"Exported {output}")
+    if triton is not None:
+        from accuquant.export.triton_repository import write_triton_repository
+
+        models = write_triton_repository(output, triton)
+        click.echo(f"Wrote {triton}: {', '.join(models)}")
 
 
 def run(source: str, recipe: Path | None, output: Path, options: dict[str, Any]) -> None:
@@ -66,18 +99,24 @@ def run(source: str, recipe: Path | None, output: Path, options: dict[str, Any])
     from accuquant.cli._progress import Bars
     from accuquant.recipe import Recipe
 
+    task = take_options(options)
+    inputs = options.pop("inputs", None)
     write = _write_graph if source.endswith(".onnx") else _write_pipeline
+    if inputs is not None and (recipe is not None or write is _write_pipeline):
+        raise UsageError(
+            "--inputs",
+            got="inputs to observe a graph with, which nothing would use",
+            expected="an .onnx file as SOURCE and no --recipe",
+            remedy="Leave --inputs out",
+        )
     if recipe is not None:
+        _refuse_task(task)
         loaded = Recipe.load(recipe)
     elif write is _write_pipeline:
-        loaded = _calibrate_first(source, output)
+        loaded = _calibrate_first(source, output, task)
     else:
-        raise UsageError(
-            "--recipe",
-            got="no recipe for an .onnx file",
-            expected="the file that `accuquant calibrate` wrote for its pipeline",
-            remedy="Calibrate the pipeline that the file was exported from, and give its recipe",
-        )
+        _refuse_task(task)
+        loaded = _observe_first(source, inputs, output)
     with Bars() as progress:
         progress.stage(f"exporting {source}", 100)
         write(source, loaded, output, progress=progress.share, **options)
@@ -96,13 +135,41 @@ def _write_pipeline(source: str, recipe: Recipe, output: Path, **options: Any) -
     export_pipeline(load_source(source), recipe, output, **options)
 
 
-def _calibrate_first(source: str, output: Path) -> Recipe:
+def _refuse_task(task: dict[str, Any]) -> None:
+    if task:
+        raise UsageError(
+            ", ".join(f"--{name.replace('_', '-')}" for name in task),
+            got="a choice for a calibration that does not run",
+            expected="a pipeline as SOURCE and no --recipe",
+            remedy="Leave it out, or give it to `accuquant calibrate`",
+        )
+
+
+def _observe_first(source: str, inputs: Path | None, output: Path) -> Recipe:
+    """Observe the graph alone, and keep the recipe beside `output`."""
+    from accuquant.cli._progress import Bars
+    from accuquant.observation.observe_onnx import OBSERVED, observe_onnx
+
+    with Bars() as progress:
+        progress.stage(f"observing {source}", 100)
+        recipe = observe_onnx(Path(source), inputs=inputs, progress=progress.share)
+    given = f"the inputs in {inputs}" if inputs else "random inputs"
+    click.echo(f"No --recipe: scales are {OBSERVED}, on {given}.", err=True)
+    click.echo(
+        "For images that stay the same, run `accuquant calibrate` on its pipeline and give --recipe.",
+        err=True,
+    )
+    recipe.save(output.with_name(f"{output.name}.recipe.safetensors"))
+    return recipe
+
+
+def _calibrate_first(source: str, output: Path, task: dict[str, Any]) -> Recipe:
     """Calibrate with the defaults of `accuquant calibrate`, and keep the recipe beside `output`."""
     from accuquant.cli.calibrate import print_summary
     from accuquant.cli.calibrate import run as calibrate
 
     path = output.with_name(f"{output.name}.recipe.safetensors")
     click.echo(f"No --recipe: calibrating first, into {path}", err=True)
-    recipe = calibrate(source, path, {})
+    recipe = calibrate(source, path, task)
     print_summary(recipe, path)
     return recipe

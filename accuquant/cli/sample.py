@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +17,11 @@ from accuquant.cli._options import (
     num_images_option,
     seed_option,
 )
+from accuquant.cli._task import take_task, task_options
+from accuquant.errors import UsageError
+
+if TYPE_CHECKING:
+    from accuquant.task import Task
 
 
 @click.command("sample", cls=Command, short_help="Sample images from an exported model.")
@@ -31,8 +38,19 @@ from accuquant.cli._options import (
 @click.option(
     "--output-dir", type=new_path, default=Path("samples"), show_default=True, help="Where images go."
 )
+@click.option(
+    "--pipeline",
+    metavar="SOURCE",
+    show_default="where it was exported from",
+    help="The pipeline whose text encoder and decoder are used.",
+)
+@task_options
 def command(folder: Path, output_dir: Path, **options: Any) -> None:
-    """Sample images from the exported folder OUT: one PNG each, and a grid of all. Needs no torch."""
+    """Sample images from the exported folder OUT: one PNG each, and a grid of all.
+
+    Pixel-space pipelines with DDIM or DDPM need no torch. Others run in diffusers with the engine as their
+    network: give them a prompt; guidance and strength are the calibrated ones unless you change them.
+    """
     grid = run(folder, output_dir, options)
     click.echo(f"{options['num_images']} images in {output_dir}, all of them in {grid}")
 
@@ -40,10 +58,36 @@ def command(folder: Path, output_dir: Path, **options: Any) -> None:
 def run(folder: Path, output_dir: Path, options: dict[str, Any]) -> Path:
     """Sample with progress on stderr and save the images -> the path of the grid."""
     from accuquant.cli._progress import Bars
-    from accuquant.runtime.sample import sample_images
     from accuquant.runtime.save_images import save_images
 
+    task = take_task(options)
     with Bars() as progress:
         progress.stage(f"sampling on {options['engine']}", 0)
-        images = sample_images(folder, progress=progress.reached, **options)
+        images = _sample(folder, task, dict(options), progress.reached)
     return save_images(images, output_dir)[-1]
+
+
+def _sample(folder: Path, task: Task, options: dict[str, Any], progress: Callable[[int, int], None]) -> Any:
+    from accuquant.manifest import Manifest
+    from accuquant.runtime.sample import runs_without_torch, sample_images
+
+    pipeline = options.pop("pipeline", None)
+    if runs_without_torch(folder, Manifest.load(folder)):
+        if task.given():
+            raise UsageError(
+                ", ".join(f"--{name.replace('_', '-')}" for name in task.given()),
+                got="a choice",
+                expected="none: this pipeline starts from seeds alone",
+                remedy="Leave it out",
+            )
+        return sample_images(folder, progress=progress, **options)
+    if any(importlib.util.find_spec(name) is None for name in ("torch", "diffusers")):
+        raise UsageError(
+            f"pipeline {Manifest.load(folder).pipeline_class}",
+            got="an environment without torch and diffusers",
+            expected="both: this pipeline encodes prompts or decodes latents with networks of its own",
+            remedy="pip install 'accuquant[calibrate,text]'",
+        )
+    from accuquant.sample_pipeline import sample_pipeline
+
+    return sample_pipeline(folder, task, pipeline=pipeline, progress=progress, **options)

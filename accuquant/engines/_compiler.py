@@ -5,11 +5,15 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accuquant._files import atomic_write
 from accuquant.engines._listening import make_logger, make_monitor
 from accuquant.errors import EngineError, UsageError
+
+if TYPE_CHECKING:
+    # Written for both libraries, which have one API; the types are those of tensorrt.
+    import tensorrt
 
 Report = Callable[[dict[str, Any]], None]
 #: TensorRT's words in the spelling of trtexec -> in the enumerations of its Python package.
@@ -32,7 +36,7 @@ def compile_request(library: str, request: dict[str, Any], report: Report) -> No
     trt = importlib.import_module(library)
     with open(request["log"], "w", encoding="utf-8") as log:
         logger = make_logger(trt, log)
-        builder = trt.Builder(logger)
+        builder: tensorrt.Builder = trt.Builder(logger)
         network, parser = parse(trt, builder, logger, request["model"])
         fix_shapes(network, request)
         config = configure(trt, builder, network, request, make_monitor(trt, report))
@@ -40,16 +44,19 @@ def compile_request(library: str, request: dict[str, Any], report: Report) -> No
         if plan is None:
             raise refused(request["model"], logger.first_error or "without a reason")
         del parser  # owns what the network refers to until here
-        _save_timing_cache(trt, config, request["timing_cache"])
+        if trt.__name__ == "tensorrt":
+            _save_timing_cache(config, request["timing_cache"])
         with open(request["plan"], "wb") as file:
             file.write(memoryview(plan))
 
 
-def parse(trt: Any, builder: Any, logger: Any, model: str) -> tuple[Any, Any]:
+def parse(
+    trt: Any, builder: tensorrt.Builder, logger: Any, model: str
+) -> tuple[tensorrt.INetworkDefinition, tensorrt.OnnxParser]:
     """Return (network, parser) of a strongly typed network. Raises EngineError that names what is wrong."""
     flag = trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
     network = builder.create_network(1 << int(flag))
-    parser = trt.OnnxParser(network, logger)
+    parser: tensorrt.OnnxParser = trt.OnnxParser(network, logger)
     if parser.parse_from_file(model):
         return network, parser
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
@@ -74,7 +81,7 @@ def parse(trt: Any, builder: Any, logger: Any, model: str) -> tuple[Any, Any]:
     )
 
 
-def fix_shapes(network: Any, request: dict[str, Any]) -> None:
+def fix_shapes(network: tensorrt.INetworkDefinition, request: dict[str, Any]) -> None:
     """Make inputs static whose profile is one shape. Raises UsageError for a profile that does not fit."""
     profile: dict[str, list[list[int]]] = request["profile"]
     inputs = {tensor.name: tensor for tensor in map(network.get_input, range(network.num_inputs))}
@@ -93,7 +100,13 @@ def fix_shapes(network: Any, request: dict[str, Any]) -> None:
             inputs[name].shape = smallest
 
 
-def configure(trt: Any, builder: Any, network: Any, request: dict[str, Any], monitor: Any) -> Any:
+def configure(
+    trt: Any,
+    builder: tensorrt.Builder,
+    network: tensorrt.INetworkDefinition,
+    request: dict[str, Any],
+    monitor: Any,
+) -> tensorrt.IBuilderConfig:
     """Return the builder's configuration, made by Polygraphy."""
     from polygraphy.backend.tensorrt_rtx import create_config_rtx
     from polygraphy.backend.trt import Profile, create_config
@@ -102,7 +115,6 @@ def configure(trt: Any, builder: Any, network: Any, request: dict[str, Any], mon
     G_LOGGER.module_severity = G_LOGGER.CRITICAL
     level = request["hardware_compatibility"]
     pools = {getattr(trt.MemoryPoolType, k.upper()): size for k, size in request["memory_pools"].items()}
-    cache = request["timing_cache"]
     common = {
         "profiles": _profiles(Profile, network, request["profile"]),
         "profiling_verbosity": getattr(trt.ProfilingVerbosity, request["profiling_verbosity"].upper()),
@@ -123,9 +135,9 @@ def configure(trt: Any, builder: Any, network: Any, request: dict[str, Any], mon
         if not request["tf32"]:
             config.clear_flag(trt.BuilderFlag.TF32)
         return config
-    if cache is not None and Path(cache).is_file():
-        common["load_timing_cache"] = cache
-    return create_config(builder, network, tf32=request["tf32"], **common)
+    config = create_config(builder, network, tf32=request["tf32"], **common)
+    _load_timing_cache(config, request["timing_cache"])
+    return config
 
 
 def refused(model: str, reason: str) -> EngineError:
@@ -142,7 +154,9 @@ def refused(model: str, reason: str) -> EngineError:
     )
 
 
-def _profiles(kind: Any, network: Any, ranges: dict[str, list[list[int]]]) -> list[Any]:
+def _profiles(
+    kind: Any, network: tensorrt.INetworkDefinition, ranges: dict[str, list[list[int]]]
+) -> list[Any]:
     """Return one Polygraphy profile of the inputs that are still dynamic."""
     profile = kind()
     for tensor in map(network.get_input, range(network.num_inputs)):
@@ -173,8 +187,22 @@ def _wrong_profile(got: str, expected: str) -> UsageError:
     )
 
 
-def _save_timing_cache(trt: Any, config: Any, path: str | None) -> None:
-    """Keep the measured tactics; TensorRT for RTX measures none."""
-    if path is not None and trt.__name__ != "tensorrt_rtx":
+def _load_timing_cache(config: tensorrt.IBuilderConfig, path: str | None) -> None:
+    """Let the builder reuse the tactics that it measured before. Raises EngineError for a damaged file."""
+    if path is None or not Path(path).is_file():
+        return
+    cache = config.create_timing_cache(Path(path).read_bytes())
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+        raise EngineError(
+            f"timing cache '{path}'",
+            got="a file that TensorRT refuses",
+            expected="what this version of TensorRT wrote on this GPU",
+            remedy=f"Delete it: the next build writes it anew (rm '{path}')",
+        )
+
+
+def _save_timing_cache(config: tensorrt.IBuilderConfig, path: str | None) -> None:
+    """Keep the measured tactics."""
+    if path is not None:
         with atomic_write(path) as temporary:
             temporary.write_bytes(memoryview(config.get_timing_cache().serialize()))

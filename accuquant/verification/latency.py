@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+
+from accuquant.interleave import time_interleaved
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,7 @@ def measure_latencies(
     calls: Mapping[str, Callable[[], object]], *, batch_size: int, rounds: int = 15, warm_up: int = 2
 ) -> tuple[Latency, ...]:
     """Time each of `calls` in turn, `rounds` times, after `warm_up` untimed rounds."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(warm_up + rounds):
-        for name, call in calls.items():
-            began = time.perf_counter()
-            call()
-            if turn >= warm_up:
-                times[name].append((time.perf_counter() - began) * 1e3)
+    times = time_interleaved(calls, rounds=rounds, warm_up=warm_up)
     return tuple(
-        Latency(name, statistics.median(values), min(values), batch_size, rounds)
-        for name, values in times.items()
+        Latency(name, taken.median, min(taken.values), batch_size, rounds) for name, taken in times.items()
     )

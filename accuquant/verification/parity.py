@@ -162,7 +162,7 @@ def _graph_levels(
             for spec in runner.input_specs:
                 if spec.name == recipe.signature.timestep.name:
                     shape = [extent if isinstance(extent, int) else 1 for extent in spec.shape]
-                    feeds[spec.name] = np.full(shape, timestep)
+                    feeds[spec.name] = np.full(shape, timestep / recipe.signature.timestep_divisor)
             typed = {spec.name: feeds[spec.name].astype(spec.dtype) for spec in runner.input_specs}
             results = runner.infer(typed)
     return {

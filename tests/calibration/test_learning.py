@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ from torch import nn
 from accuquant.calibration.gradient import GRADIENT_ARMS
 from accuquant.calibration.learning import (
     LearningSettings,
+    _Judge,
     end_point_loss,
     evaluate,
+    held_out_errors,
     learn_group,
     sample_errors,
 )
@@ -131,6 +134,42 @@ def test_the_same_seed_learns_the_same_scale(learn: Learn, layer: QuantizedLayer
         learn(LearningSettings(iterations=7, learning_rate=0.1), seed=seed)
         scales.append(layer.scale_of(0))
     assert scales[0] == scales[1] != scales[2]
+
+
+def test_a_descent_without_progress_ends_early(
+    learn: Learn, layer: QuantizedLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    arm = GRADIENT_ARMS["exact"]
+
+    def counted(*arguments: Any) -> float:
+        calls.append(1)
+        return arm(*arguments)
+
+    monkeypatch.setitem(GRADIENT_ARMS, "exact", counted)
+    layer.set_scale(0, 0.45)
+    seen: list[int] = []
+    result = learn(LearningSettings("exact", iterations=64, learning_rate=1.5), progress=seen.append)
+    assert result.status == "rolled_back"
+    assert len(calls) == 16  # 1/16, 1/8 and 1/4 of the iterations brought nothing
+    assert sum(seen) == 64
+
+
+def test_a_gain_within_one_standard_error_is_no_gain(
+    network: nn.Module, process: DenoisingProcess, batches: list[TrajectoryBatch], layer: QuantizedLayer
+) -> None:
+    layer.set_scale(0, 0.45)
+    judge = _Judge(network, process, range(0, 3), batches[3:], 0)
+    errors = held_out_errors(network, process, range(0, 3), batches[3:])
+    with_luck = errors * torch.tensor([0.2, 1.2, 1.2])  # log changes: mean -0.4, standard error 0.6
+    steady = errors * torch.tensor([0.8, 0.9, 0.85])
+    judge._errors = lambda: with_luck  # type: ignore[method-assign]
+    assert judge()
+    assert not judge.found_better
+    judge._errors = lambda: steady  # type: ignore[method-assign]
+    assert judge()
+    assert judge.found_better
+    assert judge.best_loss == pytest.approx(float(steady.median()))
 
 
 def test_every_iteration_is_reported(learn: Learn) -> None:

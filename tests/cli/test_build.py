@@ -54,8 +54,10 @@ def test_flags_of_trtexec_are_taken_and_those_it_lost_are_answered(
     answered = [line.partition(" changes nothing")[0] for line in said if "changes nothing" in line]
     assert sorted(answered) == ["--calib", "--fp16", "--int8"]
     assert EngineManifest.load(engine).options["profile"]["x"][2] == [4, 4, 8, 8]
-    (convolution,) = [line for line in json.loads(layers.read_text())["Layers"] if "correlation" in line]
-    assert "Datatype: Int8" in convolution
+    described = json.loads(layers.read_text())["layers"]
+    (convolution,) = [layer for layer in described if layer["kind"] == "correlation"]
+    assert convolution["inputs"][0]["dtype"] == "Int8"
+    assert "conv" in convolution["onnx_nodes"]
 
 
 def one_line(code: int, capsys: pytest.CaptureFixture[str]) -> str:

@@ -8,7 +8,19 @@ import pytest
 import accuquant
 from accuquant.cli.main import export_main, main
 
-COMMANDS = ["demo", "calibrate", "export", "check", "audit", "build", "sample", "verify", "doctor"]
+COMMANDS = [
+    "demo",
+    "calibrate",
+    "export",
+    "check",
+    "audit",
+    "build",
+    "sample",
+    "verify",
+    "bench",
+    "push",
+    "doctor",
+]
 HEAVY = {"torch", "diffusers", "numpy", "onnx", "openvino", "onnxruntime", "rich", "onnx_ir"}
 
 

@@ -111,7 +111,9 @@ def test_verify_fails_by_its_thresholds(
     assert main(["verify", *arguments, "--min-psnr", "none", "--min-lowering-psnr", "none"]) == 0
 
 
-def test_export_takes_an_onnx_file(output: Path, tiny_pipeline: Path, tmp_path: Path) -> None:
+def test_export_takes_an_onnx_file_with_and_without_a_recipe(
+    output: Path, tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     import onnx_ir
 
     from accuquant.export.float_graph import trace
@@ -122,6 +124,12 @@ def test_export_takes_an_onnx_file(output: Path, tiny_pipeline: Path, tmp_path: 
     recipe, quantized = str(output / "recipe.safetensors"), tmp_path / "int8.onnx"
     assert main(["export", str(tmp_path / "float.onnx"), "--recipe", recipe, "-o", str(quantized)]) == 0
     assert main(["check", str(quantized)]) == 0
+    capsys.readouterr()
+    assert main(["export", str(tmp_path / "float.onnx"), "-o", str(tmp_path / "observed.onnx")]) == 0
+    assert "observed, not calibrated over denoising steps, on random inputs" in capsys.readouterr().err
+    assert main(["check", str(tmp_path / "observed.onnx")]) == 0
+    observed = Recipe.load(tmp_path / "observed.onnx.recipe.safetensors")
+    assert set(observed.layers) == set(Recipe.load(recipe).layers)
 
 
 def test_check_names_the_violations_of_a_float_graph(
@@ -146,7 +154,8 @@ def test_check_names_the_violations_of_a_float_graph(
     [
         (["calibrate", "{tmp}/none"], 1, "no such folder"),
         (["export", "{pipeline}", "--recipe", "{pipeline}/model_index.json", "-o", "{tmp}/m"], 1, "recipe"),
-        (["export", "{tmp}/m.onnx", "-o", "{tmp}/q.onnx"], 2, "Calibrate the pipeline"),
+        (["export", "{tmp}/m.onnx", "-o", "{tmp}/q.onnx"], 1, "no such file"),
+        (["export", "{pipeline}", "--inputs", "{recipe}", "-o", "{tmp}/m"], 2, "Leave --inputs out"),
         (["export", "{pipeline}", "--recipe", "{recipe}", "-o", "{pipeline}"], 1, "nothing was overwritten"),
         (["sample", "{pipeline}"], 1, "accuquant.json"),
         (["verify", "{pipeline}", "--reference", "{pipeline}"], 1, "accuquant.json"),
@@ -178,3 +187,28 @@ def test_a_damaged_export_is_refused(
     (folder / "unet" / "model.onnx").write_bytes((output / "model/unet/model.onnx").read_bytes()[:-100])
     assert main(["--quiet", "sample", str(folder)]) == 1
     assert "model.onnx" in capsys.readouterr().err
+
+
+def test_bench_times_every_engine_that_is_here_and_recommends_one(
+    output: Path, tiny_pipeline: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["bench", str(output / "model"), "--reference", str(tiny_pipeline), "--rounds", "3"]
+    assert main([*arguments, "--batch-size", "2", "--threads", "1", "--json", "-"]) == 0
+    captured = capsys.readouterr()
+    report = json.loads(captured.out)
+    timed = {result["name"]: result for result in report["results"]}
+    assert {"openvino int8", "openvino fp32", "onnxruntime int8"} <= set(timed)
+    assert all(len(result["ms"]) == 3 and min(result["ms"]) > 0 for result in timed.values())
+    named = {*timed, *(entry["name"] for entry in report["left_out"])}
+    assert {"tensorrt int8", "tensorrt fp16", "torch.compile fp16"} <= named
+    assert report["recommendation"].split(":")[0] in captured.err
+
+
+def test_bench_refuses_an_export_whose_files_changed(
+    output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(output / "model", tmp_path / "model")
+    graph = tmp_path / "model" / "unet" / "model.onnx"
+    graph.write_bytes(graph.read_bytes() + b"\0")
+    assert main(["bench", str(tmp_path / "model")]) == 1
+    assert "other bytes than were exported" in capsys.readouterr().err

@@ -398,7 +398,7 @@ def test_an_export_replaces_an_export_and_nothing_else(
     export_pipeline(tiny_source, recipe, out, dynamic=False)
     before = (out / "unet" / "model.onnx").read_bytes()
 
-    monkeypatch.setattr("accuquant.export.graph_files.ir.save", full_disk)
+    monkeypatch.setattr("accuquant.export.graph_files.save_inline", full_disk)
     with pytest.raises(OSError, match="No space left"):
         export_pipeline(tiny_source, recipe, out, dynamic=False)
     assert (out / "unet" / "model.onnx").read_bytes() == before

@@ -24,7 +24,11 @@ class Times:
     @property
     def p90(self) -> float:
         """The 90th percentile in milliseconds."""
-        return float(np.percentile(self.values, 90))
+        return self.percentile(90)
+
+    def percentile(self, share: float) -> float:
+        """Return the time that `share` percent of the rounds do not exceed, in milliseconds."""
+        return float(np.percentile(self.values, share))
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -32,11 +36,17 @@ class Times:
 
 
 def time_interleaved(
-    calls: Mapping[str, Callable[[], object]], *, rounds: int, warm_up: int, pause: float = 0.0
+    calls: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    warm_up: int,
+    pause: float = 0.0,
+    after_round: Callable[[], object] = lambda: None,
 ) -> dict[str, Times]:
     """Run `calls` as A B C A B C ...: `warm_up` untimed rounds, then `rounds` timed ones.
 
-    `pause` seconds before each call let another engine's threads stop spinning.
+    `pause` seconds before each call let another engine's threads stop spinning. `after_round` is called
+    after each round, the untimed ones too.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(warm_up + rounds):
@@ -47,4 +57,5 @@ def time_interleaved(
             took = (time.perf_counter() - began) * 1e3
             if turn >= warm_up:
                 times[name].append(took)
+        after_round()
     return {name: Times(tuple(values)) for name, values in times.items()}

@@ -1,0 +1,124 @@
+"""Time every engine that is there in one interleaved run, and say which to use."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accuquant.audit.audit_model import write_float_twin
+from accuquant.bench.candidate import Candidate, LeftOut
+from accuquant.bench.exported import exported_candidates, float_candidates
+from accuquant.bench.inputs import Inputs, make_inputs
+from accuquant.bench.recommend import recommend
+from accuquant.errors import EngineError
+from accuquant.interleave import Times, time_interleaved
+from accuquant.manifest import Manifest
+from accuquant.progress import Progress, Silent
+
+if TYPE_CHECKING:
+    from accuquant.pipelines import Source
+
+#: Seconds before each call, in which another engine's threads stop spinning.
+_PAUSE = 0.02
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """What was measured. `times` is keyed by candidate name; `left_out` says what is missing and why."""
+
+    candidates: tuple[Candidate, ...]
+    times: Mapping[str, Times]
+    left_out: tuple[LeftOut, ...]
+    recommendation: str
+    batch_size: int
+    rounds: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {
+            "batch_size": self.batch_size,
+            "rounds": self.rounds,
+            "results": [
+                {
+                    "name": candidate.name,
+                    "engine": candidate.engine,
+                    "precision": candidate.precision,
+                    "device": candidate.device,
+                    "p99_ms": self.times[candidate.name].percentile(99),
+                    **self.times[candidate.name].to_dict(),
+                }
+                for candidate in self.candidates
+            ],
+            "left_out": [vars(entry) for entry in self.left_out],
+            "recommendation": self.recommendation,
+        }
+
+
+def run_bench(
+    folder: Path,
+    *,
+    reference: Source | None = None,
+    batch_size: int = 1,
+    rounds: int = 30,
+    warm_up: int = 3,
+    num_threads: int | None = None,
+    progress: Progress | None = None,
+) -> BenchReport:
+    """Time one network call of the exported folder in every engine, in interleaved rounds.
+
+    Beside the exported int8 network it times the same network without QDQ pairs, and that of `reference` in
+    PyTorch where it is given. Raises EngineError for a folder that is damaged, or where nothing runs.
+    """
+    progress = progress or Silent()
+    folder = Path(folder)
+    manifest = Manifest.load(folder)
+    manifest.check_files(folder)
+    inputs = make_inputs(manifest, batch_size)
+    with ExitStack() as stack:
+        progress.stage("loading engines", 0)
+        found = list(_everything(folder, manifest, reference, inputs, num_threads, progress, stack))
+        candidates = tuple(entry for entry in found if isinstance(entry, Candidate))
+        left_out = tuple(entry for entry in found if isinstance(entry, LeftOut))
+        if not candidates:
+            raise EngineError(
+                f"folder '{folder}'",
+                got="no engine that runs it: " + "; ".join(f"{e.name}: {e.reason}" for e in left_out),
+                expected="at least one",
+                remedy="Run `accuquant doctor`",
+            )
+        progress.stage(f"timing {', '.join(c.name for c in candidates)}", warm_up + rounds)
+        times = time_interleaved(
+            {candidate.name: candidate.call for candidate in candidates},
+            rounds=rounds,
+            warm_up=warm_up,
+            pause=_PAUSE,
+            after_round=progress.advance,
+        )
+    return BenchReport(candidates, times, left_out, recommend(candidates, times), batch_size, rounds)
+
+
+def _everything(
+    folder: Path,
+    manifest: Manifest,
+    reference: Source | None,
+    inputs: Inputs,
+    num_threads: int | None,
+    progress: Progress,
+    stack: ExitStack,
+) -> Iterator[Candidate | LeftOut]:
+    yield from exported_candidates(folder, inputs, num_threads=num_threads, stack=stack)
+    scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="accuquant-bench-")))
+    twin = write_float_twin(folder / manifest.graphs[0], scratch)
+    yield from float_candidates(
+        manifest, twin, inputs, num_threads=num_threads, progress=progress, stack=stack
+    )
+    if reference is None:
+        yield LeftOut("torch", "no --reference SOURCE to take the float network from")
+        return
+    from accuquant.bench.torch_network import torch_candidates
+
+    yield from torch_candidates(reference, inputs)

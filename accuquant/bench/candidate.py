@@ -1,0 +1,49 @@
+"""One way to run a denoising network, ready to be timed, or the reason why it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from accuquant.errors import AccuQuantError
+
+Precision = Literal["int8", "fp16", "fp32"]
+Device = Literal["cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An engine with a network in it. `call` runs the network once and returns when it is done."""
+
+    engine: str
+    precision: Precision
+    device: Device
+    call: Callable[[], object]
+
+    @property
+    def name(self) -> str:
+        """What tables call it: "openvino int8"."""
+        return f"{self.engine} {self.precision}"
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A candidate that is not timed, and why."""
+
+    name: str
+    reason: str
+
+
+def attempt(name: str, make: Callable[[], Candidate]) -> Candidate | LeftOut:
+    """Return what `make` makes after one call of it, or why it cannot be run here."""
+    try:
+        candidate = make()
+        candidate.call()
+    except AccuQuantError as fault:
+        return LeftOut(name, f"{fault.got}. {fault.remedy}")
+    except ModuleNotFoundError as fault:
+        return LeftOut(name, f"{fault.name} is not installed")
+    except RuntimeError as fault:  # how torch says that memory ran out, or that it cannot compile
+        return LeftOut(name, " ".join(f"{type(fault).__name__}: {fault}".split())[:200])
+    return candidate

@@ -1,0 +1,93 @@
+"""The candidates that an exported folder holds: its int8 graphs, and the same network without the pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from accuquant.bench.candidate import Candidate, Device, LeftOut, Precision, attempt
+from accuquant.bench.inputs import Inputs
+from accuquant.engines import BuildOptions, Target
+from accuquant.engines.build import build_engine
+from accuquant.engines.profile import static_profile
+from accuquant.gpu import find_gpu
+from accuquant.manifest import Manifest
+from accuquant.progress import Progress
+from accuquant.runtime.engine_model import EngineModel
+from accuquant.runtime.open_runner import make_runner
+from accuquant.runtime.runner import Runner
+
+#: Engine -> the device that it computes on.
+_DEVICES: dict[str, Device] = {"openvino": "cpu", "onnxruntime": "cpu", "tensorrt": "cuda"}
+
+
+def exported_candidates(
+    folder: Path, inputs: Inputs, *, num_threads: int | None, stack: ExitStack
+) -> Iterator[Candidate | LeftOut]:
+    """Yield the exported int8 network in every engine; `stack` closes them."""
+    for engine, device in _DEVICES.items():
+
+        def make(engine: str = engine, device: Device = device) -> Candidate:
+            options: dict[str, Any] = {} if device == "cuda" else {"num_threads": num_threads}
+            model = stack.enter_context(EngineModel.from_folder(folder, engine, **options))
+            return Candidate(
+                engine,
+                "int8",
+                device,
+                lambda: model(inputs.sample, inputs.timestep, inputs.conditioning),
+            )
+
+        yield attempt(f"{engine} int8", make)
+
+
+def float_candidates(
+    manifest: Manifest,
+    twin: Path,
+    inputs: Inputs,
+    *,
+    num_threads: int | None,
+    progress: Progress,
+    stack: ExitStack,
+) -> Iterator[Candidate | LeftOut]:
+    """Yield the network of the folder as it costs without int8: `twin`, its graph without QDQ pairs.
+
+    OpenVINO computes it in float32, TensorRT in float16, in an engine that is compiled beside `twin`.
+    """
+
+    def ready(engine: str, precision: Precision, runner: Runner) -> Candidate:
+        stack.callback(runner.deactivate)
+        runner.activate()
+        feeds = _feeds(manifest, runner, inputs)
+        return Candidate(engine, precision, _DEVICES[engine], lambda: runner.infer(feeds))
+
+    def openvino() -> Candidate:
+        return ready("openvino", "fp32", make_runner(twin, "openvino", num_threads=num_threads))
+
+    def tensorrt() -> Candidate:
+        target = Target(*find_gpu().capability)
+        profile = static_profile(twin, batch_size=inputs.batch_size)
+        engine = twin.with_suffix(".engine")
+        build_engine(twin, engine, BuildOptions(target, profile=profile), rebuild="", progress=progress)
+        return ready("tensorrt", "fp16", make_runner(engine, "tensorrt"))
+
+    yield attempt("openvino fp32", openvino)
+    yield attempt("tensorrt fp16", tensorrt)
+
+
+def _feeds(manifest: Manifest, runner: Runner, inputs: Inputs) -> dict[str, Any]:
+    """Return the inputs by the graph's names, shapes and types."""
+    import numpy as np
+
+    signature = manifest.signature
+    given: dict[str, Any] = {signature.sample.name: inputs.sample, **inputs.conditioning}
+    feeds = {}
+    for spec in runner.input_specs:
+        if spec.name == signature.timestep.name:
+            shape = [extent if isinstance(extent, int) else 1 for extent in spec.shape]
+            value = np.full(shape, inputs.timestep / signature.timestep_divisor)
+        else:
+            value = given[spec.name]
+        feeds[spec.name] = value.astype(spec.dtype)
+    return feeds

@@ -1,0 +1,1 @@
+"""Observation: a recipe for a float .onnx alone, from what its layers see in a few calls."""

@@ -1,0 +1,180 @@
+"""A recipe for a float .onnx without its pipeline: scales from what the layers see in a few calls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+
+from accuquant._files import sha256_of_file
+from accuquant.calibration.observer import choose_zero_point, observer_named, weight_scale
+from accuquant.errors import MissingDependencyError, SourceError, UsageError
+from accuquant.export.onnx_source import read_model
+from accuquant.groups import StepGroups
+from accuquant.observation.onnx_inputs import (
+    Feed,
+    inputs_of,
+    load_feeds,
+    random_feeds,
+    sizes_of,
+    timestep_values,
+)
+from accuquant.observation.onnx_layers import OnnxLayer, find_layers, place_layers
+from accuquant.qparams import WEIGHT_AXIS, LayerQParams, fingerprint
+from accuquant.recipe import Recipe
+
+#: What recipes, files and the command line call the result.
+OBSERVED = "observed, not calibrated over denoising steps"
+_VALUES_PER_CALL = 16384
+_DEFAULT_CALLS = 8
+_TOP = 1000.0
+_EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
+
+Progress = Callable[[str, float], None]
+Samples = dict[str, list[npt.NDArray[np.float32]]]
+
+
+def observe_onnx(
+    path: Path,
+    *,
+    inputs: Path | None = None,
+    calls: int = _DEFAULT_CALLS,
+    weight_bits: int = 8,
+    activation_bits: int = 8,
+    observer: str = "mse",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Recipe:
+    """Return a recipe with one step group for the float graph at `path`.
+
+    Its layers' inputs are recorded in ONNX Runtime over the calls that the .npz `inputs` holds, or over
+    `calls` random ones: normal samples with timesteps spread over [0, 1000). No denoising step is
+    simulated and nothing is learned; `calibration["method"]` says so. Raises SourceError for a file that
+    is no denoising network, UsageError for inputs that do not fit.
+    """
+    say = progress or (lambda _text, _share: None)
+    path = Path(path)
+    model = read_model(path)
+    wanted = inputs_of(model.graph, path)
+    layers = place_layers(
+        model.graph, find_layers(model.graph), sample=wanted.sample, timestep=wanted.timestep
+    )
+    if not layers:
+        raise SourceError(
+            f"'{path}'",
+            got="no layer with a constant weight between its first and its last",
+            expected="convolutions or linear layers in float32",
+            remedy="Export the float network; a file that is quantized already cannot be quantized again",
+        )
+    feeds = random_feeds(wanted, calls, seed) if inputs is None else load_feeds(inputs, wanted)
+    samples = _record(model, path, layers, feeds, seed, say)
+    qparams = {}
+    for number, layer in enumerate(layers):
+        say("choosing scales", 0.5 + 0.5 * number / len(layers))
+        qparams[layer.name] = _qparams(layer, samples, weight_bits, activation_bits, observer)
+    top = max(_TOP, math.floor(max(timestep_values(feeds, wanted))) + 1.0)
+    return Recipe(
+        groups=StepGroups((top, 0.0)),
+        layers=qparams,
+        signature=wanted.signature(),
+        scheduler={},
+        model_hash=sha256_of_file(path),
+        calibration=_facts(path, inputs, len(feeds), observer, seed),
+    )
+
+
+def _facts(path: Path, inputs: Path | None, calls: int, observer: str, seed: int) -> dict[str, Any]:
+    return {
+        "method": OBSERVED,
+        "source": str(path),
+        "inputs": "random" if inputs is None else str(inputs),
+        "settings": {"calls": calls, "observer": observer, "seed": seed},
+    }
+
+
+def _record(
+    model: ir.Model, path: Path, layers: Sequence[OnnxLayer], feeds: list[Feed], seed: int, say: Progress
+) -> Samples:
+    """Run every feed and keep some values, and the extremes, of each layer's input."""
+    session = _session(model, path, layers)
+    values = {layer.name: layer.node.inputs[0] for layer in layers}
+    names = list(dict.fromkeys(str(value.name) for value in values.values() if value is not None))
+    rng = np.random.default_rng(seed)
+    kept: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in names}
+    for number, feed in enumerate(feeds):
+        say(f"observing call {number + 1} of {len(feeds)}", 0.5 * number / len(feeds))
+        for name, array in zip(names, _run(session, path, names, feed), strict=True):
+            kept[name].append(_draw(array.reshape(-1), rng))
+    merged = {name: np.concatenate(arrays) for name, arrays in kept.items()}
+    return {layer: [merged[str(value.name)]] for layer, value in values.items() if value is not None}
+
+
+def _draw(flat: npt.NDArray[Any], rng: np.random.Generator) -> npt.NDArray[np.float32]:
+    picks = rng.integers(flat.size, size=min(flat.size, _VALUES_PER_CALL))
+    return np.concatenate([[flat.min(), flat.max()], flat[picks]]).astype(np.float32)
+
+
+def _session(model: ir.Model, path: Path, layers: Sequence[OnnxLayer]) -> Any:
+    """Open the graph with each layer's input as an output; external data is mapped, not copied."""
+    try:
+        import onnxruntime
+    except ImportError as fault:
+        raise MissingDependencyError(
+            "onnxruntime",
+            got="no such package",
+            expected="ONNX Runtime, which runs the float graph",
+            remedy="pip install 'accuquant[onnxruntime]', or give --recipe",
+        ) from fault
+    proto = ir.to_proto(model)
+    shown = {value.name for value in proto.graph.output}
+    for layer in layers:
+        name = str(layer.node.inputs[0].name) if layer.node.inputs[0] is not None else ""
+        if name and name not in shown:
+            shown.add(name)
+            proto.graph.output.append(onnx.ValueInfoProto(name=name))
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry(_EXTERNAL_FOLDER, str(path.parent.resolve()))
+    return onnxruntime.InferenceSession(
+        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def _run(session: Any, path: Path, names: list[str], feed: Feed) -> list[npt.NDArray[Any]]:
+    try:
+        outputs: list[npt.NDArray[Any]] = session.run(names, feed)
+    except Exception as fault:  # ONNX Runtime has exception classes of its own
+        lines = str(fault).strip().splitlines()
+        raise UsageError(
+            f"'{path}'",
+            got=f"an error for {sizes_of(feed)} ({lines[-1][:200] if lines else type(fault).__name__})",
+            expected="inputs that fit together",
+            remedy="Give --inputs FILE.npz with arrays of the sizes that the network takes",
+        ) from fault
+    return outputs
+
+
+def _qparams(
+    layer: OnnxLayer, samples: Samples, weight_bits: int, activation_bits: int, observer: str
+) -> LayerQParams:
+    weight = np.asarray(layer.weight.load(), np.float32)
+    values = samples[layer.name]
+    zero_point = choose_zero_point(values, activation_bits)
+    scale = observer_named(observer)(values[0], activation_bits, zero_point)
+    return LayerQParams(
+        name=layer.name,
+        kind=layer.kind,
+        weight_shape=tuple(weight.shape),
+        fingerprint=fingerprint(weight),
+        weight_scale=weight_scale(weight, weight_bits, WEIGHT_AXIS[layer.kind]),
+        activation_scale=np.array([scale], np.float32),
+        weight_bits=weight_bits,
+        activation_bits=activation_bits,
+        zero_point=zero_point,
+    )

@@ -1,0 +1,153 @@
+"""Measure the time, memory and file size of exporting a full-size UNet with random weights.
+
+    python benchmarks/export_size.py --models sd15
+    python benchmarks/export_size.py --models sdxl
+
+The pipeline (float32 safetensors) and a recipe are made first, in processes of their own. Then a fresh
+process loads the pipeline, exports it and ends: its largest resident memory (ru_maxrss, with Python, torch
+and the mapped weights in it) and its time from start to end are what the table shows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from report import add_json_option, print_report
+
+_CHOICES = ("tiny", "sd15", "sdxl")
+_GB = 1e9
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", nargs="+", choices=_CHOICES, default=["sd15"])
+    parser.add_argument("--groups", type=int, default=10, help="step groups (default: %(default)s)")
+    parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp32")
+    parser.add_argument("--work", type=Path, help="keep pipelines and exports in this folder")
+    parser.add_argument("--child", nargs=2, metavar=("ACTION", "MODEL"), help=argparse.SUPPRESS)
+    add_json_option(parser)
+    return parser.parse_args()
+
+
+def make_recipe(folder: Path, num_groups: int) -> None:
+    """Write the pipeline's recipe beside it."""
+    from large_networks import small_recipe
+
+    from accuquant.pipelines import load_source
+
+    small_recipe(load_source(folder), num_groups=num_groups).save(recipe_path(folder))
+
+
+def export(folder: Path, output: Path, precision: Any) -> dict[str, float]:
+    """Export in this process -> its peak memory, and the bytes of the float weights and of the files."""
+    from large_networks import folder_bytes, weight_bytes
+
+    from accuquant.export.pipeline_folder import export_pipeline
+    from accuquant.pipelines import load_source
+    from accuquant.recipe import Recipe
+
+    steps: list[tuple[str, float]] = [("loading", time.monotonic())]
+    source = load_source(folder)
+    recipe = Recipe.load(recipe_path(folder))
+    export_pipeline(
+        source,
+        recipe,
+        output,
+        precision=precision,
+        progress=lambda text, _: steps.append((text, time.monotonic())),
+    )
+    for (text, start), (_, end) in pairwise(steps):
+        print(f"{text}: {end - start:.1f} s", file=sys.stderr)
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    size = sum(size for _, size in folder_bytes(output / "unet"))
+    return {
+        "peak": usage.ru_maxrss * 1024.0,
+        "weights": float(weight_bytes(source.network)),
+        "file": float(size),
+        "cpu_seconds": usage.ru_utime + usage.ru_stime,
+    }
+
+
+def recipe_path(folder: Path) -> Path:
+    """Return where the recipe of the pipeline in `folder` lies."""
+    return folder.with_name(f"{folder.name}.safetensors")
+
+
+def run_child(arguments: argparse.Namespace, action: str, model: str, work: Path) -> dict[str, float]:
+    """Do one action in a fresh process -> what it printed last, and its seconds."""
+    command = [
+        sys.executable, __file__, "--child", action, model, "--work", str(work),
+        "--groups", str(arguments.groups), "--precision", arguments.precision,
+    ]  # fmt: skip
+    start = time.monotonic()
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, float] = json.loads(result.stdout.splitlines()[-1])
+    return {**found, "seconds": time.monotonic() - start}
+
+
+def do_child(arguments: argparse.Namespace) -> dict[str, float]:
+    """Do the action that this process was started for."""
+    from large_networks import write_pipeline
+
+    action, model = arguments.child
+    folder = arguments.work / model
+    if action == "write":
+        write_pipeline(model, folder)
+    elif action == "recipe":
+        make_recipe(folder, arguments.groups)
+    else:
+        return export(folder, arguments.work / f"{model}-int8", arguments.precision)
+    return {}
+
+
+def main() -> None:
+    """Prepare and export each model, and print what it took."""
+    arguments = parse_arguments()
+    if arguments.child:
+        print(json.dumps(do_child(arguments)))
+        return
+    results: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        work = arguments.work or Path(temporary)
+        for model in arguments.models:
+            folder = work / model
+            if not folder.is_dir():
+                run_child(arguments, "write", model, work)
+            if not recipe_path(folder).is_file():
+                run_child(arguments, "recipe", model, work)
+            results[model] = run_child(arguments, "export", model, work)
+    print_report(
+        f"Export of a whole UNet, W8A8, {arguments.groups} step groups, {arguments.precision}, fresh process",
+        ("", "weights fp32 GB", "peak GB", "peak / weights", "file GB", "file / weights", "s", "CPU s"),
+        [_row(name, found) for name, found in results.items()],
+        notes=[
+            "Random weights; peak is ru_maxrss; s from the start of Python to its end, CPU s in all threads."
+        ],
+        record={"precision": arguments.precision, "groups": arguments.groups, "results": results},
+        json_path=arguments.json,
+    )
+
+
+def _row(name: str, found: dict[str, float]) -> list[str]:
+    weights = found["weights"]
+    return [
+        name, f"{weights / _GB:.2f}", f"{found['peak'] / _GB:.2f}", f"{found['peak'] / weights:.2f}",
+        f"{found['file'] / _GB:.2f}", f"{found['file'] / weights:.3f}", f"{found['seconds']:.0f}",
+        f"{found['cpu_seconds']:.0f}",
+    ]  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

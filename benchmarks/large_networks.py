@@ -1,0 +1,165 @@
+"""Full-size networks of Stable Diffusion with random weights, and recipes from one small forward."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from accuquant.calibration.activations import ActivationSampler
+from accuquant.calibration.observer import min_max_scale
+from accuquant.calibration.placement import place
+from accuquant.groups import StepGroups
+from accuquant.network import call, layer_kind, model_hash, quantizable_layers, weight_of
+from accuquant.pipelines import Source
+from accuquant.qparams import WEIGHT_AXIS, LayerQParams, fingerprint
+from accuquant.recipe import Recipe
+from accuquant.signature import Signature
+
+#: The published configurations, where they differ from the class's defaults.
+CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "sample_size": 16,
+        "block_out_channels": (32, 64),
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "cross_attention_dim": 64,
+        "attention_head_dim": 8,
+    },
+    "sd15": {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
+    "sdxl": {
+        "sample_size": 128,
+        "block_out_channels": (320, 640, 1280),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": (1, 2, 10),
+        "attention_head_dim": (5, 10, 20),
+        "cross_attention_dim": 2048,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
+}
+_SHARD_BYTES = 1_000_000_000
+_TOKENS = 77
+
+
+def write_pipeline(name: str, folder: Path) -> Path:
+    """Write a pipeline folder with random float32 weights, a shard at a time, and return it."""
+    with torch.device("meta"):
+        network = UNet2DConditionModel(**CONFIGURATIONS[name])
+    part = folder / "unet"
+    network.save_config(part)
+    rng = torch.Generator().manual_seed(0)
+    shards: list[dict[str, Tensor]] = [{}]
+    weight_map: dict[str, str] = {}
+    total = 0
+    for key, value in network.state_dict().items():
+        if sum(t.nbytes for t in shards[-1].values()) > _SHARD_BYTES:
+            _save_shard(part, len(shards), shards[-1])
+            shards[-1].clear()
+            shards.append({})
+        shards[-1][key] = _random_weight(key, value, rng)
+        weight_map[key] = _shard_name(len(shards))
+        total += value.numel() * 4
+    _save_shard(part, len(shards), shards[-1])
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (part / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    DDIMScheduler().save_pretrained(folder / "scheduler")
+    classes = {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": "0.30.0",
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(classes))
+    return folder
+
+
+def _shard_name(number: int) -> str:
+    return f"diffusion_pytorch_model-{number:05d}.safetensors"
+
+
+def _save_shard(folder: Path, number: int, tensors: Mapping[str, Tensor]) -> None:
+    save_file(dict(tensors), folder / _shard_name(number), metadata={"format": "pt"})
+
+
+def _random_weight(key: str, like: Tensor, rng: torch.Generator) -> Tensor:
+    """Return weights whose layers keep the variance of what they get; norms start at one, biases at zero."""
+    if like.ndim < 2:
+        return torch.ones(like.shape) if key.endswith("weight") else torch.zeros(like.shape)
+    fan_in = math.prod(like.shape[1:])
+    return torch.randn(like.shape, generator=rng) / math.sqrt(fan_in)
+
+
+def small_inputs(signature: Signature, *, size: int, seed: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return a sample of `size` x `size` and conditioning, one image."""
+    rng = torch.Generator().manual_seed(seed)
+    sizes = signature.sizes | {"batch": 1, "height": size, "width": size, "tokens": _TOKENS}
+    sample = torch.randn(signature.sample.resolve(sizes), generator=rng)
+    conditioning = {s.name: torch.randn(s.resolve(sizes), generator=rng) for s in signature.conditioning}
+    return sample, conditioning
+
+
+@torch.no_grad()
+def small_recipe(source: Source, *, num_groups: int, size: int = 16) -> Recipe:
+    """Return a W8A8 recipe of the default layers: min-max, from one small forward a step group."""
+    edges = np.linspace(1000, 0, num_groups + 1)
+    sample, conditioning = small_inputs(source.signature, size=size)
+    names = _default_layers(source.network)
+    sampler = ActivationSampler(names, [1] * num_groups, 0)
+    with sampler.watch(source.network):
+        for group in range(num_groups):
+            sampler.group = group
+            call(source.network, sample * (1 + group / num_groups), float(edges[group + 1]), conditioning)
+    layers = quantizable_layers(source.network)
+    qparams = {
+        name: _qparams(name, layers[name], [min_max_scale(v, 8) for v in groups])
+        for name, groups in sampler.samples().items()
+    }
+    return Recipe(
+        StepGroups(tuple(edges)), qparams, source.signature, {}, model_hash=model_hash(source.network)
+    )
+
+
+def _default_layers(network: nn.Module) -> tuple[str, ...]:
+    """Return the default placement without counting operations, which takes a full-size forward."""
+    return place(network, dict.fromkeys(quantizable_layers(network), 1)).quantized
+
+
+def _qparams(name: str, layer: nn.Module, scales: list[float]) -> LayerQParams:
+    kind = layer_kind(layer)
+    assert kind is not None
+    weight = weight_of(layer).numpy()
+    axis = WEIGHT_AXIS[kind]
+    rest = tuple(i for i in range(weight.ndim) if i != axis)
+    limit = np.maximum(weight.max(axis=rest), -weight.min(axis=rest))
+    return LayerQParams(
+        name,
+        kind,
+        tuple(weight.shape),
+        fingerprint(weight),
+        (limit / 127).astype(np.float32),
+        np.asarray(scales, np.float32),
+    )
+
+
+def weight_bytes(network: nn.Module) -> int:
+    """Return the bytes of all parameters in float32."""
+    return 4 * sum(parameter.numel() for parameter in network.parameters())
+
+
+def folder_bytes(folder: Path) -> Iterator[tuple[str, int]]:
+    """Yield each file of an exported network with its size."""
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".onnx", ".onnx_data"):
+            yield path.name, path.stat().st_size

@@ -1,0 +1,378 @@
+"""Tests of the TensorRT runner. Those that run an engine need a GPU and are marked; nothing is simulated."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from accuquant.engine_manifest import EngineManifest, engine_path, manifest_path
+from accuquant.engines.build import build_engine
+from accuquant.engines.options import BuildOptions, ShapeRange
+from accuquant.engines.profile import static_profile
+from accuquant.engines.target import Target
+from accuquant.errors import EngineError
+from accuquant.gpu import Gpu, cuda_runtime, find_gpu
+from accuquant.manifest import Manifest
+from accuquant.runtime import engine_files
+from accuquant.runtime.device_memory import DeviceArray, Workspace
+from accuquant.runtime.engine_files import find_engines
+from accuquant.runtime.runner import ANY_EXTENT
+from accuquant.runtime.runtime_cache import cache_path, load_runtime_cache, save_runtime_cache
+from accuquant.runtime.tensorrt_library import check_gpu, check_version, deserialize, make_logger, refusal
+from accuquant.runtime.tensorrt_runner import TensorRtRunner, check_device_feeds
+from accuquant.signature import TensorSpec
+
+trt = pytest.importorskip("tensorrt_rtx")
+pytest.importorskip("cuda.bindings.runtime")
+pytestmark = pytest.mark.trt
+MakeConv = Callable[..., Path]
+ADA = Gpu("RTX 4090", (8, 9), (13, 0))
+
+
+def build(model: Path, target: Target, profile: dict[str, ShapeRange] | None = None) -> Path:
+    """Compile `model` beside itself, by TensorRT for RTX."""
+    engine = model.with_suffix(".engine")
+    options = BuildOptions(target, "tensorrt_rtx", profile or static_profile(model, batch_size=2))
+    build_engine(model, engine, options, rebuild=f"accuquant build {model.name} --target {target}")
+    return engine
+
+
+@pytest.fixture
+def engine(make_conv: MakeConv) -> Path:
+    return build(make_conv(), Target(8, 9))
+
+
+@pytest.fixture
+def manifest(engine: Path) -> EngineManifest:
+    return EngineManifest.load(engine)
+
+
+def without_driver() -> bool:
+    return not cuda_runtime().cudaDriverGetVersion()[1]
+
+
+needs_no_driver = pytest.mark.skipif(without_driver() is False, reason="there is a driver")
+
+
+@needs_no_driver
+def test_without_a_driver_activation_says_so(engine: Path) -> None:
+    with pytest.raises(EngineError, match=r"no NVIDIA driver.*--engine openvino"):
+        TensorRtRunner(engine).activate()
+
+
+@needs_no_driver
+def test_what_tensorrt_itself_says_without_a_driver_is_one_clear_error(
+    engine: Path, manifest: EngineManifest
+) -> None:
+    with pytest.raises(EngineError, match=r"refusal of tensorrt_rtx.*or update the NVIDIA driver"):
+        deserialize(trt, make_logger(trt), engine, manifest)
+
+
+@pytest.mark.parametrize(
+    ("message", "remedy"),
+    [
+        ("cudaError 35: CUDA driver version is insufficient", "Install or update the NVIDIA driver"),
+        ("cudaError 100: no CUDA-capable device is detected", "--engine openvino"),
+        ("cudaError 2: out of memory", "build a smaller batch"),
+        ("Serialization assertion magic number failed", "Build it again: accuquant build conv.onnx"),
+    ],
+)
+def test_each_refusal_has_its_remedy(
+    engine: Path, manifest: EngineManifest, message: str, remedy: str
+) -> None:
+    error = refusal(engine, [message], manifest)
+    assert message in error.got
+    assert remedy in error.remedy
+
+
+def test_an_engine_with_other_bytes_is_not_loaded(engine: Path) -> None:
+    engine.write_bytes(engine.read_bytes()[:-1])
+    with pytest.raises(EngineError, match=r"other bytes.*Do not run it"):
+        TensorRtRunner(engine).activate()
+
+
+def test_an_engine_without_a_manifest_is_not_loaded(engine: Path) -> None:
+    manifest_path(engine).unlink()
+    with pytest.raises(EngineError, match="no manifest"):
+        TensorRtRunner(engine).activate()
+
+
+def test_an_engine_for_another_gpu_is_refused_with_the_command(
+    engine: Path, manifest: EngineManifest
+) -> None:
+    check_gpu(manifest, ADA, engine)
+    with pytest.raises(EngineError, match=r"engine for sm89, expected one for sm86.*--target sm86"):
+        check_gpu(manifest, Gpu("RTX 3090", (8, 6), (13, 0)), engine)
+
+
+@pytest.mark.parametrize(("capability", "runs"), [((8, 6), True), ((12, 0), True), ((7, 5), False)])
+def test_a_compatible_engine_runs_on_ampere_and_later(
+    engine: Path, manifest: EngineManifest, capability: tuple[int, int], runs: bool
+) -> None:
+    options = {**manifest.options, "hardware_compatibility": "ampere+"}
+    compatible, gpu = replace(manifest, options=options), Gpu("some", capability, (13, 0))
+    if runs:
+        check_gpu(compatible, gpu, engine)
+    else:
+        with pytest.raises(EngineError, match="for sm75"):
+            check_gpu(compatible, gpu, engine)
+
+
+def test_an_engine_of_another_version_is_refused_with_the_command(
+    engine: Path, manifest: EngineManifest
+) -> None:
+    check_version(manifest, trt.__version__, engine)
+    with pytest.raises(EngineError, match=r"expected one of version 9.0, .*accuquant build conv.onnx"):
+        check_version(manifest, "9.0", engine)
+    check_version(replace(manifest, options={"version_compatible": True}), "9.0", engine)
+
+
+class Cache:
+    """The two calls of trt.IRuntimeCache, which only an engine on a GPU can make."""
+
+    def __init__(self, content: bytes = b"") -> None:
+        self.content = content
+
+    def serialize(self) -> bytes:
+        return self.content
+
+    def deserialize(self, content: bytes) -> bool:
+        self.content = bytes(content)
+        return True
+
+
+def test_the_runtime_cache_is_kept_beside_the_engine(engine: Path, manifest: EngineManifest) -> None:
+    assert not load_runtime_cache(Cache(), engine, manifest)
+    save_runtime_cache(Cache(b"kernels"), engine, manifest)
+    found = Cache()
+    assert load_runtime_cache(found, engine, manifest)
+    assert found.content == b"kernels"
+
+
+def test_the_runtime_cache_of_another_engine_is_left_alone(engine: Path, manifest: EngineManifest) -> None:
+    save_runtime_cache(Cache(b"kernels"), engine, manifest)
+    found = Cache()
+    assert not load_runtime_cache(found, engine, replace(manifest, engine_sha256="0" * 64))
+    assert found.content == b""
+
+
+def test_a_damaged_runtime_cache_is_refused(engine: Path, manifest: EngineManifest) -> None:
+    save_runtime_cache(Cache(b"kernels"), engine, manifest)
+    cache_path(engine).write_bytes(cache_path(engine).read_bytes()[:-1])
+    with pytest.raises(EngineError, match=r"damaged file.*Delete it"):
+        load_runtime_cache(Cache(), engine, manifest)
+
+
+SPECS = (TensorSpec("x", (2, ANY_EXTENT), "float32"), TensorSpec("t", (1,), "int64"))
+
+
+def test_arrays_on_the_gpu_are_checked_like_those_on_the_host() -> None:
+    good = {"x": DeviceArray(1, (2, 9), "float32"), "t": DeviceArray(1, (1,), "int64")}
+    check_device_feeds("engine", SPECS, good)
+    for wrong, match in (
+        ({"x": good["x"]}, r"inputs \['x'\]"),
+        ({**good, "t": DeviceArray(1, (2,), "int64")}, r"input 't': got int64 \[2\], expected int64 \[1\]"),
+        ({**good, "t": DeviceArray(1, (1,), "int32")}, "got int32"),
+        ({**good, "x": DeviceArray(1, (2,), "float32")}, r"\[2\], expected float32 \[2, \?\]"),
+    ):
+        with pytest.raises(EngineError, match=match):
+            check_device_feeds("engine", SPECS, wrong)
+
+
+def test_the_library_has_every_name_that_a_run_uses() -> None:
+    for owner, names in {
+        trt.Runtime: ("deserialize_cuda_engine",),
+        trt.ICudaEngine: (
+            "create_execution_context",
+            "create_runtime_config",
+            "device_memory_size_v2",
+            "get_tensor_dtype",
+            "get_tensor_mode",
+            "get_tensor_name",
+            "get_tensor_profile_shape",
+            "get_tensor_shape",
+            "num_io_tensors",
+        ),
+        trt.IExecutionContext: (
+            "execute_async_v3",
+            "get_tensor_shape",
+            "infer_shapes",
+            "set_device_memory",
+            "set_input_shape",
+            "set_tensor_address",
+        ),
+        trt.IRuntimeConfig: (
+            "create_runtime_cache",
+            "cuda_graph_strategy",
+            "set_execution_context_allocation_strategy",
+            "set_runtime_cache",
+        ),
+        trt.CudaGraphStrategy: ("WHOLE_GRAPH_CAPTURE",),
+        trt.ExecutionContextAllocationStrategy: ("USER_MANAGED",),
+        trt.TensorIOMode: ("INPUT",),
+        trt: ("nptype", "ILogger", "__version__"),
+    }.items():
+        for name in names:
+            assert hasattr(owner, name), f"{owner} {name}"
+
+
+@pytest.fixture
+def exported(make_folder: Callable[..., Path], make_conv: MakeConv) -> Path:
+    """An exported folder with an engine for sm89 that says it was compiled from the folder's graph."""
+    folder = make_folder()
+    manifest = Manifest.load(folder)
+    for graph in manifest.graphs:
+        engine = engine_path(folder, graph, "sm89", "tensorrt_rtx")
+        engine.parent.mkdir(parents=True, exist_ok=True)
+        engine.write_bytes(b"kernels")
+        EngineManifest(
+            engine_sha256="00",
+            engine_bytes=7,
+            model_files={Path(graph).name: manifest.files[graph]},
+            recipe_sha256="",
+            library="tensorrt_rtx",
+            version="1",
+            target="sm89",
+            options={},
+            seconds=1.0,
+            rebuild="accuquant build OUT",
+            accuquant_version="0",
+        ).save(engine)
+    return folder
+
+
+def on(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_files, "find_gpu", lambda: gpu)
+
+
+def test_the_engines_for_this_gpu_are_found(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on(ADA, monkeypatch)
+    manifest = Manifest.load(exported)
+    assert find_engines(exported, manifest) == tuple(
+        engine_path(exported, graph, "sm89", "tensorrt_rtx") for graph in manifest.graphs
+    )
+
+
+def test_no_engine_for_this_gpu_is_an_error_with_the_command(
+    exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on(Gpu("RTX 3090", (8, 6), (13, 0)), monkeypatch)
+    with pytest.raises(EngineError, match=r"engines/sm89/tensorrt_rtx, expected .* sm86.*--target sm86"):
+        find_engines(exported, Manifest.load(exported))
+
+
+def test_an_engine_of_an_earlier_export_is_refused(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on(ADA, monkeypatch)
+    path = exported / "accuquant.json"
+    data = json.loads(path.read_text())
+    data["files"] = dict.fromkeys(data["files"], "1" * 64)
+    path.write_text(json.dumps(data))
+    with pytest.raises(EngineError, match=r"an engine of another export.*accuquant build OUT"):
+        find_engines(exported, Manifest.load(exported))
+
+
+# What follows runs engines.
+
+
+def local() -> Target:
+    return Target(*find_gpu().capability)
+
+
+def expected(model: Path, x: np.ndarray) -> np.ndarray:
+    """Run the graph with ONNX Runtime."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    result: np.ndarray = session.run(None, {"x": x})[0]
+    return result
+
+
+def images(batch: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(batch, 4, 8, 8)).astype(np.float32)
+
+
+@pytest.fixture
+def active(make_conv: MakeConv) -> Iterator[tuple[Path, TensorRtRunner]]:
+    model = make_conv()
+    with TensorRtRunner(build(model, local())) as runner:
+        assert isinstance(runner, TensorRtRunner)
+        yield model, runner
+
+
+@pytest.mark.gpu
+def test_an_engine_computes_what_onnx_runtime_computes(active: tuple[Path, TensorRtRunner]) -> None:
+    model, runner = active
+    assert [spec.shape for spec in runner.input_specs] == [(2, 4, 8, 8)]
+    for seed in range(4):  # the first call warms up, the second records, the others replay
+        x = images(2, seed)
+        np.testing.assert_allclose(runner.infer({"x": x})["y"], expected(model, x), atol=1e-2)
+
+
+@pytest.mark.gpu
+def test_results_belong_to_the_caller(active: tuple[Path, TensorRtRunner]) -> None:
+    _, runner = active
+    first = runner.infer({"x": images(2, 0)})["y"]
+    kept = first.copy()
+    runner.infer({"x": images(2, 1)})
+    np.testing.assert_array_equal(first, kept)
+
+
+@pytest.mark.gpu
+def test_a_dynamic_engine_takes_its_profile_and_nothing_else(make_conv: MakeConv) -> None:
+    model = make_conv()
+    profile = {"x": ShapeRange((1, 4, 8, 8), (2, 4, 8, 8), (4, 4, 8, 8))}
+    with TensorRtRunner(build(model, local(), profile)) as runner:
+        for batch in (4, 1, 4, 3):
+            x = images(batch)
+            np.testing.assert_allclose(runner.infer({"x": x})["y"], expected(model, x), atol=1e-2)
+        with pytest.raises(EngineError, match=r"from \[1, 4, 8, 8\] to \[4, 4, 8, 8\]"):
+            runner.infer({"x": images(5)})
+
+
+@pytest.mark.gpu
+def test_engines_that_share_a_workspace_do_not_disturb_each_other(make_conv: MakeConv) -> None:
+    models = [make_conv(f"{k}.onnx", scale=0.03 + 0.02 * k) for k in range(3)]
+    workspace = Workspace()
+    runners = [TensorRtRunner(build(model, local()), workspace=workspace) for model in models]
+    for runner in runners:
+        runner.activate()
+    for seed in range(3):
+        for model, runner in zip(models, runners, strict=True):
+            x = images(2, seed)
+            np.testing.assert_allclose(runner.infer({"x": x})["y"], expected(model, x), atol=1e-2)
+    for runner in runners:
+        runner.deactivate()
+
+
+@pytest.mark.gpu
+def test_torch_tensors_pass_without_the_host(active: tuple[Path, TensorRtRunner]) -> None:
+    import torch
+
+    model, runner = active
+    outputs: dict[str, Any] = {}
+
+    def allocate(name: str, shape: tuple[int, ...], dtype: str) -> DeviceArray:
+        outputs[name] = torch.empty(shape, dtype=getattr(torch, dtype), device="cuda")
+        return DeviceArray(outputs[name].data_ptr(), shape, dtype)
+
+    for seed in range(4):
+        x = torch.from_numpy(images(2, seed)).cuda()
+        feeds = {"x": DeviceArray(x.data_ptr(), tuple(x.shape), "float32")}
+        runner.infer_on_device(feeds, allocate, torch.cuda.current_stream().cuda_stream)
+        np.testing.assert_allclose(outputs["y"].cpu(), expected(model, x.cpu().numpy()), atol=1e-2)
+
+
+@pytest.mark.gpu
+def test_a_second_run_finds_the_runtime_cache(active: tuple[Path, TensorRtRunner]) -> None:
+    _, runner = active
+    runner.infer({"x": images(2)})
+    runner.deactivate()
+    assert cache_path(runner.path).is_file()
+    runner.activate()
+    runner.infer({"x": images(2)})

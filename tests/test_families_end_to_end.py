@@ -1,0 +1,83 @@
+"""Every pipeline class end to end: calibrate, export, and the engine inside the real pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from accuquant.calibration import CalibrationSettings, calibrate
+from accuquant.denoising import seeded_generators
+from accuquant.export import export_pipeline
+from accuquant.families import call_arguments
+from accuquant.pipeline_starts import open_pipeline
+from accuquant.pipelines import load_source
+from accuquant.sample_pipeline import sample_pipeline
+from accuquant.simulate import simulate
+from accuquant.task import Task
+from accuquant.verification.thresholds import Thresholds
+from accuquant.verification.verify import verify
+
+SETTINGS = CalibrationSettings(
+    steps=4, group_size=2, num_trajectories=2, batch_size=2, iterations=1, observer="minmax",
+    rounding="nearest",
+)  # fmt: skip
+#: pipeline -> what its task has: prompts, images, masks, other choices
+CASES: dict[str, dict[str, Any]] = {
+    "sd-v": {"prompts": True},
+    "sd": {"prompts": True, "images": True, "strength": 0.8},
+    "inpaint": {"prompts": True, "images": True, "masks": True},
+    "pix2pix": {"prompts": True, "images": True},
+    "lcm": {"prompts": True, "guidance_scale": 4.0},
+    "sdxl": {"prompts": True},
+    "sdxl-image": {"prompts": True, "images": True, "strength": 0.8},
+    "sdxl-inpaint": {"prompts": True, "images": True, "masks": True},
+    "ldm": {},
+    "ldm-text": {"prompts": True, "guidance_scale": 4.0, "image_size": 64},  # its pipeline divides by 8
+    "super-resolution": {"images": True},
+    "dit": {},
+    "pixart": {"prompts": True},
+    "pixart-alpha": {"prompts": True, "negative_prompt": "blurred"},
+    "sd3": {"prompts": True},
+    "flux": {"prompts": True, "image_size": 16},
+}
+
+
+def make_task(choices: dict[str, Any], pictures: Path) -> Task:
+    numbers = {k: v for k, v in choices.items() if v is not True}
+    read = Task.read(**{k: pictures / k for k in ("images", "masks") if k in choices})
+    prompts = ("a cat", "two dogs") if "prompts" in choices else ()
+    return Task(prompts=prompts, images=read.images, masks=read.masks, **numbers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", CASES)
+def test_the_engine_in_the_pipeline_makes_the_images_of_the_simulation(
+    kind: str, tiny_text_pipeline: Callable[[str], Path], picture_folder: Path, tmp_path: Path
+) -> None:
+    source, task = (
+        load_source(tiny_text_pipeline(kind.removesuffix("-image"))),
+        make_task(CASES[kind], picture_folder),
+    )
+    recipe = calibrate(source, SETTINGS, output=tmp_path / "recipe.safetensors", task=task)
+    export_pipeline(source, recipe, tmp_path / "out")
+    images = sample_pipeline(tmp_path / "out", task, num_images=3, batch_size=2, seed=9)
+
+    pipe = open_pipeline(source, task)
+    setattr(pipe, source.component, simulate(source.network, recipe))
+    arguments = call_arguments(pipe, task, range(2), 4) | {"output_type": "np"}
+    simulated = pipe(**arguments, generator=seeded_generators([9, 10])).images
+    assert images.shape == (3, *simulated.shape[1:])
+    error = np.square(images[:2].astype(np.float64) - simulated).mean()
+    assert -10 * np.log10(error) > 35
+    assert images.std() > 0.01
+
+    report = verify(
+        tmp_path / "out", source, task=task, num_images=2, steps=4, features="none", layers=True,
+        thresholds=Thresholds(min_psnr=15.0, min_ssim=None, min_cosine=None, max_fid=None),
+    )  # fmt: skip
+    assert report.passed, report.verdict
+    assert report.notes == ()

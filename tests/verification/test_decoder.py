@@ -1,0 +1,58 @@
+"""The decoder against the images that the pipelines make of their own last latents."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FluxPipeline
+from torch import Tensor
+
+from accuquant.denoising import seeded_generators
+from accuquant.errors import VerificationError
+from accuquant.families import call_arguments
+from accuquant.pipeline_starts import open_pipeline
+from accuquant.pipelines import Source, load_source
+from accuquant.task import Task
+from accuquant.verification.decoder import load_decoder, unpacked
+from accuquant.verification.metrics import to_images
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl", "ldm", "super-resolution", "dit", "sd3", "flux"])
+def test_latents_become_the_pipelines_images(
+    kind: str, tiny_text_pipeline: Callable[[str], Path], picture_folder: Path
+) -> None:
+    source = load_source(tiny_text_pipeline(kind))
+    prompts = () if kind in ("ldm", "super-resolution", "dit") else ("a cat", "dog")
+    pictures = Task.read(images=picture_folder / "images").images if kind == "super-resolution" else ()
+    task = Task(prompts=prompts, images=pictures, image_size=16 if kind == "flux" else None)
+    pipe = open_pipeline(source, task)
+    last: list[Tensor] = []
+    step = pipe.scheduler.step
+
+    @functools.wraps(step)
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        result = step(*args, **kwargs)
+        last[:] = [result[0][:2]]
+        return result
+
+    pipe.scheduler.step = spy
+    arguments = call_arguments(pipe, task, range(2), 2) | {"output_type": "np"}
+    images = pipe(**arguments, generator=seeded_generators([1, 2])).images
+    decoded = load_decoder(source)(last[0])
+    torch.testing.assert_close(decoded, torch.as_tensor(images).permute(0, 3, 1, 2), rtol=0, atol=1e-5)
+
+
+def test_pixel_pipelines_need_no_decoder(tiny_source: Source) -> None:
+    assert load_decoder(tiny_source) is to_images
+
+
+def test_unpacking_is_that_of_flux() -> None:
+    packed = torch.randn(2, 9, 16)
+    torch.testing.assert_close(unpacked(packed), FluxPipeline._unpack_latents(packed, 48, 48, 8))
+    with pytest.raises(VerificationError, match="8 patches"):
+        unpacked(torch.randn(1, 8, 16))
