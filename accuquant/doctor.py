@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from accuquant.errors import EngineError, MissingDependencyError
 from accuquant.gpu import find_gpu
+from accuquant.processor import cpu_flags, int8_instructions
 
 Status = Literal["ok", "absent", "warning", "broken"]
 
@@ -43,13 +44,6 @@ _PACKAGES = {
 }
 #: Free bytes below which an export of a large model is likely to fail.
 _ROOMY = 10 * 1024**3
-#: Instruction sets that make int8 fast on a CPU: name in /proc/cpuinfo -> name for people.
-_INT8_FLAGS = {
-    "amx_int8": "AMX",
-    "avx512_vnni": "AVX512-VNNI",
-    "avx_vnni": "AVX-VNNI",
-    "asimddp": "NEON dot product",
-}
 
 
 @dataclass(frozen=True)
@@ -86,8 +80,8 @@ def works(findings: list[Finding], *, gpu: bool = False) -> bool:
 
 
 def _processor() -> Finding:
-    flags = _cpu_flags()
-    found = [name for flag, name in _INT8_FLAGS.items() if flag in flags]
+    flags = cpu_flags()
+    found = int8_instructions(flags)
     cores = f"{os.cpu_count()} cores"
     if found:
         return Finding("processor", "ok", f"{cores}, int8 instructions: {', '.join(found)}")
@@ -96,19 +90,10 @@ def _processor() -> Finding:
             "processor",
             "warning",
             f"{cores}, no int8 instructions",
-            "Expect less than 2x from int8 on this processor",
+            "Expect less than 2x from int8 on this processor, and calibrate with --weight-bits 7: OpenVINO "
+            "saturates 8-bit weights here",
         )
     return Finding("processor", "ok", f"{cores}, instruction sets unknown on {platform.system()}")
-
-
-def _cpu_flags() -> set[str]:
-    """Return the processor's features as Linux names them; empty elsewhere."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return set()
-    lines = [line for line in text.splitlines() if line.startswith(("flags", "Features"))]
-    return set(lines[0].partition(":")[2].split()) if lines else set()
 
 
 def _disk() -> Finding:

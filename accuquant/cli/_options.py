@@ -35,15 +35,15 @@ def steps_option(function: Function) -> Function:
     )(function)
 
 
-def seed_option(function: Function) -> Function:
-    """Add --seed."""
+def seed_option(default: int) -> Callable[[Function], Function]:
+    """Return a decorator that adds --seed."""
     return click.option(
         "--seed",
         type=click.IntRange(min=0),
-        default=0,
+        default=default,
         show_default=True,
         help="Image k starts from this seed plus k.",
-    )(function)
+    )
 
 
 def num_images_option(default: int) -> Callable[[Function], Function]:

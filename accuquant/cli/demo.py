@@ -10,6 +10,7 @@ import click
 from accuquant.bundled import FASHION_DDPM
 from accuquant.cli._command import Command
 from accuquant.cli._options import new_path
+from accuquant.processor import cpu_flags, saturates_8_bit_weights
 
 if TYPE_CHECKING:
     from accuquant.verification.report import Report
@@ -55,8 +56,8 @@ def run(folder: Path) -> Report:
     from accuquant.cli._output import console_beside_json
 
     source, recipe, model = str(FASHION_DDPM), folder / "recipe.safetensors", folder / "model"
-    _heading(1, "Calibrate W8A8: learn scales for every group of denoising steps")
-    calibrate.print_summary(calibrate.run(source, recipe, dict(CALIBRATION)), recipe)
+    _heading(1, "Calibrate: int8 scales for every group of denoising steps")
+    calibrate.print_summary(calibrate.run(source, recipe, _calibration()), recipe)
     _heading(2, "Export to ONNX with int8 weights and QDQ pairs")
     export.run(source, recipe, model, {})
     _heading(3, f"Sample {NUM_SAMPLES} images with {ENGINE}, without torch in the loop")
@@ -67,6 +68,14 @@ def run(folder: Path) -> Report:
     report.write_html(folder / "report.html")
     verify.print_verdict(console_beside_json(None), report)
     return report
+
+
+def _calibration() -> dict[str, Any]:
+    """Return the calibration's options; 7-bit weights where OpenVINO cannot compute with 8 bits."""
+    if not saturates_8_bit_weights(cpu_flags()):
+        return dict(CALIBRATION)
+    click.echo("This processor has no int8 dot product; OpenVINO needs 7-bit weights on it.")
+    return {**CALIBRATION, "weight_bits": 7}
 
 
 def _sample(model: Path, output_dir: Path) -> None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @click.option(
     "--steps", type=click.IntRange(min=1), show_default="as calibrated", help="Sampler steps an image."
 )
-@seed_option
+@seed_option(0)
 @click.option(
     "--batch-size", type=click.IntRange(min=1), show_default="as the model allows", help="Images at a time."
 )

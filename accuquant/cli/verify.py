@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @engine_option
 @num_images_option(64)
 @steps_option
-@seed_option
+@seed_option(10_000)
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Images at a time."
 )

@@ -18,7 +18,7 @@ class VerificationSettings:
     engine: str = "openvino"
     num_images: int = 64
     steps: int = 50
-    seed: int = 0
+    seed: int = 10_000
     batch_size: int = 16
     features: str = "auto"
     layers: bool = False

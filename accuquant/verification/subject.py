@@ -12,6 +12,7 @@ from accuquant.manifest import RECIPE_NAME, Manifest
 from accuquant.network import Conditioning, model_hash
 from accuquant.pipeline_starts import open_starter
 from accuquant.pipelines import Source
+from accuquant.processor import cpu_flags, saturates_8_bit_weights
 from accuquant.progress import Progress
 from accuquant.recipe import Recipe
 from accuquant.start import Start, seeded_starts
@@ -52,7 +53,28 @@ class Subject:
         steps, calibrated = self.settings.steps, self.manifest.num_inference_steps
         if steps != calibrated:
             notes += (f"Sampled with {steps} steps; the recipe was calibrated with {calibrated}.",)
-        return notes
+        return notes + self._seed_notes() + self._weight_notes()
+
+    def _seed_notes(self) -> tuple[str, ...]:
+        """Return a note where some images start from seeds that were calibrated on."""
+        calibrated = self.recipe.calibration.get("settings", {})
+        start = int(calibrated.get("seed", 0))
+        stop = start + int(calibrated.get("num_trajectories", 0))
+        seed, end = self.settings.seed, self.settings.seed + self.settings.num_images
+        shared = min(stop, end) - max(start, seed)
+        if shared <= 0:
+            return ()
+        return (f"{shared} of the seeds were calibrated on; other seeds judge the model more strictly.",)
+
+    def _weight_notes(self) -> tuple[str, ...]:
+        """Return a note where OpenVINO cannot compute 8-bit weights exactly on this processor."""
+        bits = max(layer.weight_bits for layer in self.recipe.layers.values())
+        if self.settings.engine != "openvino" or bits < 8 or not saturates_8_bit_weights(cpu_flags()):
+            return ()
+        return (
+            "This processor has no int8 dot product: OpenVINO's sums saturate with 8-bit weights. "
+            "Calibrate with --weight-bits 7 for it.",
+        )
 
     def begin(
         self, task: Task, conditioning: Conditioning | None, progress: Progress

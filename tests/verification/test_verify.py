@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from accuquant.recipe import GroupResult, Recipe
 from accuquant.runtime.engine_model import EngineModel
 from accuquant.simulate import simulate
 from accuquant.verification import Thresholds, verify
+from accuquant.verification.settings import VerificationSettings
+from accuquant.verification.subject import Subject
 
 GROUPS = StepGroups((1000, 500, 0))
 NO_LIMITS = Thresholds(min_psnr=None, min_lowering_psnr=None)
@@ -87,7 +90,13 @@ class TorchEngine:
 
 
 @pytest.fixture
-def folder(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def vnni(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give every machine a processor of which there is nothing to note."""
+    monkeypatch.setattr("accuquant.verification.subject.cpu_flags", lambda: {"avx2", "avx512_vnni"})
+
+
+@pytest.fixture
+def folder(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vnni: None) -> Path:
     recipe = recipe_of(source)
     network = simulate(source.network, recipe)
     monkeypatch.setattr(EngineModel, "from_folder", lambda folder, engine: TorchEngine(network, error=1e-5))
@@ -134,6 +143,31 @@ def test_the_same_seeds_give_the_same_figures(folder: Path, source: Source) -> N
     again = verify(folder, source, num_images=3, batch_size=3, steps=3, features="none", thresholds=NO_LIMITS)
     assert first.fidelity == again.fidelity
     assert first.notes == ("Sampled with 3 steps; the recipe was calibrated with 4.",)
+
+
+@pytest.mark.usefixtures("vnni")
+def test_seeds_that_were_calibrated_on_are_counted(source: Source, tmp_path: Path) -> None:
+    settings = {"seed": 100, "num_trajectories": 8}
+    recipe = replace(recipe_of(source), calibration={"settings": settings})
+    folder = export(tmp_path / "out", source, recipe)
+
+    def notes(seed: int) -> tuple[str, ...]:
+        judged = VerificationSettings(num_images=4, steps=4, seed=seed)
+        return Subject.load(folder, source, judged).check()
+
+    assert notes(96) == notes(108) == ()
+    assert notes(97)[0].startswith("1 of the seeds were calibrated on")
+    assert notes(102)[0].startswith("4 of the seeds were calibrated on")
+
+
+@pytest.mark.parametrize(("flags", "told"), [({"avx2"}, True), ({"avx2", "avx512_vnni"}, False)])
+def test_a_processor_that_saturates_is_told_of(
+    flags: set[str], told: bool, folder: Path, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("accuquant.verification.subject.cpu_flags", lambda: flags)
+    report = verify(folder, source, num_images=2, steps=4, features="none", thresholds=NO_LIMITS)
+    assert [note for note in report.notes if "--weight-bits 7" in note] == list(report.notes)
+    assert bool(report.notes) == told
 
 
 def test_features_of_the_user_give_a_distance(folder: Path, source: Source) -> None:
