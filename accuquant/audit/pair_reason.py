@@ -14,7 +14,7 @@ from accuquant.export.check_graph import GraphView, Violation, label
 
 _FACTOR = (
     "its input is divided by the step group's factor, which is no constant",
-    "Export with --lowering per-group, which writes constants",
+    "Export with --lowering hybrid (constants where scales are close) or per-group (constants everywhere)",
 )
 _PADDING = (
     "its zero-point needs a padding with another value than zero, which is a kernel",
@@ -87,7 +87,7 @@ def why_split(source: PairSource, writers: Sequence[EngineLayer]) -> Reason:
     if source.norm is not None and len(writers) == 1:
         return Reason(
             f"the compiler keeps {source.norm.op_type} '{label(source.norm)}' apart from what follows it",
-            "None: it joins a normalization with Q only where SiLU stands between them",
+            "None: it does so where no SiLU stands between them, and for tensors of few channels",
         )
     names = ", ".join("+".join(writer.operations) or writer.kind for writer in writers)
     return Reason(f"it takes {len(writers)} kernels ({names})", "Compare with another placement (--against)")

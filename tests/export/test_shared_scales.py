@@ -15,6 +15,7 @@ from torch import nn
 
 from accuquant.export import export_onnx, export_pipeline
 from accuquant.export.float_graph import trace
+from accuquant.export.onnx_source import read_model
 from accuquant.export.shared_scales import share_scales
 from accuquant.network import float_weights, layer_kind, quantizable_layers, signature_of
 from accuquant.qparams import LayerQParams, fingerprint
@@ -47,13 +48,20 @@ def unet(make_unet: Any) -> nn.Module:
     return network
 
 
+@pytest.fixture(scope="module")
+def float_onnx(unet: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("shared") / "float.onnx"
+    ir.save(trace(unet, signature_of(unet), dynamic=False), path)
+    return path
+
+
 @pytest.mark.parametrize("exporter", ["torch.export", "torchscript"])
 def test_layers_behind_a_norm_and_silu_share_a_scale_and_no_others(
-    unet: nn.Module, recipe_of: Any, tmp_path: Path, exporter: str
+    unet: nn.Module, float_onnx: Path, recipe_of: Any, tmp_path: Path, exporter: str
 ) -> None:
     recipe = recipe_of(*grouped(unet, CLOSE), signature=signature_of(unet))
     if exporter == "torch.export":
-        model = trace(unet, signature_of(unet), dynamic=False)
+        model = read_model(float_onnx)
     else:
         model = torchscript(unet, tmp_path / "float.onnx")
     shared = share_scales(model, recipe)
@@ -65,7 +73,6 @@ def test_layers_behind_a_norm_and_silu_share_a_scale_and_no_others(
 
 def torchscript(network: nn.Module, path: Path) -> ir.Model:
     """Export with decomposed normalizations."""
-    from accuquant.export.onnx_source import read_model
 
     class Positional(nn.Module):
         def __init__(self) -> None:
@@ -89,10 +96,10 @@ def torchscript(network: nn.Module, path: Path) -> ir.Model:
     return read_model(path, min_opset=21)
 
 
-def test_scales_that_are_far_apart_stay(unet: nn.Module, recipe_of: Any) -> None:
+def test_scales_that_are_far_apart_stay(unet: nn.Module, float_onnx: Path, recipe_of: Any) -> None:
     recipe = recipe_of(*grouped(unet, FAR), signature=signature_of(unet))
-    model = trace(unet, signature_of(unet), dynamic=False)
-    assert all(layer.is_grouped for layer in share_scales(model, recipe).layers.values())
+    shared = share_scales(read_model(float_onnx), recipe)
+    assert all(layer.is_grouped for layer in shared.layers.values())
 
 
 def test_the_folder_holds_the_recipe_that_its_graph_runs(
@@ -112,13 +119,12 @@ def test_the_folder_holds_the_recipe_that_its_graph_runs(
 
 
 def test_an_onnx_file_can_be_lowered_so_too(
-    unet: nn.Module, recipe_of: Any, run_graph: Any, tmp_path: Path
+    unet: nn.Module, float_onnx: Path, recipe_of: Any, run_graph: Any, tmp_path: Path
 ) -> None:
     recipe = recipe_of(*grouped(unet, CLOSE), signature=signature_of(unet))
-    ir.save(trace(unet, signature_of(unet), dynamic=False), tmp_path / "float.onnx")
-    model = trace(unet, signature_of(unet), dynamic=False)
-    (hybrid,) = export_onnx(tmp_path / "float.onnx", recipe, tmp_path / "hybrid.onnx", lowering="hybrid")
-    (plain,) = export_onnx(tmp_path / "float.onnx", share_scales(model, recipe), tmp_path / "plain.onnx")
+    shared = share_scales(read_model(float_onnx), recipe)
+    (hybrid,) = export_onnx(float_onnx, recipe, tmp_path / "hybrid.onnx", lowering="hybrid")
+    (plain,) = export_onnx(float_onnx, shared, tmp_path / "plain.onnx")
     sample = np.random.default_rng(0).normal(size=(1, 1, 8, 8)).astype(np.float32)
     for timestep in (999, 300, 3):
         np.testing.assert_array_equal(
