@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from accuquant.denoising import seeded_generators
-from accuquant.families import call_arguments
+from accuquant.denoising.process import seeded_generators
 from accuquant.manifest import RECIPE_NAME
-from accuquant.pipelines import Source, load_component, local_folder
-from accuquant.real_pipeline import open_pipeline
+from accuquant.pipelines.families import call_arguments
+from accuquant.pipelines.real_pipeline import open_pipeline
+from accuquant.pipelines.source import Source, load_component, local_folder
+from accuquant.pipelines.task import Task
 from accuquant.recipe import Recipe
 from accuquant.runtime.engine_unet import EngineUNet
-from accuquant.task import Task
 
 #: (steps done, steps in all), counted over all batches.
 Progress = Callable[[int, int], None]

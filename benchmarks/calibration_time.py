@@ -17,7 +17,7 @@ from torch import nn
 from workload import MODELS, iteration, learnable_network, load_model, noise_segment, observed_recipe
 
 from accuquant.calibration.gradient import GRADIENT_ARMS, Segment, rollout
-from accuquant.denoising import DenoisingProcess
+from accuquant.denoising.process import DenoisingProcess
 from accuquant.interleave import Times, time_interleaved
 
 _FLOAT = "float UNet"

@@ -15,7 +15,7 @@ from float_graph import LAYER_OPS, FloatGraph
 from torch import Tensor, nn
 
 from accuquant.calibration.trajectory import TrajectoryBatch
-from accuquant.denoising import DenoisingProcess
+from accuquant.denoising.process import DenoisingProcess
 from accuquant.network import call
 
 _OPENVINO_OPS = ("Convolution", "ConvolutionBackpropData", "MatMul")

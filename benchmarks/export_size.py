@@ -45,7 +45,7 @@ def make_recipe(folder: Path, num_groups: int) -> None:
     """Write the pipeline's recipe beside it."""
     from large_networks import small_recipe
 
-    from accuquant.pipelines import load_source
+    from accuquant.pipelines.source import load_source
 
     small_recipe(load_source(folder), num_groups=num_groups).save(recipe_path(folder))
 
@@ -55,7 +55,7 @@ def export(folder: Path, output: Path, precision: Any) -> dict[str, float]:
     from large_networks import folder_bytes, weight_bytes
 
     from accuquant.export.pipeline_folder import export_pipeline
-    from accuquant.pipelines import load_source
+    from accuquant.pipelines.source import load_source
     from accuquant.recipe import Recipe
 
     steps: list[tuple[str, float]] = [("loading", time.monotonic())]

@@ -29,7 +29,7 @@ from accuquant.bundled import FASHION_DDPM
 from accuquant.calibration import CalibrationSettings
 from accuquant.calibration.placement import DEFAULT_EXCLUDE, Placement
 from accuquant.cli._progress import Bars
-from accuquant.pipelines import load_source
+from accuquant.pipelines.source import load_source
 from accuquant.verification.features import FeatureExtractor, fid_to_fp32, load_features
 from accuquant.verification.metrics import Summary, mse, psnr, to_images
 

@@ -17,7 +17,7 @@ from fidelity_study import Study
 from torch import Tensor
 
 from accuquant.calibration import CalibrationSettings
-from accuquant.denoising import NetworkFn
+from accuquant.denoising.process import NetworkFn
 from accuquant.export.pipeline_folder import export_pipeline
 from accuquant.network import call
 from accuquant.progress import Progress

@@ -20,9 +20,9 @@ from accuquant._files import atomic_write, write_text
 from accuquant.calibration import CalibrationSettings, calibrate
 from accuquant.calibration.placement import Placement, place
 from accuquant.calibration.trajectory import record_trajectories
-from accuquant.denoising import DenoisingProcess, NetworkFn, seeded_generators
+from accuquant.denoising.process import DenoisingProcess, NetworkFn, seeded_generators
 from accuquant.network import call, count_macs, model_hash
-from accuquant.pipelines import Source
+from accuquant.pipelines.source import Source
 from accuquant.progress import Progress
 from accuquant.recipe import Recipe
 

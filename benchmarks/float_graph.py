@@ -12,7 +12,7 @@ from accuquant._files import atomic_write
 from accuquant.export.float_graph import trace
 from accuquant.export.layer_match import constant_weight
 from accuquant.network import float_weights
-from accuquant.pipelines import Source
+from accuquant.pipelines.source import Source
 from accuquant.qparams import fingerprint
 
 #: ONNX operators that compute a layer with a weight.

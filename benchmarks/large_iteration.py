@@ -50,9 +50,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     from accuquant.calibration.gradient import Segment, gradient_arm
     from accuquant.calibration.learning import end_point_loss
     from accuquant.calibration.trajectory import TrajectoryBatch
-    from accuquant.conditioning import Conditioning
-    from accuquant.denoising import DenoisingProcess
-    from accuquant.pipelines import load_source
+    from accuquant.denoising.conditioning import Conditioning
+    from accuquant.denoising.process import DenoisingProcess
+    from accuquant.pipelines.source import load_source
     from accuquant.recipe import Recipe
     from accuquant.simulate import quantize_network, quantized_layers
 

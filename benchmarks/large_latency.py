@@ -23,7 +23,7 @@ from report import add_json_option, print_report
 
 from accuquant.export.float_graph import trace
 from accuquant.export.graph_files import save_graphs
-from accuquant.pipelines import load_source
+from accuquant.pipelines.source import load_source
 from accuquant.runtime.open_runner import open_runner
 from accuquant.signature import Signature
 

@@ -19,7 +19,7 @@ from accuquant.calibration.observer import min_max_scale
 from accuquant.calibration.placement import place
 from accuquant.groups import StepGroups
 from accuquant.network import call, layer_kind, model_hash, quantizable_layers, weight_of
-from accuquant.pipelines import Source
+from accuquant.pipelines.source import Source
 from accuquant.qparams import WEIGHT_AXIS, LayerQParams, fingerprint
 from accuquant.recipe import Recipe
 from accuquant.signature import Signature

@@ -24,10 +24,10 @@ from report import add_json_option, print_report
 from workload import MODELS, latent_shape, load_model, observed_recipe
 
 from accuquant.calibration.trajectory import record_trajectories
-from accuquant.denoising import DenoisingProcess
+from accuquant.denoising.process import DenoisingProcess
 from accuquant.export.onnx_file import export_onnx
 from accuquant.interleave import Times, time_interleaved
-from accuquant.pipelines import Source
+from accuquant.pipelines.source import Source
 from accuquant.runtime.open_runner import open_runner
 from accuquant.runtime.runner import Runner
 

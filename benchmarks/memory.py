@@ -22,7 +22,7 @@ import torch
 from report import add_json_option, print_report
 from workload import MODELS, iteration, learnable_network, load_model, noise_segment, observed_recipe
 
-from accuquant.denoising import DenoisingProcess
+from accuquant.denoising.process import DenoisingProcess
 
 _ARMS = ("accuquant", "checkpoint", "exact")
 _MB = 1e6

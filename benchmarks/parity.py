@@ -30,11 +30,11 @@ from workload import latent_shape, observed_recipe
 
 from accuquant.bundled import FASHION_DDPM
 from accuquant.calibration.trajectory import record_trajectories
-from accuquant.denoising import DenoisingProcess
+from accuquant.denoising.process import DenoisingProcess
 from accuquant.export.lowering import Lowering
 from accuquant.export.onnx_file import export_onnx
 from accuquant.network import call
-from accuquant.pipelines import load_source
+from accuquant.pipelines.source import load_source
 from accuquant.recipe import Recipe
 from accuquant.runtime.open_runner import open_runner
 from accuquant.simulate import simulate

@@ -15,11 +15,11 @@ from accuquant.calibration.gradient import Segment, gradient_arm
 from accuquant.calibration.learning import end_point_loss
 from accuquant.calibration.placement import place
 from accuquant.calibration.trajectory import TrajectoryBatch, record_trajectories
-from accuquant.conditioning import Conditioning
-from accuquant.denoising import DenoisingProcess, seeded_generators
+from accuquant.denoising.conditioning import Conditioning
+from accuquant.denoising.process import DenoisingProcess, seeded_generators
 from accuquant.groups import StepGroups
 from accuquant.network import count_macs, model_hash, signature_of
-from accuquant.pipelines import Source, load_source
+from accuquant.pipelines.source import Source, load_source
 from accuquant.recipe import Recipe
 from accuquant.simulate import quantize_network, quantized_layers
 

@@ -25,7 +25,7 @@ from accuquant.export.lowering import (
 from accuquant.export.shared_scales import share_scales
 from accuquant.manifest import MANIFEST_NAME, RECIPE_NAME, Manifest
 from accuquant.network import float_weights as weights_by_layer
-from accuquant.pipelines import Source
+from accuquant.pipelines.source import Source
 from accuquant.recipe import Recipe
 
 _MIN_OPSET = 19

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 if TYPE_CHECKING:
     from torch import nn
 
-    from accuquant.pipelines import Source
+    from accuquant.pipelines.source import Source
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -75,7 +75,7 @@ def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory, make_unet: Callable[
 @pytest.fixture(scope="session")
 def tiny_source(tiny_pipeline: Path) -> Source:
     """Return the tiny pipeline as load_source reads it; do not change its network."""
-    from accuquant.pipelines import load_source
+    from accuquant.pipelines.source import load_source
 
     return load_source(tiny_pipeline)
 

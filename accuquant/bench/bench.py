@@ -20,7 +20,7 @@ from accuquant.manifest import Manifest
 from accuquant.progress import Progress, Silent
 
 if TYPE_CHECKING:
-    from accuquant.pipelines import Source
+    from accuquant.pipelines.source import Source
 
 #: Seconds before each call, in which another engine's threads stop spinning.
 _PAUSE = 0.02

@@ -11,7 +11,7 @@ from torch import Tensor
 from accuquant.bench.candidate import Candidate, Device, LeftOut, Precision, attempt
 from accuquant.bench.inputs import Inputs
 from accuquant.network import call
-from accuquant.pipelines import Source
+from accuquant.pipelines.source import Source
 
 
 def torch_candidates(source: Source, inputs: Inputs) -> Iterator[Candidate | LeftOut]:

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import accuquant
-from accuquant.denoising import DenoisingProcess
+from accuquant.denoising.process import DenoisingProcess
 from accuquant.groups import StepGroups
 from accuquant.network import model_hash
-from accuquant.pipeline_starts import open_starter
-from accuquant.pipelines import Source
+from accuquant.pipelines.source import Source
+from accuquant.pipelines.starts import open_starter
+from accuquant.pipelines.task import Task
 from accuquant.progress import Progress, Silent
 from accuquant.recipe import GroupResult, Recipe
 from accuquant.simulate import quantize_network, quantized_layers
-from accuquant.task import Task
 
 from .learning import LearningSettings, learn_group
 from .preparation import plain_config, prepare

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from accuquant.denoising import DenoisingProcess, NetworkFn, ProcessState
+from accuquant.denoising.process import DenoisingProcess, NetworkFn, ProcessState
+from accuquant.denoising.schedulers import history_tensors, with_tensors
 from accuquant.errors import unknown_name
-from accuquant.schedulers import history_tensors, with_tensors
 
 from .trajectory import TrajectoryBatch
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from accuquant.denoising import DenoisingProcess
+from accuquant.denoising.process import DenoisingProcess
 from accuquant.recipe import GroupResult
 from accuquant.simulate import quantized_layers
 

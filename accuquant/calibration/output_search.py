@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from accuquant.denoising import DenoisingProcess
+from accuquant.denoising.process import DenoisingProcess
 from accuquant.fake_quantize import fake_quantize
 from accuquant.groups import StepGroups
 from accuquant.network import quantizable_layers

@@ -10,16 +10,16 @@ from typing import Any
 import torch
 
 import accuquant
-from accuquant.denoising import DenoisingProcess
+from accuquant.denoising.process import DenoisingProcess
+from accuquant.denoising.start import Start
 from accuquant.groups import StepGroups
 from accuquant.network import count_macs, model_hash, quantizable_layers
-from accuquant.pipeline_starts import Starter
-from accuquant.pipelines import Source
+from accuquant.pipelines.source import Source
+from accuquant.pipelines.starts import Starter
+from accuquant.pipelines.task import Task
 from accuquant.progress import Progress
 from accuquant.qparams import LayerQParams
 from accuquant.recipe import Recipe
-from accuquant.start import Start
-from accuquant.task import Task
 
 from .activations import ActivationSampler, Samples, initial_qparams
 from .input_moments import Moments, MomentSampler

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from accuquant.denoising import DenoisingProcess
+from accuquant.denoising.process import DenoisingProcess
 from accuquant.errors import UsageError
 from accuquant.groups import StepGroups
 from accuquant.network import quantizable_layers

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from accuquant.denoising import ProcessState
+from accuquant.denoising.process import ProcessState
 
 _TENSOR = "tensor"
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from accuquant.conditioning import Conditioning
-from accuquant.denoising import DenoisingProcess, NetworkFn, ProcessState
+from accuquant.denoising.conditioning import Conditioning
+from accuquant.denoising.process import DenoisingProcess, NetworkFn, ProcessState
+from accuquant.denoising.start import Start, seeded_starts
 from accuquant.network import call
-from accuquant.start import Start, seeded_starts
 
 
 @dataclass(frozen=True)

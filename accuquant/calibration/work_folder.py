@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from accuquant._files import atomic_write, write_text
-from accuquant.conditioning import Conditioning
+from accuquant.denoising.conditioning import Conditioning
 from accuquant.errors import CalibrationError, RecipeError
 from accuquant.recipe import GroupResult, Recipe
 

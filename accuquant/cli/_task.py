@@ -11,7 +11,7 @@ import click
 from accuquant.cli._options import Function, existing_file, existing_folder
 
 if TYPE_CHECKING:
-    from accuquant.task import Task
+    from accuquant.pipelines.task import Task
 
 _NAMES = (
     "prompts", "negative_prompt", "images", "masks", "guidance_scale", "image_guidance_scale",
@@ -61,7 +61,7 @@ def take_options(options: dict[str, Any]) -> dict[str, Any]:
 
 def take_task(options: dict[str, Any]) -> Task:
     """Take the options of a Task out of `options` and read what they point at."""
-    from accuquant.task import Task
+    from accuquant.pipelines.task import Task
 
     given = take_options(options)
     prompts = tuple(given.pop("prompt", ()))

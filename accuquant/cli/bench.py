@@ -50,7 +50,7 @@ def run(folder: Path, reference: str | None, options: dict[str, Any]) -> BenchRe
 
     source = None
     if reference is not None:
-        from accuquant.pipelines import load_source
+        from accuquant.pipelines.source import load_source
 
         source = load_source(reference)
     with Bars() as progress:

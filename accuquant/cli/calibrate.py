@@ -97,7 +97,7 @@ def run(source: str, output: Path, settings: dict[str, Any]) -> Recipe:
     """Calibrate with progress on stderr; `settings` are the options of the command."""
     from accuquant.calibration import CalibrationSettings, calibrate
     from accuquant.cli._progress import Bars
-    from accuquant.pipelines import load_source
+    from accuquant.pipelines.source import load_source
 
     task = take_task(settings)
     checked = CalibrationSettings(**settings)

@@ -130,7 +130,7 @@ def _write_graph(source: str, recipe: Recipe, output: Path, **options: Any) -> N
 
 def _write_pipeline(source: str, recipe: Recipe, output: Path, **options: Any) -> None:
     from accuquant.export.pipeline_folder import export_pipeline
-    from accuquant.pipelines import load_source
+    from accuquant.pipelines.source import load_source
 
     export_pipeline(load_source(source), recipe, output, **options)
 

@@ -21,7 +21,7 @@ from accuquant.cli._task import take_task, task_options
 from accuquant.errors import UsageError
 
 if TYPE_CHECKING:
-    from accuquant.task import Task
+    from accuquant.pipelines.task import Task
 
 
 @click.command("sample", cls=Command, short_help="Sample images from an exported model.")

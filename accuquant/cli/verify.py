@@ -80,7 +80,7 @@ def command(
 def run(folder: Path, reference: str, options: dict[str, Any]) -> Report:
     """Verify with progress on stderr; `options` are those of the command."""
     from accuquant.cli._progress import Bars
-    from accuquant.pipelines import load_source
+    from accuquant.pipelines.source import load_source
     from accuquant.verification.thresholds import Thresholds
     from accuquant.verification.verify import verify
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from accuquant.pipelines import Source
+from accuquant.pipelines.source import Source
 from accuquant.verification import facts
 from accuquant.verification.features import FeatureExtractor, fid_to_fp32
 from accuquant.verification.latency import Latency

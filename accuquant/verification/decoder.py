@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from accuquant.errors import VerificationError
-from accuquant.families import FAMILIES, Family
-from accuquant.pipelines import Source, load_component
+from accuquant.pipelines.families import FAMILIES, Family
+from accuquant.pipelines.source import Source, load_component
 from accuquant.verification.metrics import to_images
 
 #: Latents [N, C, H, W], or [N, patches, C] -> images [N, 3, H', W'] in [0, 1].

@@ -11,7 +11,7 @@ from typing import Any
 import accuquant
 from accuquant.manifest import Manifest
 from accuquant.network import count_macs
-from accuquant.pipelines import Source
+from accuquant.pipelines.source import Source
 from accuquant.recipe import Recipe
 from accuquant.verification.report import GroupFigure, LayerSensitivity
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from accuquant.conditioning import Conditioning
-from accuquant.denoising import DenoisingProcess, NetworkFn
+from accuquant.denoising.conditioning import Conditioning
+from accuquant.denoising.process import DenoisingProcess, NetworkFn
+from accuquant.denoising.start import Start
 from accuquant.errors import VerificationError
 from accuquant.progress import Progress
-from accuquant.start import Start
 from accuquant.verification.metrics import mse
 
 #: (sample [B, C, H, W], timestep, conditioning by name) -> prediction [B, C, H, W]

@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from accuquant.denoising import DenoisingProcess
+from accuquant.denoising.guidance import Guidance
+from accuquant.denoising.process import DenoisingProcess
+from accuquant.denoising.start import Start, seeded_starts
 from accuquant.errors import VerificationError
-from accuquant.guidance import Guidance
 from accuquant.manifest import RECIPE_NAME, Manifest
 from accuquant.network import Conditioning, model_hash
-from accuquant.pipeline_starts import open_starter
-from accuquant.pipelines import Source
+from accuquant.pipelines.source import Source
+from accuquant.pipelines.starts import open_starter
+from accuquant.pipelines.task import Task
 from accuquant.processor import cpu_flags, saturates_8_bit_weights
 from accuquant.progress import Progress
 from accuquant.recipe import Recipe
-from accuquant.start import Start, seeded_starts
-from accuquant.task import Task
 from accuquant.verification.scheduler_check import check_scheduler, scheduler_config
 from accuquant.verification.settings import VerificationSettings
 

@@ -10,14 +10,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from accuquant.denoising import DenoisingProcess
+from accuquant.denoising.process import DenoisingProcess
+from accuquant.denoising.start import Start
 from accuquant.network import Conditioning, call
-from accuquant.pipelines import Source
+from accuquant.pipelines.source import Source
+from accuquant.pipelines.task import Task
 from accuquant.progress import Progress, Silent
 from accuquant.runtime.engine_model import EngineModel
 from accuquant.simulate import simulate
-from accuquant.start import Start
-from accuquant.task import Task
 from accuquant.verification.assemble import assemble
 from accuquant.verification.decoder import Decode, load_decoder
 from accuquant.verification.features import load_features

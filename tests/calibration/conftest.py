@@ -13,9 +13,9 @@ from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
 from accuquant.calibration.trajectory import TrajectoryBatch, record_trajectories
-from accuquant.denoising import DenoisingProcess
+from accuquant.denoising.process import DenoisingProcess
 from accuquant.groups import StepGroups
-from accuquant.pipelines import Source
+from accuquant.pipelines.source import Source
 from accuquant.qparams import LayerQParams, fingerprint
 from accuquant.signature import Signature, TensorSpec
 

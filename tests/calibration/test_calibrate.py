@@ -20,10 +20,10 @@ from diffusers import DDIMScheduler, DDPMScheduler, DEISMultistepScheduler
 from torch import Tensor, nn
 
 from accuquant.calibration import CalibrationSettings, calibrate
-from accuquant.denoising import DenoisingProcess, seeded_generators
+from accuquant.denoising.process import DenoisingProcess, seeded_generators
 from accuquant.errors import CalibrationError, UsageError
 from accuquant.network import call, float_weights, model_hash, signature_of
-from accuquant.pipelines import Source
+from accuquant.pipelines.source import Source
 from accuquant.progress import Silent
 from accuquant.recipe import Recipe
 from accuquant.signature import TensorSpec
@@ -135,7 +135,7 @@ def test_another_seed_gives_another_recipe(
 def test_the_source_is_left_as_it_was(
     tiny_source: Source, finished: tuple[Recipe, bytes], tiny_pipeline: Path
 ) -> None:
-    from accuquant.pipelines import load_source
+    from accuquant.pipelines.source import load_source
 
     fresh = load_source(tiny_pipeline)
     ours, theirs = tiny_source.network.state_dict(), fresh.network.state_dict()

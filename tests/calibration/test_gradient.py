@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from accuquant.calibration.gradient import GRADIENT_ARMS, Segment, gradient_arm, rollout
 from accuquant.calibration.learning import end_point_loss
 from accuquant.calibration.trajectory import TrajectoryBatch, record_trajectories
-from accuquant.denoising import DenoisingProcess
+from accuquant.denoising.process import DenoisingProcess
 from accuquant.errors import UsageError
 from accuquant.groups import StepGroups
 from accuquant.network import quantizable_layers

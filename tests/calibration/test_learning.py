@@ -22,7 +22,7 @@ from accuquant.calibration.learning import (
     sample_errors,
 )
 from accuquant.calibration.trajectory import TrajectoryBatch
-from accuquant.denoising import DenoisingProcess
+from accuquant.denoising.process import DenoisingProcess
 from accuquant.groups import StepGroups
 from accuquant.qparams import LayerQParams
 from accuquant.recipe import GroupResult

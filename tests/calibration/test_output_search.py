@@ -11,7 +11,7 @@ from torch import nn
 
 from accuquant.calibration.output_search import FACTORS, count_calls, refine_scales
 from accuquant.calibration.trajectory import TrajectoryBatch, record_trajectories
-from accuquant.denoising import DenoisingProcess
+from accuquant.denoising.process import DenoisingProcess
 from accuquant.groups import StepGroups
 from accuquant.network import call, quantizable_layers, weight_of
 from accuquant.qparams import LayerQParams, fingerprint

@@ -14,7 +14,7 @@ from accuquant.calibration.activations import ActivationSampler, initial_qparams
 from accuquant.calibration.placement import Placement
 from accuquant.calibration.sensitivity import measure_sensitivity, spend_float_budget
 from accuquant.calibration.trajectory import TrajectoryBatch, record_trajectories
-from accuquant.denoising import DenoisingProcess
+from accuquant.denoising.process import DenoisingProcess
 from accuquant.errors import UsageError
 from accuquant.groups import StepGroups
 from accuquant.network import quantizable_layers

@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from torch import nn
 
 from accuquant.calibration.trajectory import record_trajectories
-from accuquant.denoising import DenoisingProcess, seeded_generators
+from accuquant.denoising.process import DenoisingProcess, seeded_generators
 from accuquant.network import call
 
 SHAPE = (1, 4, 4)

@@ -14,7 +14,7 @@ from torch import nn
 
 from accuquant.calibration.trajectory import record_trajectories
 from accuquant.calibration.work_folder import WorkFolder
-from accuquant.denoising import DenoisingProcess
+from accuquant.denoising.process import DenoisingProcess
 from accuquant.errors import CalibrationError
 from accuquant.recipe import GroupResult
 

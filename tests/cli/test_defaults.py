@@ -13,8 +13,8 @@ from accuquant.cli._limits import LIMITS, limit
 from accuquant.cli._options import ENGINES
 from accuquant.cli._task import take_task
 from accuquant.errors import UsageError
+from accuquant.pipelines.task import Task
 from accuquant.runtime.open_runner import ENGINE_NAMES
-from accuquant.task import Task
 from accuquant.verification.thresholds import Thresholds
 from accuquant.verification.verify import verify as library_verify
 

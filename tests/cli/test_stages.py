@@ -118,7 +118,7 @@ def test_export_takes_an_onnx_file_with_and_without_a_recipe(
     import onnx_ir
 
     from accuquant.export.float_graph import trace
-    from accuquant.pipelines import load_source
+    from accuquant.pipelines.source import load_source
 
     source = load_source(tiny_pipeline)
     onnx_ir.save(trace(source.network, source.signature), tmp_path / "float.onnx")

@@ -19,7 +19,7 @@ from accuquant.export import check_model, export_onnx
 from accuquant.export.float_graph import trace
 from accuquant.groups import StepGroups
 from accuquant.network import float_weights, layer_kind, quantizable_layers
-from accuquant.pipelines import Source, load_source
+from accuquant.pipelines.source import Source, load_source
 from accuquant.qparams import LayerQParams, fingerprint
 from accuquant.recipe import Recipe
 

@@ -12,12 +12,12 @@ import torch
 from diffusers import FluxPipeline
 from torch import Tensor
 
-from accuquant.denoising import seeded_generators
+from accuquant.denoising.process import seeded_generators
 from accuquant.errors import VerificationError
-from accuquant.families import call_arguments
-from accuquant.pipelines import Source, load_source
-from accuquant.real_pipeline import open_pipeline
-from accuquant.task import Task
+from accuquant.pipelines.families import call_arguments
+from accuquant.pipelines.real_pipeline import open_pipeline
+from accuquant.pipelines.source import Source, load_source
+from accuquant.pipelines.task import Task
 from accuquant.verification.decoder import load_decoder, unpacked
 from accuquant.verification.metrics import to_images
 

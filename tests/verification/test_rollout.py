@@ -8,10 +8,10 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor
 
-from accuquant.denoising import DenoisingProcess
+from accuquant.denoising.process import DenoisingProcess
+from accuquant.denoising.start import seeded_starts
 from accuquant.errors import VerificationError
 from accuquant.progress import Silent
-from accuquant.start import seeded_starts
 from accuquant.verification.rollout import Branches, Rollouts, roll_out
 
 SHAPE = (1, 2, 2)

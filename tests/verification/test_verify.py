@@ -16,7 +16,7 @@ from accuquant.errors import UsageError, VerificationError
 from accuquant.groups import StepGroups
 from accuquant.manifest import RECIPE_NAME, Manifest
 from accuquant.network import call, float_weights, model_hash, quantizable_layers, signature_of
-from accuquant.pipelines import Source
+from accuquant.pipelines.source import Source
 from accuquant.qparams import WEIGHT_AXIS, LayerQParams, fingerprint
 from accuquant.recipe import GroupResult, Recipe
 from accuquant.runtime.engine_model import EngineModel

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from accuquant.denoising import seeded_generators
+from accuquant.denoising.process import seeded_generators
 from accuquant.errors import CalibrationError
 
 _SAMPLES = ("sample", "hidden_states")

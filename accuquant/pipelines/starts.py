@@ -14,17 +14,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from accuquant.capture import Captured, capture
-from accuquant.conditioning import Conditioning
-from accuquant.denoising import DenoisingProcess
+from accuquant.denoising.conditioning import Conditioning
+from accuquant.denoising.guidance import Guidance
+from accuquant.denoising.process import DenoisingProcess
+from accuquant.denoising.start import Start, seeded_starts
 from accuquant.errors import CalibrationError, UsageError
-from accuquant.families import FAMILIES, SEEDED, call_arguments, default_of
-from accuquant.guidance import Guidance
-from accuquant.pipelines import Source
+from accuquant.pipelines.capture import Captured, capture
+from accuquant.pipelines.families import FAMILIES, SEEDED, call_arguments, default_of
+from accuquant.pipelines.real_pipeline import open_pipeline
+from accuquant.pipelines.source import Source
+from accuquant.pipelines.task import Task, option
 from accuquant.progress import Progress, Silent
-from accuquant.real_pipeline import open_pipeline
-from accuquant.start import Start, seeded_starts
-from accuquant.task import Task, option
 
 #: Inputs of a network that carry the guidance scale.
 _EMBEDDED = ("timestep_cond", "guidance")

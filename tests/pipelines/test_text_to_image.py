@@ -18,16 +18,16 @@ from torch import Tensor
 
 from accuquant.calibration import CalibrationSettings, calibrate
 from accuquant.cli.main import main
-from accuquant.denoising import seeded_generators
+from accuquant.denoising.process import seeded_generators
 from accuquant.errors import CalibrationError
 from accuquant.export import export_pipeline
-from accuquant.pipelines import Source, load_source
+from accuquant.pipelines.source import Source, load_source
+from accuquant.pipelines.task import Task
 from accuquant.progress import Silent
 from accuquant.recipe import Recipe
 from accuquant.runtime.engine_unet import EngineUNet
 from accuquant.sample_pipeline import sample_pipeline
 from accuquant.simulate import simulate
-from accuquant.task import Task
 from accuquant.verification.thresholds import Thresholds
 from accuquant.verification.verify import verify
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from accuquant.errors import CalibrationError, UsageError
-from accuquant.task import Task, option
+from accuquant.pipelines.task import Task, option
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Family:
     unscaled_latents: bool = False
 
 
-#: A pipeline is added here once tests/test_pipeline_starts.py shows that its loop is met.
+#: A pipeline is added here once tests/pipelines/test_starts.py shows that its loop is met.
 FAMILIES: dict[str, Family] = {
     "StableDiffusionPipeline": Family(),
     "StableDiffusionImg2ImgPipeline": Family(),

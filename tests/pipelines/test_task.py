@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from accuquant.errors import UsageError
-from accuquant.task import Task
+from accuquant.pipelines.task import Task
 
 
 def test_prompts_are_the_lines_that_hold_text(tmp_path: Path) -> None:

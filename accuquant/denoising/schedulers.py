@@ -23,7 +23,7 @@ class SchedulerFacts:
     written_in_place: tuple[str, ...] = ()
 
 
-#: A scheduler is added here once tests/test_schedulers.py shows that it follows diffusers' own loop.
+#: A scheduler is added here once tests/denoising/test_schedulers.py shows that it follows diffusers' loop.
 SCHEDULERS: dict[str, SchedulerFacts] = {
     "DDIMScheduler": SchedulerFacts(),
     "DDPMScheduler": SchedulerFacts(),

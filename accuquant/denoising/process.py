@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from accuquant.guidance import Guidance
-from accuquant.schedulers import SchedulerMemory, scheduler_facts, takes_generator, with_steps
+from accuquant.denoising.guidance import Guidance
+from accuquant.denoising.schedulers import SchedulerMemory, scheduler_facts, takes_generator, with_steps
 
 #: (sample [copies * B, C, H, W], timestep) -> prediction; conditioning is bound beforehand.
 NetworkFn = Callable[[Tensor, Tensor], Tensor]

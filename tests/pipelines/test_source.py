@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from accuquant.errors import SourceError
-from accuquant.pipelines import load_source
+from accuquant.pipelines.source import load_source
 
 
 @pytest.fixture

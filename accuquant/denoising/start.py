@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from accuquant.conditioning import Conditioning
-from accuquant.denoising import DenoisingProcess, restored_generators, seeded_generators
+from accuquant.denoising.conditioning import Conditioning
+from accuquant.denoising.process import DenoisingProcess, restored_generators, seeded_generators
 
 
 @dataclass(frozen=True)

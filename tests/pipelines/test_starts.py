@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from accuquant.calibration.trajectory import record_from
-from accuquant.denoising import seeded_generators
+from accuquant.denoising.process import seeded_generators
 from accuquant.errors import CalibrationError, UsageError
-from accuquant.families import call_arguments
-from accuquant.pipeline_starts import PipelineStarter, open_starter
-from accuquant.pipelines import Source, load_source
-from accuquant.real_pipeline import open_pipeline
-from accuquant.task import Task
+from accuquant.pipelines.families import call_arguments
+from accuquant.pipelines.real_pipeline import open_pipeline
+from accuquant.pipelines.source import Source, load_source
+from accuquant.pipelines.starts import PipelineStarter, open_starter
+from accuquant.pipelines.task import Task
 
 PROMPTS = ("a cat", "two dogs in a boat", "bird")
 STEPS = 5

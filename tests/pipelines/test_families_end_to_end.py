@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from accuquant.calibration import CalibrationSettings, calibrate
-from accuquant.denoising import seeded_generators
+from accuquant.denoising.process import seeded_generators
 from accuquant.export import export_pipeline
-from accuquant.families import call_arguments
-from accuquant.pipelines import load_source
-from accuquant.real_pipeline import open_pipeline
+from accuquant.pipelines.families import call_arguments
+from accuquant.pipelines.real_pipeline import open_pipeline
+from accuquant.pipelines.source import load_source
+from accuquant.pipelines.task import Task
 from accuquant.sample_pipeline import sample_pipeline
 from accuquant.simulate import simulate
-from accuquant.task import Task
 from accuquant.verification.thresholds import Thresholds
 from accuquant.verification.verify import verify
 

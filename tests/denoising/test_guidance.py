@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from accuquant.conditioning import Conditioning
+from accuquant.denoising.conditioning import Conditioning
+from accuquant.denoising.guidance import Guidance
 from accuquant.errors import UsageError
-from accuquant.guidance import Guidance
 
 
 def test_classifier_free_guidance_moves_away_from_the_unconditional_prediction() -> None:

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from accuquant.errors import CalibrationError, SourceError
-from accuquant.families import SEEDED, family_of
-from accuquant.pipelines import Source
-from accuquant.task import Task
+from accuquant.pipelines.families import SEEDED, family_of
+from accuquant.pipelines.source import Source
+from accuquant.pipelines.task import Task
 
 
 def open_pipeline(source: Source, task: Task) -> Any:

@@ -16,16 +16,16 @@ from accuquant.calibration.gradient import Segment, gradient_arm, rollout
 from accuquant.calibration.learning import end_point_loss
 from accuquant.calibration.trajectory import TrajectoryBatch, record_from, record_trajectories
 from accuquant.calibration.work_folder import WorkFolder
-from accuquant.conditioning import Conditioning
-from accuquant.denoising import DenoisingProcess, seeded_generators
+from accuquant.denoising.conditioning import Conditioning
+from accuquant.denoising.guidance import Guidance
+from accuquant.denoising.process import DenoisingProcess, seeded_generators
+from accuquant.denoising.schedulers import SCHEDULERS
+from accuquant.denoising.start import Start
 from accuquant.errors import CalibrationError
 from accuquant.groups import StepGroups
-from accuquant.guidance import Guidance
 from accuquant.network import call
 from accuquant.qparams import LayerQParams, fingerprint
-from accuquant.schedulers import SCHEDULERS
 from accuquant.simulate import quantize_network, quantized_layers
-from accuquant.start import Start
 
 SEEDS = (5, 6)
 STEPS = 6

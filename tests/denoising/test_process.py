@@ -16,7 +16,7 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
-from accuquant.denoising import DenoisingProcess, seeded_generators
+from accuquant.denoising.process import DenoisingProcess, seeded_generators
 from accuquant.errors import CalibrationError
 from accuquant.network import call
 

@@ -1,0 +1,1 @@
+"""Diffusers pipelines: load them, and start trajectories as they do."""
