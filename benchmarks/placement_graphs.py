@@ -165,7 +165,7 @@ def _torchscript(network: Network, module: nn.Module, folder: Path) -> Path:
         torch.onnx.export(
             _Positional(module),
             network.inputs,
-            path,
+            str(path),  # a Path would not do above 2 GB
             dynamo=False,
             opset_version=17,
             input_names=[spec.name for spec in network.signature.inputs],
