@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from interleave import time_interleaved
 from large_networks import CONFIGURATIONS, small_inputs
 from report import add_json_option, print_report
 
 from accuquant.export.float_graph import trace
 from accuquant.export.graph_files import save_graphs
+from accuquant.interleave import time_interleaved
 from accuquant.pipelines.source import load_source
 from accuquant.runtime.open_runner import open_runner
 from accuquant.signature import Signature
