@@ -56,6 +56,8 @@ def read_model(path: Path, *, min_opset: int = 15) -> ir.Model:
     opset = model.opset_imports.get("", 0)
     if opset < min_opset:
         _convert(model, path, opset)
+        # the conversion goes through a serialized model, which does not know its folder
+        ir.external_data.set_base_dir(model.graph, path.parent)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     if any(value.dtype is None for node in model.graph for value in node.outputs):
         ShapeInferencePass()(model)

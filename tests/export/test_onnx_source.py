@@ -158,3 +158,35 @@ def test_a_bias_that_the_graph_computes_is_refused_only_where_it_must_move(one_l
     assert len(network.lower(constant)) == 1
     with pytest.raises(ExportError, match=r"block\.layer.*a bias that the graph computes"):
         network.lower(network.layer())
+
+
+def test_an_older_graph_keeps_its_external_data_when_it_is_converted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = np.arange(4096, dtype=np.float32).reshape(64, 64)
+    tensor = onnx.numpy_helper.from_array(weight, "w")
+    graph = helper.make_graph(
+        [
+            helper.make_node("Constant", [], ["w"], name="constant", value=tensor),
+            helper.make_node("MatMul", ["x", "w"], ["y"], name="product"),
+        ],
+        "older",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 64])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 64])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    onnx.save(
+        model,
+        folder / "older.onnx",
+        save_as_external_data=True,
+        location="weights",
+        size_threshold=0,
+        convert_attribute=True,
+    )
+    monkeypatch.chdir(tmp_path)
+    read = read_model(Path("model/older.onnx"), min_opset=21)
+    assert read.opset_imports[""] == 21
+    (constant,) = [v.const_value for v in read.graph.initializers.values() if v.const_value is not None]
+    assert np.array_equal(constant.numpy(), weight)
