@@ -29,7 +29,7 @@ def stacked_bars(bars: Sequence[tuple[str, Sequence[tuple[str, float]]]], *, uni
             )
             if value * scale > 9 * len(part):
                 drawn.append(
-                    f'<text class="inside" x="{x + value * scale / 2:.1f}" y="{y + 18}" '
+                    f'<text class="inside on-{_style(part)}" x="{x + value * scale / 2:.1f}" y="{y + 18}" '
                     f'text-anchor="middle">{escape(part)}</text>'
                 )
             x += value * scale

@@ -36,7 +36,10 @@ def explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, AccuQuantError):
         return str(error), error.exit_code
     if isinstance(error, click.Abort | KeyboardInterrupt):
-        return "interrupted; run the same command again to resume", INTERRUPTED
+        return (
+            "interrupted; nothing half-written was left. Run the same command again; a calibration goes on where it was",
+            INTERRUPTED,
+        )
     if isinstance(error, click.ClickException):
         return _explain_click(error), error.exit_code
     if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in _EXTRAS:

@@ -40,7 +40,11 @@ class SafetensorError(Exception):
             "pip install 'accuquant[calibrate]'",
         ),
         (MemoryError(), 1, "out of memory"),
-        (KeyboardInterrupt(), 130, "interrupted; run the same command again to resume"),
+        (
+            KeyboardInterrupt(),
+            130,
+            "interrupted; nothing half-written was left. Run the same command again; a calibration goes on where it was",
+        ),
         (ZeroDivisionError("division\nby zero"), 1, "internal error: ZeroDivisionError: division by zero"),
     ],
 )
