@@ -36,10 +36,8 @@ def explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, AccuQuantError):
         return str(error), error.exit_code
     if isinstance(error, click.Abort | KeyboardInterrupt):
-        return (
-            "interrupted; nothing half-written was left. Run the same command again; a calibration goes on where it was",
-            INTERRUPTED,
-        )
+        line = "interrupted, without leaving half a file. Run it again; a calibration goes on where it was"
+        return line, INTERRUPTED
     if isinstance(error, click.ClickException):
         return _explain_click(error), error.exit_code
     if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in _EXTRAS:

@@ -43,7 +43,7 @@ class SafetensorError(Exception):
         (
             KeyboardInterrupt(),
             130,
-            "interrupted; nothing half-written was left. Run the same command again; a calibration goes on where it was",
+            "a calibration goes on where it was",
         ),
         (ZeroDivisionError("division\nby zero"), 1, "internal error: ZeroDivisionError: division by zero"),
     ],
