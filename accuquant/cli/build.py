@@ -13,6 +13,7 @@ from accuquant.cli._build_options import build_options
 from accuquant.cli._command import Command
 from accuquant.cli._output import console_beside_json, json_option, print_table, write_json
 from accuquant.errors import EngineError, UsageError
+from accuquant.manifest import Manifest
 
 if TYPE_CHECKING:
     from accuquant.engines.build import BuiltEngine
@@ -64,6 +65,9 @@ def run(source: Path, options: dict[str, Any]) -> list[BuiltEngine]:
         verbose, force = options.pop("verbose"), options.pop("force")
         allow_float = options.pop("allow_float")
         jobs = list_jobs(source, **options)
+        if source.is_dir():
+            for line in export_advice(Manifest.load(source)):
+                progress.message(line)
         for model in dict.fromkeys(job.model for job in jobs):
             _check(model, allow_float=allow_float, say=progress.message)
         built = []
@@ -82,6 +86,21 @@ def run(source: Path, options: dict[str, Any]) -> list[BuiltEngine]:
     if layer_info is not None:
         _write_layer_info(layer_info, built)
     return built
+
+
+def export_advice(manifest: Manifest) -> list[str]:
+    """Say which options of the export suit TensorRT better than those that were chosen."""
+    advice = []
+    if manifest.precision == "fp32":
+        advice.append(
+            "What is not int8 is fp32 here; `accuquant export --precision fp16` halves it for a GPU"
+        )
+    if manifest.lowering == "rescale" and len(manifest.groups) > 1:
+        advice.append(
+            "The step groups' factors cost fusions; `accuquant export --lowering hybrid` keeps most of them "
+            "(`accuquant audit` shows which)"
+        )
+    return advice
 
 
 def _check(model: Path, *, allow_float: bool, say: Callable[[str], None]) -> None:

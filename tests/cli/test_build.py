@@ -11,8 +11,12 @@ import numpy as np
 import pytest
 from onnx import helper
 
+from accuquant.cli.build import export_advice
 from accuquant.cli.main import main
 from accuquant.engine_manifest import EngineManifest
+from accuquant.groups import StepGroups
+from accuquant.manifest import Manifest
+from accuquant.signature import Signature, TensorSpec
 
 pytest.importorskip("tensorrt_rtx")
 pytestmark = pytest.mark.trt
@@ -139,3 +143,26 @@ def test_one_model_has_to_be_given(
 
 def test_a_folder_that_is_no_export_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no accuquant.json" in one_line(main(["build", str(tmp_path), *RTX]), capsys)
+
+
+@pytest.mark.parametrize(
+    ("precision", "lowering", "edges", "told"),
+    [
+        ("fp32", "rescale", (1000, 500, 0), ["--precision fp16", "--lowering hybrid"]),
+        ("fp16", "rescale", (1000, 500, 0), ["--lowering hybrid"]),
+        ("fp16", "rescale", (1000, 0), []),
+        ("fp16", "hybrid", (1000, 500, 0), []),
+        ("fp32", "per-group", (1000, 500, 0), ["--precision fp16"]),
+    ],
+)
+def test_an_export_that_suits_a_gpu_badly_is_told_of(
+    precision: str, lowering: str, edges: tuple[float, ...], told: list[str]
+) -> None:
+    sample = TensorSpec("sample", ("batch", 1, 8, 8))
+    signature = Signature("UNet2DModel", sample, TensorSpec("timestep", (1,)), (), sample, {"batch": 1})
+    manifest = Manifest(
+        "DDIMPipeline", "unet", lowering, precision, 21, ("unet/model.onnx",), StepGroups(edges), signature,
+        "hash", 50, "0.1.0",
+    )  # fmt: skip
+    lines = export_advice(manifest)
+    assert [option for line, option in zip(lines, told, strict=True) if option in line] == told
