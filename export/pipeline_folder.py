@@ -22,6 +22,7 @@ from accuquant.export.lowering import (
     Progress,
     lower,
 )
+from accuquant.export.pipeline_parts import check_parts, write_parts
 from accuquant.export.shared_scales import share_scales
 from accuquant.manifest import MANIFEST_NAME, RECIPE_NAME, Manifest
 from accuquant.network import float_weights as weights_by_layer
@@ -43,6 +44,7 @@ def export_pipeline(
     opset: int = 21,
     external_data: bool | None = None,
     dynamic: bool = True,
+    whole_pipeline: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
     """Write `source`, quantized by `recipe`, into the folder `output`.
@@ -50,12 +52,15 @@ def export_pipeline(
     The folder holds model_index.json, the network's graph(s) and configuration, the scheduler, the recipe and
     the manifest accuquant.json. It appears whole: it is built beside `output` and renamed. An earlier
     export is replaced, anything else is not touched. `external_data` None puts weights into a file of
-    their own above 2 GB; `dynamic` lets batch and image size vary. Raises RecipeError where the recipe
-    belongs to another checkpoint, ExportError where the network cannot carry it.
+    their own above 2 GB; `dynamic` lets batch and image size vary; `whole_pipeline` adds text encoders and
+    autoencoder in float32, so that Optimum loads the folder. Raises RecipeError where the recipe belongs to
+    another checkpoint, ExportError where the network cannot carry it.
     """
     say = progress or (lambda _text, _share: None)
     options = LoweringOptions(lowering, precision, affine, float_weights)
     _check_opset(opset)
+    if whole_pipeline:
+        _check_whole(source, lowering)
     output = Path(output)
     _check_output(output)
     say("checking the recipe", 0.0)
@@ -75,6 +80,10 @@ def export_pipeline(
             dict(zip(names, graphs, strict=True)), part, "model.onnx_data", external_data=external_data
         )
         _copy_configuration(source, folder)
+        if whole_pipeline:
+            write_parts(
+                source, folder, opset=opset, external_data=external_data, say=lambda text: say(text, 0.9)
+            )
         recipe.save(folder / RECIPE_NAME)
         manifest = Manifest(
             pipeline_class=source.pipeline_class,
@@ -104,6 +113,17 @@ def _check_opset(opset: int) -> None:
             expected=f"{_MIN_OPSET} or later",
             remedy="QDQ pairs with float16 scales need it; give --opset 21",
         )
+
+
+def _check_whole(source: Source, lowering: Lowering) -> None:
+    if lowering == "per-group":
+        raise UsageError(
+            "--whole-pipeline",
+            got="--lowering per-group, which writes one graph a step group",
+            expected="rescale or hybrid: Optimum loads one graph",
+            remedy="Leave one of the two out",
+        )
+    check_parts(source)
 
 
 def _check_output(output: Path) -> None:
