@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import inspect
 import json
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 
 from accuquant.errors import CalibrationError, SourceError
 from accuquant.pipelines.families import SEEDED, family_of
+from accuquant.pipelines.fuse_lora import fuse_into_text_encoders
+from accuquant.pipelines.quiet import quiet_libraries
 from accuquant.pipelines.source import Source
 from accuquant.pipelines.task import Task
 
@@ -22,7 +21,7 @@ def open_pipeline(source: Source, task: Task) -> Any:
     """Load the real pipeline around the network of `source`, as the class that the task asks for.
 
     A text-to-image pipeline that is given images becomes the image-to-image pipeline of the same components,
-    and the inpainting one where it is given masks.
+    and the inpainting one where it is given masks. The LoRAs of `source` are fused into the text encoders.
     """
     import diffusers
 
@@ -35,7 +34,7 @@ def open_pipeline(source: Source, task: Task) -> Any:
     unchecked = {"safety_checker": None, "requires_safety_checker": False}
     parts |= {k: v for k, v in unchecked.items() if k in inspect.signature(cls.__init__).parameters}
     try:
-        with _quiet():
+        with quiet_libraries():
             pipe = cls.from_pretrained(source.folder, local_files_only=True, **parts).to(torch.float32)
     except Exception as fault:  # diffusers and transformers raise many unrelated kinds
         raise SourceError(
@@ -44,26 +43,11 @@ def open_pipeline(source: Source, task: Task) -> Any:
             expected=f"a {source.pipeline_class} that diffusers can load",
             remedy="Copy or download the pipeline again, or upgrade diffusers and transformers",
         ) from fault
+    fuse_into_text_encoders(pipe, source.network, source.component, source.pipeline_class, source.loras)
     pipe.set_progress_bar_config(disable=True)
     changed = _for_task(pipe, task)
     changed.set_progress_bar_config(disable=True)
     return changed
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide the progress bars of loading, and what the libraries say about packages that are not needed."""
-    with ExitStack() as stack:
-        for library in ("diffusers", "transformers"):
-            if importlib.util.find_spec(library) is None:
-                continue
-            logging: Any = importlib.import_module(f"{library}.utils.logging")
-            stack.callback(logging.set_verbosity, logging.get_verbosity())
-            if logging.is_progress_bar_enabled():
-                stack.callback(logging.enable_progress_bar)
-            logging.disable_progress_bar()
-            logging.set_verbosity_error()
-        yield
 
 
 def _for_task(pipe: Any, task: Task) -> Any:
