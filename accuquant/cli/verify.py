@@ -82,7 +82,7 @@ def command(
 def run(folder: Path, reference: str, options: dict[str, Any]) -> Report:
     """Verify with progress on stderr; `options` are those of the command."""
     from accuquant.cli._progress import Bars
-    from accuquant.manifest import RECIPE_NAME
+    from accuquant.manifest import RECIPE_NAME, Manifest
     from accuquant.pipelines.lora import find_loras, loras_of_recipe
     from accuquant.pipelines.source import load_source
     from accuquant.recipe import Recipe
@@ -91,6 +91,7 @@ def run(folder: Path, reference: str, options: dict[str, Any]) -> Report:
 
     task = take_task(options)
     thresholds = Thresholds(**{name: options.pop(name) for name in LIMITS if name in options})
+    Manifest.load(folder)  # a folder that is no export should be named as such
     given = find_loras(options.pop("loras", ()))
     loras = loras_of_recipe(Recipe.load(folder / RECIPE_NAME).calibration, given)
     with Bars() as progress:
