@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from accuquant.denoising.pasting import Pasting
 from accuquant.denoising.process import seeded_generators
 from accuquant.errors import CalibrationError
 
@@ -37,13 +38,15 @@ class Captured:
     """The first steps of a pipeline's run for N images.
 
     `scheduler` and `generators` are copies from just before the first of `steps`; `first` is the index of
-    that step among the scheduler's timesteps (above 0 in image-to-image, by the strength).
+    that step among the scheduler's timesteps (above 0 in image-to-image, by the strength). `pasting` is what
+    an inpainting pipeline pastes between steps.
     """
 
     count: int
     scheduler: Any = None
     generators: tuple[Tensor, ...] = ()
     first: int = 0
+    pasting: Pasting | None = None
     steps: list[Step] = field(default_factory=list)
 
 
@@ -88,6 +91,7 @@ class _Recorder:
     ) -> None:
         self.pipe, self.network, self.captured = pipe, network, captured
         self.generators, self.steps, self.real = generators, steps, real
+        self.prepared: tuple[list[Any], list[Any]] = ([], [])
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -105,7 +109,10 @@ class _Recorder:
         vars(self.network)["forward"] = watched_forward
         vars(self.pipe.scheduler)["step"] = watched_step
         try:
-            yield
+            with _remembered(self.pipe, "prepare_latents") as latents:
+                with _remembered(self.pipe, "prepare_mask_latents") as masks:
+                    self.prepared = latents, masks
+                    yield
         finally:
             del vars(self.network)["forward"], vars(self.pipe.scheduler)["step"]
 
@@ -137,6 +144,16 @@ class _Recorder:
         captured.generators = tuple(g.get_state() for g in self.generators)
         visited = getattr(self.pipe, "_num_timesteps", None)
         captured.first = 0 if visited is None else len(scheduler.timesteps) - int(visited)
+        captured.pasting = self._pasting()
+
+    def _pasting(self) -> Pasting | None:
+        """Return what the pipeline pastes: it prepares original and noise for nothing else."""
+        latents, masks = self.prepared
+        if not masks or len(latents[-1]) < 3:
+            return None
+        noise, original = latents[-1][1:3]
+        mask = masks[-1][0][: self.captured.count]  # under guidance it is there twice
+        return Pasting(mask, original, noise)
 
     def _scheduler_step(
         self, step: Any, model_output: Tensor, timestep: Any, sample: Tensor, kwargs: dict[str, Any]
@@ -152,6 +169,27 @@ class _Recorder:
         if len(self.captured.steps) >= self.steps:
             raise _EnoughSeen
         return result
+
+
+@contextmanager
+def _remembered(owner: Any, name: str) -> Iterator[list[Any]]:
+    """Yield a list that gets the results of a method of `owner`, where it has one of that name."""
+    results: list[Any] = []
+    method = getattr(owner, name, None)
+    if method is None:
+        yield results
+        return
+
+    @functools.wraps(method)
+    def remembering(*args: Any, **kwargs: Any) -> Any:
+        results.append(method(*args, **kwargs))
+        return results[-1]
+
+    vars(owner)[name] = remembering
+    try:
+        yield results
+    finally:
+        del vars(owner)[name]
 
 
 def _tensors(pipeline: str, arguments: Mapping[str, Any]) -> dict[str, Tensor]:

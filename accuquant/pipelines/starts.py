@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from accuquant.denoising.conditioning import Conditioning
+from accuquant.denoising.conditioning import BoundNetwork, Conditioning
 from accuquant.denoising.guidance import Guidance
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.denoising.start import Start, seeded_starts
@@ -210,13 +210,14 @@ def _start(source: Source, captured: Captured, guidance: Guidance) -> Start:
     # in the order of the Signature, which is that of the exported graph
     rowed = {name: seen.arguments[name] for name, has_rows in batched.items() if has_rows}
     shared = {name: seen.arguments[name] for name, has_rows in batched.items() if not has_rows}
-    conditioning = Conditioning.from_batch(rowed, channels, guidance.copies, shared)
+    conditioning = Conditioning.from_batch(rowed, channels, guidance.copies, shared, captured.pasting)
     return Start(seen.before.clone(), captured.generators, conditioning)
 
 
 def _check(name: str, process: DenoisingProcess, start: Start, captured: Captured) -> None:
     """Raise CalibrationError unless the simulated steps are those that the pipeline has made."""
     generators, latents = start.fresh_generators(), start.latents
+    pasting = start.conditioning.pasting
     for index, seen in enumerate(captured.steps):
         number = index + 1
         constant = all(
@@ -231,8 +232,10 @@ def _check(name: str, process: DenoisingProcess, start: Start, captured: Capture
             output: Tensor = seen.output
             return output
 
-        latents = process.step(replay, latents, index, generators)
-        _agree(name, f"the latents after step {number}", _close(latents, seen.after))
+        latents = process.step(BoundNetwork(replay, pasting), latents, index, generators)
+        # what is pasted shows in the input of the next network call
+        kept = 1.0 if pasting is None else pasting.mask
+        _agree(name, f"the latents after step {number}", _close(kept * latents, kept * seen.after))
 
 
 def _close(ours: Tensor, theirs: Tensor) -> bool:

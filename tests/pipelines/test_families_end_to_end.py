@@ -31,6 +31,8 @@ CASES: dict[str, dict[str, Any]] = {
     "sd-v": {"prompts": True},
     "sd": {"prompts": True, "images": True, "strength": 0.8},
     "inpaint": {"prompts": True, "images": True, "masks": True},
+    "sd-paste": {"prompts": True, "images": True, "masks": True},
+    "sdxl-paste": {"prompts": True, "images": True, "masks": True, "strength": 0.8},
     "pix2pix": {"prompts": True, "images": True},
     "upscale": {"prompts": True, "images": True},
     "lcm": {"prompts": True, "guidance_scale": 4.0},
@@ -61,7 +63,7 @@ def test_the_engine_in_the_pipeline_makes_the_images_of_the_simulation(
     kind: str, tiny_text_pipeline: Callable[[str], Path], picture_folder: Path, tmp_path: Path
 ) -> None:
     source, task = (
-        load_source(tiny_text_pipeline(kind.removesuffix("-image"))),
+        load_source(tiny_text_pipeline(kind.removesuffix("-image").removesuffix("-paste"))),
         make_task(CASES[kind], picture_folder),
     )
     recipe = calibrate(source, SETTINGS, output=tmp_path / "recipe.safetensors", task=task)
