@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +22,7 @@ _SAMPLES = ("sample", "hidden_states")
 
 @dataclass
 class Step:
-    """One network call and the scheduler's step after it, as the pipeline made them."""
+    """The network's calls, as one batch, and the scheduler's step after them, as the pipeline made them."""
 
     sample: Tensor
     arguments: dict[str, Tensor]
@@ -64,16 +64,24 @@ class _Output(tuple[Tensor]):
 
 @torch.no_grad()
 def capture(
-    pipe: Any, component: str, arguments: Mapping[str, Any], seeds: range, *, steps: int, real: bool
+    pipe: Any,
+    component: str,
+    arguments: Mapping[str, Any],
+    seeds: range,
+    *,
+    steps: int,
+    real: bool,
+    shared: Collection[str] = (),
 ) -> Captured:
     """Call `pipe` with `arguments` and a generator for each of `seeds`, and stop after `steps` steps.
 
-    With `real` the network runs; else it is spared and gives zeros, so that only the first step's input means
-    anything.
+    `shared` names the arguments of the network that have no row for each image: a pipeline that calls its
+    network several times a step has them equal in all calls. With `real` the network runs; else it is spared
+    and gives zeros, so that only the first step's input means anything.
     """
     generators = seeded_generators(seeds)
     captured = Captured(len(seeds))
-    recorder = _Recorder(pipe, getattr(pipe, component), captured, generators, steps, real)
+    recorder = _Recorder(pipe, getattr(pipe, component), captured, generators, steps, real, shared)
     with recorder.watching(), suppress(_EnoughSeen):
         pipe(**arguments, generator=generators)
     return captured
@@ -88,9 +96,11 @@ class _Recorder:
         generators: list[torch.Generator],
         steps: int,
         real: bool,
+        shared: Collection[str],
     ) -> None:
         self.pipe, self.network, self.captured = pipe, network, captured
-        self.generators, self.steps, self.real = generators, steps, real
+        self.generators, self.steps, self.real, self.shared = generators, steps, real, shared
+        self.calls: list[Step] = []
         self.prepared: tuple[list[Any], list[Any]] = ([], [])
 
     @contextmanager
@@ -109,10 +119,12 @@ class _Recorder:
         vars(self.network)["forward"] = watched_forward
         vars(self.pipe.scheduler)["step"] = watched_step
         try:
-            with _remembered(self.pipe, "prepare_latents") as latents:
-                with _remembered(self.pipe, "prepare_mask_latents") as masks:
-                    self.prepared = latents, masks
-                    yield
+            with (
+                _remembered(self.pipe, "prepare_latents") as latents,
+                _remembered(self.pipe, "prepare_mask_latents") as masks,
+            ):
+                self.prepared = latents, masks
+                yield
         finally:
             del vars(self.network)["forward"], vars(self.pipe.scheduler)["step"]
 
@@ -122,19 +134,21 @@ class _Recorder:
         sample = bound.pop(name)
         for known in ("timestep", "return_dict"):
             bound.pop(known, None)
-        if not self.captured.steps:
+        if not self.captured.steps and not self.calls:
             self._keep_beginning()
         if self.real:
             output: Tensor = forward(*args, **(kwargs | {"return_dict": False}))[0]
         else:
-            config: Any = self.network.config
-            channels = int(config.out_channels or sample.shape[1])
-            patches = sample.ndim == 3  # [B, patches, C]
-            shape = sample.shape[1:2] if patches else sample.shape[2:]
-            output = sample.new_zeros(len(sample), *((*shape, channels) if patches else (channels, *shape)))
-        step = Step(sample, _tensors(type(self.pipe).__name__, bound), output)
-        self.captured.steps.append(step)
+            output = self._zeros(sample)
+        self.calls.append(Step(sample, _tensors(type(self.pipe).__name__, bound), output))
         return _Output((output,))
+
+    def _zeros(self, sample: Tensor) -> Tensor:
+        config: Any = self.network.config
+        axis = -1 if sample.ndim == 3 else 1  # [B, patches, C] or [B, C, H, W]
+        shape = list(sample.shape)
+        shape[axis] = int(config.out_channels or shape[axis])
+        return sample.new_zeros(shape)
 
     def _keep_beginning(self) -> None:
         scheduler = copy.copy(self.pipe.scheduler)
@@ -162,13 +176,28 @@ class _Recorder:
         if "generator" in inspect.signature(step).parameters and len(sample) == count:
             kwargs.setdefault("generator", self.generators)  # some pipelines leave it to the global one
         result = step(model_output, timestep, sample, **kwargs)
-        seen = self.captured.steps[-1]
+        seen = _one_batch(self.calls, self.shared)
+        self.calls = []
+        self.captured.steps.append(seen)
         seen.timestep = float(timestep)
         # DiT carries every latent twice through the scheduler
         seen.model_output, seen.before, seen.after = model_output[:count], sample[:count], result[0][:count]
         if len(self.captured.steps) >= self.steps:
             raise _EnoughSeen
         return result
+
+
+def _one_batch(calls: list[Step], shared: Collection[str]) -> Step:
+    """Join the calls of one step: Flux asks for the two predictions of its guidance one after the other."""
+    if len(calls) == 1:
+        return calls[0]
+    arguments = {
+        name: first if name in shared else torch.cat([call.arguments[name] for call in calls])
+        for name, first in calls[0].arguments.items()
+    }
+    return Step(
+        torch.cat([call.sample for call in calls]), arguments, torch.cat([call.output for call in calls])
+    )
 
 
 @contextmanager

@@ -173,11 +173,10 @@ def _merge(model: Any, part: str, additions: _Additions) -> None:
     utils: Any = diffusers.utils
     layers: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     for layer in layers:
-        dtype = layer.get_base_layer().weight.dtype
         layer.double()
         layer.scale_layer(additions.lora.scale)
         layer.merge(adapter_names=[_ADAPTER])
-        layer.to(dtype)
+        layer.float()
     utils.recurse_remove_peft_layers(model)
     del model.peft_config
     model.requires_grad_(False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import json
+import warnings
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ import torch
 from accuquant.errors import CalibrationError, SourceError
 from accuquant.pipelines.families import SEEDED, family_of
 from accuquant.pipelines.fuse_lora import fuse_into_text_encoders
+from accuquant.pipelines.half_storage import compute_in_float32, half_type_of
 from accuquant.pipelines.quiet import quiet_libraries
 from accuquant.pipelines.source import Source
 from accuquant.pipelines.task import Task
@@ -34,8 +36,11 @@ def open_pipeline(source: Source, task: Task) -> Any:
     unchecked = {"safety_checker": None, "requires_safety_checker": False}
     parts |= {k: v for k, v in unchecked.items() if k in inspect.signature(cls.__init__).parameters}
     try:
-        with quiet_libraries():
-            pipe = cls.from_pretrained(source.folder, local_files_only=True, **parts).to(torch.float32)
+        with quiet_libraries(), warnings.catch_warnings():
+            # diffusers 0.42 wants `dtype`, which earlier releases do not know
+            warnings.filterwarnings("ignore", message="`torch_dtype` is deprecated", category=FutureWarning)
+            types = {"default": torch.float32, **_half_types(source, index)}
+            pipe = cls.from_pretrained(source.folder, local_files_only=True, torch_dtype=types, **parts)
     except Exception as fault:  # diffusers and transformers raise many unrelated kinds
         raise SourceError(
             f"pipeline '{source.name}'",
@@ -44,10 +49,23 @@ def open_pipeline(source: Source, task: Task) -> Any:
             remedy="Copy or download the pipeline again, or upgrade diffusers and transformers",
         ) from fault
     fuse_into_text_encoders(pipe, source.network, source.component, source.pipeline_class, source.loras)
+    for part in _half_types(source, index):
+        compute_in_float32(getattr(pipe, part))
     pipe.set_progress_bar_config(disable=True)
     changed = _for_task(pipe, task)
     changed.set_progress_bar_config(disable=True)
     return changed
+
+
+def _half_types(source: Source, index: dict[str, Any]) -> dict[str, torch.dtype]:
+    """Return the type of each text encoder whose files are in half precision."""
+    encoders = [part for part in _of_transformers(index) if part.startswith("text_encoder")]
+    types = {part: half_type_of(source.folder / part) for part in encoders}
+    return {part: half for part, half in types.items() if half is not None}
+
+
+def _of_transformers(index: dict[str, Any]) -> list[str]:
+    return [part for part, entry in index.items() if isinstance(entry, list) and entry[0] == "transformers"]
 
 
 def _for_task(pipe: Any, task: Task) -> Any:
@@ -70,7 +88,7 @@ def _for_task(pipe: Any, task: Task) -> Any:
 
 
 def _check_transformers(source: Source, index: dict[str, Any]) -> None:
-    needed = [part for part, entry in index.items() if isinstance(entry, list) and entry[0] == "transformers"]
+    needed = _of_transformers(index)
     if needed and importlib.util.find_spec("transformers") is None:
         raise SourceError(
             f"pipeline '{source.name}'",

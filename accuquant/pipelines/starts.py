@@ -125,7 +125,16 @@ class PipelineStarter:
         arguments = call_arguments(self._pipe, self._task, members, self._steps)
         seeds = range(seed + members.start, seed + members.stop)
         steps = _CHECKED_STEPS if real else 1
-        return capture(self._pipe, self._source.component, arguments, seeds, steps=steps, real=real)
+        specs = self._source.signature.conditioning
+        return capture(
+            self._pipe,
+            self._source.component,
+            arguments,
+            seeds,
+            steps=steps,
+            real=real,
+            shared={spec.name for spec in specs if spec.shape[0] != "batch"},
+        )
 
 
 def from_noise_alone(source: Source) -> bool:
@@ -167,9 +176,11 @@ def _guidance(pipe: Any, task: Task, captured: Captured) -> Guidance:
     """Read off the first step how the pipeline guides."""
     seen = captured.steps[0]
     copies = len(seen.sample) // captured.count
-    kind = FAMILIES[type(pipe).__name__].guidance
+    family = FAMILIES[type(pipe).__name__]
+    kind, scale = family.guidance, family.scale
     if copies == 1:
         kind = "embedded" if set(_EMBEDDED) & set(seen.arguments) else "none"
+        scale = "guidance_scale"
     elif Guidance(kind).copies != copies:
         raise CalibrationError(
             f"pipeline {type(pipe).__name__}",
@@ -184,7 +195,7 @@ def _guidance(pipe: Any, task: Task, captured: Captured) -> Guidance:
 
     return Guidance(
         kind=kind,
-        scale=chosen("guidance_scale", 1.0) if kind != "none" else 1.0,
+        scale=chosen(scale, 1.0) if kind != "none" else 1.0,
         image_scale=chosen("image_guidance_scale", 1.0) if kind == "image-and-text" else 1.0,
         rescale=chosen("guidance_rescale", 0.0) if kind == "classifier-free" else 0.0,
         learned_variance=seen.model_output.shape[1] < seen.output.shape[1],

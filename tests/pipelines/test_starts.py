@@ -70,7 +70,21 @@ CASES: dict[str, tuple[str, dict[str, Any], str | None]] = {
     "pixart": ("pixart", {}, None),
     "pixart-alpha": ("pixart-alpha", {"negative_prompt": "blurred"}, None),
     "sd3": ("sd3", {}, None),
-    "flux": ("flux", {"image_size": 16}, None),
+    "sd3-image": ("sd3", {"images": True}, None),
+    "sd3-paste": ("sd3-wide", {"images": True, "masks": True, "strength": 0.8}, None),
+    "flux": ("flux", {"image_size": (16, 24)}, None),
+    "flux-true": (
+        "flux",
+        {"image_size": 16, "negative_prompt": "blurred", "true_cfg_scale": 3.0, "guidance_scale": 2.0},
+        None,
+    ),
+    "flux-image": ("flux", {"image_size": (24, 16), "images": True}, None),
+    "flux-image-true": (
+        "flux",
+        {"image_size": 16, "images": True, "negative_prompt": "blurred", "true_cfg_scale": 2.0},
+        None,
+    ),
+    "flux-paste": ("flux", {"image_size": (24, 16), "images": True, "masks": True, "strength": 0.8}, None),
     "upscale": ("upscale", {"images": True}, None),
     "lcm": ("lcm", {"guidance_scale": 4.0}, None),
     "xl": ("sdxl", {}, None),
@@ -129,8 +143,8 @@ def pipeline_run(source: Source, task: Task, members: range, seed: int) -> tuple
 
 #: One case for each pipeline class; the others show further choices and schedulers.
 FAST = {
-    "text", "velocity", "image", "inpaint", "paste", "edit", "ldm-text", "super-resolution", "class", "pixart", "sd3",
-    "flux", "upscale", "lcm", "xl", "xl-image-dpm", "xl-paste",
+    "text", "velocity", "image", "inpaint", "paste", "edit", "ldm-text", "super-resolution", "class",
+    "pixart", "sd3", "flux", "flux-true", "flux-paste", "upscale", "lcm", "xl", "xl-image-dpm", "xl-paste",
 }  # fmt: skip
 every_case = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in CASES]
@@ -151,7 +165,8 @@ def test_our_loop_is_the_pipelines_own_latent_by_latent(
         assert starter.process.timesteps == timesteps
         assert len(batch.latents) == len(theirs) + 1
         for after, expected in zip(batch.latents[1:], theirs, strict=True):
-            torch.testing.assert_close(after, expected, rtol=0, atol=0)
+            # two network calls a step are one with a batch of two here, which rounds differently
+            torch.testing.assert_close(after, expected, rtol=0, atol=2e-6 if name.endswith("true") else 0)
 
 
 @pytest.mark.parametrize(
@@ -162,6 +177,8 @@ def test_our_loop_is_the_pipelines_own_latent_by_latent(
         ("edit", "image-and-text", 7.5),
         ("class", "conditional-first", 4.0),
         ("lcm", "embedded", 4.0),
+        ("flux", "embedded", 3.5),
+        ("flux-true", "conditional-first", 3.0),
         ("super-resolution", "none", 1.0),
     ],
 )
