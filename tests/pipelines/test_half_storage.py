@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_pipelines import save_pipeline
 
 from accuquant.pipelines.half_storage import compute_in_float32, half_type_of
 from accuquant.pipelines.lora import find_loras
 from accuquant.pipelines.real_pipeline import open_pipeline
 from accuquant.pipelines.source import load_source
 from accuquant.pipelines.task import Task
-from tiny_pipelines import save_pipeline
 
 HALVES = [torch.float16, torch.bfloat16]
 
@@ -58,11 +58,10 @@ def test_prompts_are_encoded_as_in_float32_from_half_of_the_bytes(
         assert counts[half] == linear or (encoder.config.model_type == "t5" and half == torch.float16)
         assert counts[half] > 0
         assert encoder.dtype == torch.float32
-    ours = pipe.encode_prompt(["a cat", "two dogs"], **({"prompt_2": None} if kind == "flux" else {}),
-                              **({"prompt_2": None, "prompt_3": None} if kind == "sd3" else {}))  # fmt: skip
+    others = dict.fromkeys({"flux": ["prompt_2"], "sd3": ["prompt_2", "prompt_3"]}.get(kind, []))
+    ours = pipe.encode_prompt(["a cat", "two dogs"], **others)
     plain = type(pipe).from_pretrained(pipeline).to(torch.float32)
-    theirs = plain.encode_prompt(["a cat", "two dogs"], **({"prompt_2": None} if kind == "flux" else {}),
-                                 **({"prompt_2": None, "prompt_3": None} if kind == "sd3" else {}))  # fmt: skip
+    theirs = plain.encode_prompt(["a cat", "two dogs"], **others)
     assert len(ours) == len(theirs)
     for mine, expected in zip(ours, theirs, strict=True):
         assert (mine is None) == (expected is None)
