@@ -26,6 +26,7 @@ from accuquant.export.pipeline_parts import check_parts, write_parts
 from accuquant.export.shared_scales import share_scales
 from accuquant.manifest import MANIFEST_NAME, RECIPE_NAME, Manifest
 from accuquant.network import float_weights as weights_by_layer
+from accuquant.pipelines.lora import check_loras
 from accuquant.pipelines.source import Source
 from accuquant.recipe import Recipe
 
@@ -64,6 +65,7 @@ def export_pipeline(
     output = Path(output)
     _check_output(output)
     say("checking the recipe", 0.0)
+    check_loras(recipe.calibration, source.loras)
     recipe.check_weights(weights_by_layer(source.network))
     with _staging(output) as folder:
         say("tracing the network", 0.05)

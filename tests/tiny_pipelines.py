@@ -50,17 +50,15 @@ def text_unet(seed: int = 0, **changes: Any) -> nn.Module:
 
 def vae(**changes: Any) -> Any:
     """Return an AutoencoderKL that halves the image."""
-    return seeded(
-        3,
-        diffusers.AutoencoderKL,
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=16,
-        **changes,
-    )
+    config = {
+        "block_out_channels": (8, 8),
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "latent_channels": 4,
+        "norm_num_groups": 4,
+        "sample_size": 16,
+    }
+    return seeded(3, diffusers.AutoencoderKL, **(config | changes))
 
 
 def clip(folder: Path, *, projection: int = 0, seed: int = 0) -> tuple[Any, Any]:
@@ -264,6 +262,18 @@ def _sd3(folder: Path) -> tuple[str, dict[str, Any]]:
     }
 
 
+def _sd3_wide(folder: Path) -> tuple[str, dict[str, Any]]:
+    """Return one with 16 latent channels, which the inpainting pipeline asks for."""
+    class_name, parts = _sd3(folder)
+    transformer = seeded(
+        0, diffusers.SD3Transformer2DModel, sample_size=8, patch_size=2, in_channels=16, out_channels=16,
+        num_layers=1, num_attention_heads=2, attention_head_dim=8, joint_attention_dim=32,
+        caption_projection_dim=16, pooled_projection_dim=24, pos_embed_max_size=8,
+    )  # fmt: skip
+    decoder = vae(shift_factor=0.06, latent_channels=16)
+    return class_name, parts | {"transformer": transformer, "vae": decoder}
+
+
 def _flux(folder: Path) -> tuple[str, dict[str, Any]]:
     tokenizer, encoder = clip(folder)
     tokenizer_2, encoder_2 = t5()
@@ -300,5 +310,6 @@ PIPELINES: dict[str, Callable[[Path], tuple[str, dict[str, Any]]]] = {
     "pixart": _pixart,
     "pixart-alpha": _pixart_alpha,
     "sd3": _sd3,
+    "sd3-wide": _sd3_wide,
     "flux": _flux,
 }

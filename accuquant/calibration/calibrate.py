@@ -68,6 +68,7 @@ def _identity(source: Source, settings: CalibrationSettings, task: Task) -> dict
     return {
         **settings.to_dict(),
         "task": task.to_dict(),
+        "loras": [lora.to_dict() for lora in source.loras],
         "model_hash": model_hash(source.network),
         "scheduler": plain_config(dict(source.scheduler.config)),
         "version": accuquant.__version__,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from accuquant.cli._command import Command
-from accuquant.cli._options import new_path
+from accuquant.cli._options import lora_option, new_path
 from accuquant.cli._task import take_task, task_options
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ _COUNT = click.IntRange(min=1)
 @click.option(
     "--seed", type=click.IntRange(0, 2**31 - 1), default=0, help="The same seed gives the same recipe."
 )
+@lora_option("none by default")
 @task_options
 def command(source: str, output: Path, **settings: Any) -> None:
     """Learn int8 scales for the pipeline SOURCE and write them as a recipe.
@@ -97,12 +98,14 @@ def run(source: str, output: Path, settings: dict[str, Any]) -> Recipe:
     """Calibrate with progress on stderr; `settings` are the options of the command."""
     from accuquant.calibration import CalibrationSettings, calibrate
     from accuquant.cli._progress import Bars
+    from accuquant.pipelines.lora import find_loras
     from accuquant.pipelines.source import load_source
 
     task = take_task(settings)
+    loras = find_loras(settings.pop("loras", ()))
     checked = CalibrationSettings(**settings)
     with Bars() as progress:
-        return calibrate(load_source(source), checked, output=output, task=task, progress=progress)
+        return calibrate(load_source(source, loras), checked, output=output, task=task, progress=progress)
 
 
 def print_summary(recipe: Recipe, output: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from accuquant.cli._command import Command
-from accuquant.cli._options import existing_file, new_path
+from accuquant.cli._options import existing_file, lora_option, new_path
 from accuquant.cli._task import take_options, task_options
 from accuquant.errors import UsageError
 
@@ -74,6 +74,7 @@ if TYPE_CHECKING:
     metavar="DIR",
     help="Write a Triton Inference Server model repository too; SOURCE is a pipeline.",
 )
+@lora_option("those of the recipe by default")
 @task_options
 def command(source: str, recipe: Path | None, output: Path, triton: Path | None, **options: Any) -> None:
     """Write SOURCE as an ONNX model with int8 weights and QDQ pairs.
@@ -122,16 +123,21 @@ def run(source: str, recipe: Path | None, output: Path, options: dict[str, Any])
             expected="an .onnx file as SOURCE and no --recipe",
             remedy="Leave --inputs out",
         )
+    given = options.pop("loras", ())
+    if given and write is _write_graph:
+        _refuse_task({"lora": given})
     if recipe is not None:
         _refuse_task(task)
         loaded = Recipe.load(recipe)
     elif write is _write_pipeline:
-        loaded = _calibrate_first(source, output, task)
+        loaded = _calibrate_first(source, output, {**task, "loras": given})
     else:
         _refuse_task(task)
         loaded = _observe_first(source, inputs, output)
     with Bars() as progress:
         progress.stage(f"exporting {source}", 100)
+        if write is _write_pipeline:
+            options["loras"] = given
         write(source, loaded, output, progress=progress.share, **options)
 
 
@@ -142,11 +148,15 @@ def _write_graph(source: str, recipe: Recipe, output: Path, **options: Any) -> N
     export_onnx(Path(source), recipe, output, **options)
 
 
-def _write_pipeline(source: str, recipe: Recipe, output: Path, **options: Any) -> None:
+def _write_pipeline(
+    source: str, recipe: Recipe, output: Path, *, loras: tuple[str, ...] = (), **options: Any
+) -> None:
     from accuquant.export.pipeline_folder import export_pipeline
+    from accuquant.pipelines.lora import find_loras, loras_of_recipe
     from accuquant.pipelines.source import load_source
 
-    export_pipeline(load_source(source), recipe, output, **options)
+    fused = loras_of_recipe(recipe.calibration, find_loras(loras))
+    export_pipeline(load_source(source, fused), recipe, output, **options)
 
 
 def _refuse_task(task: dict[str, Any]) -> None:

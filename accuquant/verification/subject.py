@@ -11,6 +11,7 @@ from accuquant.denoising.start import Start, seeded_starts
 from accuquant.errors import VerificationError
 from accuquant.manifest import RECIPE_NAME, Manifest
 from accuquant.network import Conditioning, model_hash
+from accuquant.pipelines.lora import check_loras
 from accuquant.pipelines.source import Source
 from accuquant.pipelines.starts import open_starter
 from accuquant.pipelines.task import Task
@@ -38,6 +39,7 @@ class Subject:
 
     def check(self) -> tuple[str, ...]:
         """Raise VerificationError unless folder and reference belong together; return notes."""
+        check_loras(self.recipe.calibration, self.reference.loras)
         if model_hash(self.reference.network) != self.manifest.model_hash:
             raise VerificationError(
                 f"reference '{self.reference.name}'",
