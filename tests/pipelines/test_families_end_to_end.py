@@ -35,9 +35,11 @@ def test_both_engines_in_the_pipeline_make_the_images_of_the_simulation(
         assert -10 * np.log10(error) > 35, engine
         assert images.std() > 0.01
 
+    # most of Flux's 512 text tokens are padding, all alike: a tie of rounding there counts hundreds of times
+    share = 0.01 if kind.startswith("flux") else 0.001
     report = verify(
         case.folder, source, task=task, num_images=2, steps=4, features="none", layers=True,
-        thresholds=Thresholds(min_psnr=15.0, min_ssim=None, min_cosine=None, max_fid=None),
+        thresholds=Thresholds(min_psnr=15.0, max_fid=None, max_level_share=share),
     )  # fmt: skip
     assert report.passed, report.verdict
     assert report.notes == ()
