@@ -13,6 +13,7 @@ from accuquant.cli._task import take_options, task_options
 from accuquant.errors import UsageError
 
 if TYPE_CHECKING:
+    from accuquant.export_choice import ExportChoice
     from accuquant.recipe import Recipe
 
 
@@ -37,13 +38,26 @@ if TYPE_CHECKING:
     "-o", "--output", type=new_path, required=True, help="A folder, or an .onnx file where SOURCE is one."
 )
 @click.option(
-    "--lowering",
-    type=click.Choice(("rescale", "hybrid", "per-group")),
-    default="rescale",
-    help="One graph that finds the step group itself (hybrid: one scale for all groups where TensorRT would "
-    "lose a fusion and the scales are close), or one graph a step group.",
+    "--target",
+    metavar="cpu|gpu|SM",
+    show_default="the GPU of this machine if it is usable, else cpu",
+    help="Where it will run, for what is `auto` below; a GPU that is not here by its compute capability: "
+    "sm75, sm80, sm86, sm89, sm120, sm121.",
 )
-@click.option("--precision", type=click.Choice(("fp32", "fp16")), default="fp32", help="What is not int8.")
+@click.option(
+    "--lowering",
+    type=click.Choice(("auto", "rescale", "hybrid", "per-group")),
+    default="auto",
+    help="One graph that finds the step group itself (hybrid: one scale for all groups where TensorRT would "
+    "lose a fusion and the scales are close), or one graph a step group. auto is rescale on a CPU; for a GPU "
+    "it compiles them, and times or audits the engines.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(("auto", "fp32", "fp16")),
+    default="auto",
+    help="What is not int8; auto is fp16 on a GPU, fp32 on a CPU.",
+)
 @click.option(
     "--affine",
     type=click.Choice(("shift", "zero_point")),
@@ -118,21 +132,22 @@ def run(source: str, recipe: Path | None, output: Path, options: dict[str, Any])
         _refuse_task(task)
         loaded = _observe_first(source, inputs, output)
     with Bars() as progress:
-        progress.stage(f"exporting {source}", 100)
-        write(source, loaded, output, progress=progress.share, **options)
+        choice = write(source, loaded, output, progress=progress, share=progress.share, **options)
+    if choice is not None:
+        click.echo(str(choice))
 
 
-def _write_graph(source: str, recipe: Recipe, output: Path, **options: Any) -> None:
-    from accuquant.export.onnx_file import export_onnx
+def _write_graph(source: str, recipe: Recipe, output: Path, **options: Any) -> ExportChoice | None:
+    from accuquant.choosing import export_onnx_for
 
-    export_onnx(Path(source), recipe, output, **options)
+    return export_onnx_for(Path(source), recipe, output, **options)[1]
 
 
-def _write_pipeline(source: str, recipe: Recipe, output: Path, **options: Any) -> None:
-    from accuquant.export.pipeline_folder import export_pipeline
+def _write_pipeline(source: str, recipe: Recipe, output: Path, **options: Any) -> ExportChoice | None:
+    from accuquant.choosing import export_pipeline_for
     from accuquant.pipelines.source import load_source
 
-    export_pipeline(load_source(source), recipe, output, **options)
+    return export_pipeline_for(load_source(source), recipe, output, **options).choice
 
 
 def _refuse_task(task: dict[str, Any]) -> None:
