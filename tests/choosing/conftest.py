@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from accuquant.calibration.placement import place
+from accuquant.export.float_graph import trace
 from accuquant.groups import StepGroups
 from accuquant.network import count_macs, float_weights, layer_kind, model_hash, quantizable_layers
 from accuquant.pipelines.source import Source, load_source
@@ -31,6 +33,14 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory, make_unet: Callable[..., 
 @pytest.fixture(scope="session")
 def source(pipeline: Path) -> Source:
     return load_source(pipeline)
+
+
+@pytest.fixture(scope="session")
+def float_graph(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The network as a float .onnx of fixed sizes."""
+    path = tmp_path_factory.mktemp("float") / "float.onnx"
+    ir.save(trace(source.network, source.signature, dynamic=False), path)
+    return path
 
 
 @pytest.fixture(scope="session")

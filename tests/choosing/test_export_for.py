@@ -9,15 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import onnx_ir
+import onnx
 import pytest
 
+from accuquant.audit.audit_model import audit_model
 from accuquant.choosing import choose, export_onnx_for, export_pipeline_for
 from accuquant.cli.main import main
 from accuquant.engine_manifest import EngineManifest, engine_path
-from accuquant.export import export_pipeline
-from accuquant.export.float_graph import trace
-from accuquant.manifest import MANIFEST_NAME, Manifest
+from accuquant.engines import Target
+from accuquant.export import export_onnx, export_pipeline
+from accuquant.manifest import Manifest
 from accuquant.pipelines.source import Source
 from accuquant.recipe import Recipe
 
@@ -37,83 +38,82 @@ def no_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", hiding)
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    """Return every file but the manifest, which names the choice."""
-    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_NAME]
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
-
-
-def alone(folder: Path) -> bool:
-    """Return whether `folder` is all that its parent holds: no scratch was left."""
-    return list(folder.parent.iterdir()) == [folder]
+def described(graph: Path) -> dict[str, str]:
+    """Return what an exported graph says of itself."""
+    metadata = {entry.key: entry.value for entry in onnx.load(graph).metadata_props}
+    return {name: metadata[f"accuquant.{name}"] for name in ("lowering", "precision")}
 
 
 def test_a_cpu_gets_one_exact_graph_in_float32(
-    source: Source, make_recipe: MakeRecipe, tmp_path: Path
+    float_graph: Path, make_recipe: MakeRecipe, tmp_path: Path
 ) -> None:
-    manifest = export_pipeline_for(source, make_recipe(*CLOSE), tmp_path / "a" / "out", "cpu")
-    assert manifest.choice is not None
-    assert (manifest.choice.target, manifest.choice.basis) == ("cpu", "rule")
-    assert alone(tmp_path / "a" / "out")
-    export_pipeline(source, make_recipe(*CLOSE), tmp_path / "named", lowering="rescale", precision="fp32")
-    assert files(tmp_path / "a" / "out") == files(tmp_path / "named")
+    recipe = make_recipe(*CLOSE)
+    written, choice = export_onnx_for(float_graph, recipe, tmp_path / "a.onnx", "cpu")
+    assert choice is not None
+    assert (choice.target, choice.basis) == ("cpu", "rule")
+    assert sorted(tmp_path.iterdir()) == sorted(written)
+    (named,) = export_onnx(float_graph, recipe, tmp_path / "b.onnx", lowering="rescale", precision="fp32")
+    assert written[0].read_bytes() == named.read_bytes()
 
 
 def test_what_is_named_costs_nothing_and_is_not_a_choice(
-    source: Source, make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    float_graph: Path, make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unwanted(*_arguments: object) -> None:
         raise AssertionError
 
     monkeypatch.setattr("accuquant.choosing.target.find_gpu", unwanted)
     monkeypatch.setattr("accuquant.choosing.export_for.choose_lowering", unwanted)
+    named: dict[str, Any] = {"lowering": "rescale", "precision": "fp16"}
     for target in (None, "sm89", "cpu"):
-        manifest = export_pipeline_for(
-            source, make_recipe(*CLOSE), tmp_path / "out", target, lowering="rescale", precision="fp16"
+        written, choice = export_onnx_for(
+            float_graph, make_recipe(*CLOSE), tmp_path / "q.onnx", target, **named
         )
-        assert (manifest.lowering, manifest.precision, manifest.choice) == ("rescale", "fp16", None)
+        assert (choice, len(written)) == (None, 1)
+        assert described(written[0]) == named
 
 
 def test_a_named_lowering_still_gets_the_precision_of_its_target(
-    source: Source, make_recipe: MakeRecipe, tmp_path: Path
+    float_graph: Path, make_recipe: MakeRecipe, tmp_path: Path
 ) -> None:
     for target, precision in (("sm89", "fp16"), ("cpu", "fp32")):
-        manifest = export_pipeline_for(
-            source, make_recipe(*CLOSE), tmp_path / target, target, lowering="per-group"
+        written, choice = export_onnx_for(
+            float_graph, make_recipe(*CLOSE), tmp_path / "q.onnx", target, lowering="per-group"
         )
-        assert (manifest.lowering, manifest.precision) == ("per-group", precision)
+        assert choice is None
+        assert described(written[0]) == {"lowering": "per-group", "precision": precision}
 
 
 def test_where_no_scale_changes_nothing_is_compiled(
-    source: Source, make_recipe: MakeRecipe, tmp_path: Path
+    float_graph: Path, make_recipe: MakeRecipe, tmp_path: Path
 ) -> None:
-    manifest = export_pipeline_for(source, make_recipe(0.05, 0.05), tmp_path / "out", "sm89")
-    assert manifest.choice is not None
-    assert (manifest.lowering, manifest.precision, manifest.choice.basis) == ("rescale", "fp16", "rule")
-    assert "no scale depends on the step group" in manifest.choice.reason
-    assert not (tmp_path / "out" / "engines").exists()
+    written, choice = export_onnx_for(float_graph, make_recipe(0.05, 0.05), tmp_path / "q.onnx", "sm89")
+    assert choice is not None
+    assert (choice.lowering, choice.precision, choice.basis) == ("rescale", "fp16", "rule")
+    assert "no scale depends on the step group" in choice.reason
+    assert sorted(tmp_path.iterdir()) == sorted(written)
 
 
 @pytest.mark.usefixtures("no_tensorrt")
 @pytest.mark.parametrize(("scales", "lowering"), [(CLOSE, "hybrid"), (APART, "rescale")])
 def test_without_a_compiler_a_rule_decides_and_says_so(
-    source: Source, make_recipe: MakeRecipe, tmp_path: Path, scales: tuple[float, ...], lowering: str
+    float_graph: Path, make_recipe: MakeRecipe, tmp_path: Path, scales: tuple[float, ...], lowering: str
 ) -> None:
-    manifest = export_pipeline_for(source, make_recipe(*scales), tmp_path / "a" / "out", "sm89")
-    assert manifest.choice is not None
-    assert (manifest.lowering, manifest.choice.basis) == (lowering, "rule")
-    assert "no audit: backend tensorrt_rtx, no such package" in manifest.choice.reason
-    assert alone(tmp_path / "a" / "out")
+    written, choice = export_onnx_for(float_graph, make_recipe(*scales), tmp_path / "q.onnx", "sm89")
+    assert choice is not None
+    assert (choice.lowering, choice.basis) == (lowering, "rule")
+    assert "no audit: backend tensorrt_rtx, no such package" in choice.reason
+    assert sorted(tmp_path.iterdir()) == sorted(written)
 
 
 def test_a_network_that_is_too_large_to_compile_twice_gets_the_rule(
-    source: Source, make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    float_graph: Path, make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(choose, "MAX_FLOAT_BYTES", 1000)
-    manifest = export_pipeline_for(source, make_recipe(*CLOSE), tmp_path / "out", "sm89")
-    assert manifest.choice is not None
-    assert manifest.choice.basis == "rule"
-    assert "too many to compile only to choose" in manifest.choice.reason
+    choice = export_onnx_for(float_graph, make_recipe(*CLOSE), tmp_path / "q.onnx", "sm89")[1]
+    assert choice is not None
+    assert choice.basis == "rule"
+    assert "too many to compile only to choose" in choice.reason
 
 
 @pytest.fixture(scope="module")
@@ -129,33 +129,23 @@ def audited(source: Source, make_recipe: MakeRecipe, tmp_path_factory: pytest.Te
 def test_the_audit_compares_what_the_export_would_write(
     audited: Path, source: Source, make_recipe: MakeRecipe, tmp_path: Path
 ) -> None:
-    from accuquant.audit.audit_model import audit_model
-    from accuquant.engines import Target
-
-    choice = Manifest.load(audited).choice
+    manifest = Manifest.load(audited)
+    manifest.check_files(audited)
+    choice = manifest.choice
     assert choice is not None
     assert (choice.basis, choice.target, choice.precision) == ("audit", "sm89", "fp16")
     compared = {figures["lowering"]: figures for figures in choice.candidates}
     assert list(compared) == ["rescale", "hybrid", "per-group"]
     assert compared["rescale"]["kernels"] > compared["per-group"]["kernels"]
-    export_pipeline(source, make_recipe(*CLOSE), tmp_path / "out", lowering="per-group", precision="fp16")
-    alone_audit = audit_model(tmp_path / "out", Target(8, 9), backend="tensorrt_rtx").subject
-    figures = compared["per-group"]
-    assert (figures["kernels"], figures["traffic"]) == (alone_audit.num_kernels, alone_audit.traffic)
-    assert figures["engines"] == alone_audit.num_engines == 2
-
-
-@pytest.mark.trt
-def test_the_export_is_as_if_its_options_had_been_named(
-    audited: Path, source: Source, make_recipe: MakeRecipe, tmp_path: Path
-) -> None:
-    manifest = Manifest.load(audited)
-    manifest.check_files(audited)
-    named: dict[str, Any] = {"lowering": manifest.lowering, "precision": manifest.precision}
-    again = export_pipeline(source, make_recipe(*CLOSE), tmp_path / "named", **named)
-    assert again.files == manifest.files
-    assert replace(manifest, choice=None) == again
-    assert alone(audited)
+    # the same export with its options named, and the audit of that
+    options: dict[str, Any] = {"lowering": manifest.lowering, "precision": manifest.precision}
+    named = export_pipeline(source, make_recipe(*CLOSE), tmp_path / "named", **options)
+    assert named == replace(manifest, choice=None)
+    audit = audit_model(tmp_path / "named", Target(8, 9), backend="tensorrt_rtx").subject
+    figures = compared[manifest.lowering]
+    assert (figures["kernels"], figures["traffic"]) == (audit.num_kernels, audit.traffic)
+    assert figures["engines"] == audit.num_engines
+    assert list(audited.parent.iterdir()) == [audited], "no scratch was left"
 
 
 @pytest.mark.trt
@@ -168,7 +158,7 @@ def test_the_engine_that_was_compiled_to_choose_is_not_compiled_again(
     assert kept.rebuild == " ".join(["accuquant", *arguments])
     assert main([*arguments, "--json", "-"]) == 0
     captured = capsys.readouterr()
-    assert [engine["reused"] for engine in json.loads(captured.out)][0]
+    assert json.loads(captured.out)[0]["reused"]
     assert "need not suit" not in captured.err
 
 
@@ -191,17 +181,15 @@ def test_the_command_says_what_it_chose_and_why(
 
 @pytest.mark.trt
 def test_an_onnx_file_gets_its_lowering_and_engine_too(
-    source: Source, make_recipe: MakeRecipe, tmp_path: Path
+    float_graph: Path, make_recipe: MakeRecipe, tmp_path: Path
 ) -> None:
     pytest.importorskip("tensorrt_rtx")
-    onnx_ir.save(trace(source.network, source.signature, dynamic=False), tmp_path / "float.onnx")
-    output = tmp_path / "made" / "int8.onnx"
-    written, choice = export_onnx_for(tmp_path / "float.onnx", make_recipe(*APART), output, "sm89")
+    written, choice = export_onnx_for(float_graph, make_recipe(*APART), tmp_path / "int8.onnx", "sm89")
     assert choice is not None
     assert choice.basis == "audit"
-    engine = engine_path(output.parent, written[0].name, "sm89", "tensorrt_rtx")
+    engine = engine_path(tmp_path, written[0].name, "sm89", "tensorrt_rtx")
     EngineManifest.load(engine).check_engine(engine)
-    assert {path.name for path in output.parent.iterdir()} == {*(path.name for path in written), "engines"}
+    assert sorted(tmp_path.iterdir()) == sorted([*written, tmp_path / "engines"])
 
 
 @pytest.mark.gpu
