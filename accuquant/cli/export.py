@@ -113,6 +113,7 @@ def run(source: str, recipe: Path | None, output: Path, options: dict[str, Any])
     from accuquant.cli._progress import Bars
     from accuquant.recipe import Recipe
 
+    _check_target(options)
     task = take_options(options)
     inputs = options.pop("inputs", None)
     write = _write_graph if source.endswith(".onnx") else _write_pipeline
@@ -135,6 +136,15 @@ def run(source: str, recipe: Path | None, output: Path, options: dict[str, Any])
         choice = write(source, loaded, output, progress=progress, share=progress.share, **options)
     if choice is not None:
         click.echo(str(choice))
+
+
+def _check_target(options: dict[str, Any]) -> None:
+    """Refuse a target that is not there before anything takes long, and look for none where none is used."""
+    target = options.get("target")
+    if target is not None or "auto" in (options.get("lowering", "auto"), options.get("precision", "auto")):
+        from accuquant.choosing.target import resolve_target
+
+        options["target"] = resolve_target(target).name
 
 
 def _write_graph(source: str, recipe: Recipe, output: Path, **options: Any) -> ExportChoice | None:

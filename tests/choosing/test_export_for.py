@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -63,7 +65,7 @@ def test_what_is_named_costs_nothing_and_is_not_a_choice(
         raise AssertionError
 
     monkeypatch.setattr("accuquant.choosing.target.find_gpu", unwanted)
-    monkeypatch.setattr("accuquant.choosing.export_for.choose_lowering", unwanted)
+    monkeypatch.setattr("accuquant.choosing.settle.choose_lowering", unwanted)
     named: dict[str, Any] = {"lowering": "rescale", "precision": "fp16"}
     for target in (None, "sm89", "cpu"):
         written, choice = export_onnx_for(
@@ -82,6 +84,11 @@ def test_a_named_lowering_still_gets_the_precision_of_its_target(
         )
         assert choice is None
         assert described(written[0]) == {"lowering": "per-group", "precision": precision}
+
+
+def test_an_onnx_file_needs_no_torch() -> None:
+    code = "import sys, accuquant.choosing as c; c.export_onnx_for; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_where_no_scale_changes_nothing_is_compiled(
