@@ -59,7 +59,7 @@ def run(folder: Path) -> Report:
     _heading(1, "Calibrate: int8 scales for every group of denoising steps")
     calibrate.print_summary(calibrate.run(source, recipe, _calibration()), recipe)
     _heading(2, "Export to ONNX with int8 weights and QDQ pairs")
-    export.run(source, recipe, model, {})
+    export.run(source, recipe, model, {"target": "cpu"})
     _heading(3, f"Sample {NUM_SAMPLES} images with {ENGINE}, without torch in the loop")
     _sample(model, folder / "images")
     _heading(4, f"Verify: {VERIFICATION['num_images']} seeds through FP32, simulation and {ENGINE}")
