@@ -43,7 +43,9 @@ if TYPE_CHECKING:
     help="One graph that finds the step group itself (hybrid: one scale for all groups where TensorRT would "
     "lose a fusion and the scales are close), or one graph a step group.",
 )
-@click.option("--precision", type=click.Choice(("fp32", "fp16")), default="fp32", help="What is not int8.")
+@click.option(
+    "--precision", type=click.Choice(("fp32", "fp16", "bf16")), default="fp32", help="What is not int8."
+)
 @click.option(
     "--affine",
     type=click.Choice(("shift", "zero_point")),
@@ -56,7 +58,13 @@ if TYPE_CHECKING:
     default="auto",
     help="How weights of layers that stay float are stored; auto is fp16 above 100 MB.",
 )
-@click.option("--opset", type=click.IntRange(min=19), default=21, help="ONNX opset of the graph.")
+@click.option(
+    "--opset",
+    type=click.IntRange(min=19),
+    default=None,
+    show_default="21, or 22 with bf16",
+    help="ONNX opset of the graph.",
+)
 @click.option(
     "--external-data/--inline-data",
     default=None,

@@ -17,6 +17,7 @@ from typing import Any
 import accuquant
 from accuquant._files import atomic_write
 from accuquant.engines.backend import Backend, resolve_backend
+from accuquant.engines.half_types import check_half_types
 from accuquant.engines.options import BuildOptions
 from accuquant.errors import EngineError
 from accuquant.progress import Progress, Silent
@@ -45,10 +46,12 @@ def compile_engine(
     """Compile the .onnx file `model` into the engine file `plan`, strongly typed.
 
     The compiler runs in a child process: where it crashes, this raises one EngineError. `plan` appears
-    whole or not at all. Raises EngineError where TensorRT refuses the model, UsageError for a profile
-    that does not fit, MissingDependencyError without a TensorRT library, OSError where the disk is full.
+    whole or not at all. Raises EngineError where TensorRT refuses the model or the target lacks its half
+    type, UsageError for a profile that does not fit, MissingDependencyError without a TensorRT library,
+    OSError where the disk is full.
     """
     backend = resolve_backend(options.backend)
+    check_half_types(Path(model), options.target)
     progress = progress or Silent()
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="accuquant-build-") as scratch, atomic_write(plan) as written:
