@@ -406,3 +406,27 @@ def test_a_pipelines_network_runs_on_cuda_tensors(make_folder: Callable[..., Pat
         predicted = on_gpu(sample.cuda(), timestep).sample
         assert predicted.is_cuda
         torch.testing.assert_close(predicted.cpu(), on_cpu(sample, timestep).sample, atol=1e-2, rtol=0)
+
+
+@pytest.mark.gpu
+def test_a_smaller_batch_is_filled_up_on_the_host_and_on_the_gpu(make_folder: Callable[..., Path]) -> None:
+    import torch
+
+    from accuquant.runtime.engine_unet import EngineUNet
+
+    folder = make_folder()
+    (job,) = list_jobs(folder, backend="tensorrt_rtx", batch_size=4)
+    build_engine(job.model, job.engine, job.options, rebuild=job.rebuild)
+    sizes = Manifest.load(folder).signature.sizes
+    sample = torch.randn(5, 3, sizes["height"], sizes["width"])
+    engine = EngineUNet.from_pretrained(folder, "tensorrt")
+    on_cpu = EngineUNet.from_pretrained(folder, "onnxruntime")
+    for rows in (1, 3, 4):
+        expected = on_cpu(sample[:rows], 700).sample
+        for device in ("cpu", "cuda"):
+            predicted = engine(sample[:rows].to(device), 700).sample
+            assert predicted.device.type == device
+            torch.testing.assert_close(predicted.cpu(), expected, atol=1e-2, rtol=0)
+    for device in ("cpu", "cuda"):
+        with pytest.raises(EngineError, match=r"\[4, 3, "):
+            engine(sample.to(device), 700)
