@@ -17,7 +17,6 @@ from typing import Any
 import accuquant
 from accuquant._files import atomic_write
 from accuquant.engines.backend import Backend, resolve_backend
-from accuquant.engines.half_types import check_half_types
 from accuquant.engines.options import BuildOptions
 from accuquant.errors import EngineError
 from accuquant.progress import Progress, Silent
@@ -50,6 +49,9 @@ def compile_engine(
     type, UsageError for a profile that does not fit, MissingDependencyError without a TensorRT library,
     OSError where the disk is full.
     """
+    # loads onnx, for which `accuquant build --help` must not wait
+    from accuquant.engines.half_types import check_half_types
+
     backend = resolve_backend(options.backend)
     check_half_types(Path(model), options.target)
     progress = progress or Silent()

@@ -130,7 +130,7 @@ def test_a_float_graph_keeps_its_first_and_last_layer_and_its_timestep_in_float3
     assert kinds["middle"] == kinds["inner"] == TensorProto.BFLOAT16
 
 
-@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
 def test_bfloat16_holds_what_float16_does_not(one_layer: Any) -> None:
     network = one_layer("gemm")
     layer = network.layer(activation_scale=np.full(3, 1024, np.float32))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -163,11 +164,39 @@ def test_the_runtime_cache_of_another_engine_is_left_alone(engine: Path, manifes
     assert found.content == b""
 
 
-def test_a_damaged_runtime_cache_is_refused(engine: Path, manifest: EngineManifest) -> None:
+@pytest.mark.parametrize("damage", ["empty", "header alone", "one byte less", "one byte other", "random"])
+def test_a_damaged_runtime_cache_is_refused(engine: Path, manifest: EngineManifest, damage: str) -> None:
     save_runtime_cache(Cache(b"kernels"), engine, manifest)
-    cache_path(engine).write_bytes(cache_path(engine).read_bytes()[:-1])
-    with pytest.raises(EngineError, match=r"damaged file.*Delete it"):
-        load_runtime_cache(Cache(), engine, manifest)
+    whole = cache_path(engine).read_bytes()
+    content = {
+        "empty": b"",
+        "header alone": whole[:40],
+        "one byte less": whole[:-1],
+        "one byte other": whole[:-1] + b"S",
+        "random": np.random.default_rng(0).bytes(500),
+    }[damage]
+    cache_path(engine).write_bytes(content)
+    never_filled = Cache()
+    with pytest.raises(EngineError, match=r"damaged file.*Delete it: .*\(rm '.*runtime_cache'\)") as caught:
+        load_runtime_cache(never_filled, engine, manifest)
+    assert "\n" not in str(caught.value)
+    assert never_filled.content == b"", "it is executable code"
+
+
+def test_a_full_disk_leaves_the_old_runtime_cache(
+    engine: Path, manifest: EngineManifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_runtime_cache(Cache(b"old"), engine, manifest)
+    kept = cache_path(engine).read_bytes()
+
+    def full(path: Path, content: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_runtime_cache(Cache(b"new"), engine, manifest)
+    assert cache_path(engine).read_bytes() == kept
+    assert [path for path in engine.parent.iterdir() if path.name.startswith(f".{engine.name}.run")] == []
 
 
 SPECS = (TensorSpec("x", (2, ANY_EXTENT), "float32"), TensorSpec("t", (1,), "int64"))
