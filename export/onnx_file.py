@@ -16,6 +16,7 @@ from accuquant.export.lowering import (
     LoweringOptions,
     Precision,
     Progress,
+    choose_opset,
 )
 from accuquant.export.onnx_source import read_model
 from accuquant.recipe import Recipe
@@ -30,20 +31,21 @@ def export_onnx(
     precision: Precision = "fp32",
     affine: Affine = "shift",
     float_weights: FloatWeights = "auto",
-    opset: int = 21,
+    opset: int | None = None,
     external_data: bool | None = None,
     progress: Progress | None = None,
 ) -> list[Path]:
     """Quantize the float graph at `path` by `recipe` -> the files written, .onnx first.
 
     The graph may come from either exporter of torch or from Optimum: layers are found by the content of
-    their weights. "per-group" writes `<stem>_group_00.onnx` and so on beside
-    `output`, and one data file that they share. A graph older than `opset` is converted. Files appear
-    whole or not at all. Raises SourceError for a file that cannot be read, ExportError where a layer of
-    the recipe is not in the graph.
+    their weights. "per-group" writes `<stem>_group_00.onnx` and so on beside `output`, and one data file
+    that they share. A graph older than `opset` (None: 21, or 22 for bf16) is converted. Files appear whole
+    or not at all. Raises SourceError for a file that cannot be read, ExportError where a layer of the recipe
+    is not in the graph.
     """
     say = progress or (lambda _text, _share: None)
     options = LoweringOptions(lowering, precision, affine, float_weights)
+    opset = choose_opset(opset, precision)
     path, output = Path(path), Path(output)
     check_output(path, output)
     say("reading the graph", 0.0)

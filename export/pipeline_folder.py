@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 import accuquant
 from accuquant._files import sha256_of_file
-from accuquant.errors import ExportError, UsageError
+from accuquant.errors import ExportError
 from accuquant.export.float_graph import trace
 from accuquant.export.lowered_files import write_lowered
 from accuquant.export.lowering import (
@@ -22,6 +22,7 @@ from accuquant.export.lowering import (
     LoweringOptions,
     Precision,
     Progress,
+    choose_opset,
 )
 from accuquant.export_choice import ExportChoice
 from accuquant.manifest import MANIFEST_NAME, RECIPE_NAME, Manifest
@@ -29,8 +30,6 @@ from accuquant.network import float_weights as weights_by_layer
 from accuquant.pipelines.lora import check_loras
 from accuquant.pipelines.source import Source
 from accuquant.recipe import Recipe
-
-_MIN_OPSET = 19
 
 
 def export_pipeline(
@@ -42,7 +41,7 @@ def export_pipeline(
     precision: Precision = "fp32",
     affine: Affine = "shift",
     float_weights: FloatWeights = "auto",
-    opset: int = 21,
+    opset: int | None = None,
     external_data: bool | None = None,
     dynamic: bool = True,
     choice: ExportChoice | None = None,
@@ -54,14 +53,15 @@ def export_pipeline(
     The folder holds model_index.json, the network's graph(s) and configuration, the scheduler, the recipe and
     the manifest accuquant.json. It appears whole: it is built beside `output` and renamed. An earlier
     export is replaced, anything else is not touched. `external_data` None puts weights into a file of
-    their own above 2 GB; `dynamic` lets batch and image size vary. `choice` says why `lowering` and
-    `precision` are what they are, for the manifest. `graph` is the network as `trace` gives it with the
-    same `opset` and `dynamic`, where that was done before; it is changed. Raises RecipeError where the
-    recipe belongs to another checkpoint, ExportError where the network cannot carry it.
+    their own above 2 GB; `opset` None is 21, or 22 for bf16; `dynamic` lets batch and image size vary.
+    `choice` says why `lowering` and `precision` are what they are, for the manifest. `graph` is the network
+    as `trace` gives it with the same opset and `dynamic`, where that was done before; it is changed.
+    Raises RecipeError where the recipe belongs to another checkpoint, ExportError where the network cannot
+    carry it.
     """
     say = progress or (lambda _text, _share: None)
     options = LoweringOptions(lowering, precision, affine, float_weights)
-    _check_opset(opset)
+    opset = choose_opset(opset, precision)
     output = Path(output)
     check_output(output)
     say("checking the recipe", 0.0)
@@ -103,16 +103,6 @@ def export_pipeline(
         manifest.save(folder)
     say("done", 1.0)
     return manifest
-
-
-def _check_opset(opset: int) -> None:
-    if opset < _MIN_OPSET:
-        raise UsageError(
-            "--opset",
-            got=str(opset),
-            expected=f"{_MIN_OPSET} or later",
-            remedy="QDQ pairs with float16 scales need it; give --opset 21",
-        )
 
 
 def check_output(output: Path) -> None:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from accuquant.choosing.candidates import FloatGraph
 from accuquant.choosing.settle import Auto, Share, keep, pick, scratch_beside, settle
 from accuquant.export import onnx_file
-from accuquant.export.lowering import Lowering, Precision
+from accuquant.export.lowering import Lowering, Precision, choose_opset
 from accuquant.export.onnx_source import read_model
 from accuquant.export_choice import ExportChoice
 from accuquant.progress import Progress, Silent
@@ -35,10 +35,11 @@ def export_onnx_for(
     the options of export_onnx.
     """
     path, output, shown = Path(path), Path(output), progress or Silent()
+    opset = choose_opset(options.pop("opset", None), "fp16" if precision == "auto" else precision)
     onnx_file.check_output(path, output)
 
     def read() -> ir.Model:
-        return read_model(path, min_opset=options.get("opset", 21))
+        return read_model(path, min_opset=opset)
 
     graph = FloatGraph(read, output.name, f"{output.stem}_", **pick(options, "external_data"))
     with scratch_beside(output) as scratch:
@@ -50,6 +51,7 @@ def export_onnx_for(
             output,
             lowering=settled.lowering,
             precision=settled.precision,
+            opset=opset,
             progress=share,
             **options,
         )

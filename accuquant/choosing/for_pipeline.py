@@ -12,7 +12,7 @@ from accuquant.choosing.candidates import FloatGraph
 from accuquant.choosing.settle import Auto, Share, keep, pick, scratch_beside, settle
 from accuquant.export import pipeline_folder
 from accuquant.export.float_graph import trace
-from accuquant.export.lowering import Lowering, Precision
+from accuquant.export.lowering import Lowering, Precision, choose_opset
 from accuquant.manifest import Manifest
 from accuquant.network import float_weights
 from accuquant.pipelines.source import Source
@@ -40,13 +40,14 @@ def export_pipeline_for(
     it raises too.
     """
     output, shown = Path(output), progress or Silent()
+    opset = choose_opset(options.pop("opset", None), "fp16" if precision == "auto" else precision)
     pipeline_folder.check_output(output)
 
     @cache
     def traced() -> ir.Model:
         recipe.check_weights(float_weights(source.network))
         shown.stage(f"tracing {source.name}", 0)
-        return trace(source.network, source.signature, **pick(options, "opset", "dynamic"))
+        return trace(source.network, source.signature, opset=opset, **pick(options, "dynamic"))
 
     graph = FloatGraph(lambda: traced().clone(), "model.onnx", **pick(options, "external_data"))
     with scratch_beside(output) as scratch:
@@ -60,6 +61,7 @@ def export_pipeline_for(
             precision=settled.precision,
             choice=chosen.choice if chosen else None,
             graph=traced() if traced.cache_info().currsize else None,
+            opset=opset,
             progress=share,
             **options,
         )

@@ -163,16 +163,18 @@ def _as_json(built: BuiltEngine) -> dict[str, Any]:
 
 
 def _print_summary(json_file: str | None, built: list[BuiltEngine]) -> None:
+    from rich.markup import escape
+
     rows = [
         (
-            str(engine.path),
             engine.manifest.target,
             f"{engine.manifest.engine_bytes / 1e6:.1f} MB",
             "there already" if engine.reused else f"{engine.manifest.seconds:.1f} s",
+            escape(str(engine.path)),
         )
         for engine in built
     ]
     console = console_beside_json(json_file)
-    print_table(console, ("engine", "target", "size", "compiled in"), rows)
+    print_table(console, ("target", "size", "compiled in", "engine"), rows, unbroken="engine")
     for name in dict.fromkeys(f"{e.manifest.library} {e.manifest.version}" for e in built):
         console.print(f"Compiled by {name}", markup=False)

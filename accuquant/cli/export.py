@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--precision",
-    type=click.Choice(("auto", "fp32", "fp16")),
+    type=click.Choice(("auto", "fp32", "fp16", "bf16")),
     default="auto",
     help="What is not int8; auto is fp16 on a GPU, fp32 on a CPU.",
 )
@@ -66,11 +66,17 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--float-weights",
-    type=click.Choice(("auto", "fp32", "fp16")),
+    type=click.Choice(("auto", "fp32", "fp16", "bf16")),
     default="auto",
     help="How weights of layers that stay float are stored; auto is fp16 above 100 MB.",
 )
-@click.option("--opset", type=click.IntRange(min=19), default=21, help="ONNX opset of the graph.")
+@click.option(
+    "--opset",
+    type=click.IntRange(min=19),
+    default=None,
+    show_default="21, or 22 with bf16",
+    help="ONNX opset of the graph.",
+)
 @click.option(
     "--external-data/--inline-data",
     default=None,

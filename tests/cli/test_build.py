@@ -39,6 +39,14 @@ def test_a_model_becomes_an_engine_and_stays_one(make_conv: Make, capsys: pytest
     assert json.loads(capsys.readouterr().out)[0]["reused"]
 
 
+def test_the_path_of_an_engine_is_printed_in_one_piece(
+    make_conv: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = tmp_path / ("a_long_name" * 8) / "conv.engine"
+    assert main(["build", str(make_conv()), *RTX, f"--saveEngine={engine}"]) == 0
+    assert str(engine) in capsys.readouterr().out
+
+
 def test_flags_of_trtexec_are_taken_and_those_it_lost_are_answered(
     make_conv: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
