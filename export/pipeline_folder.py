@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 import accuquant
 from accuquant._files import sha256_of_file
-from accuquant.errors import ExportError
+from accuquant.errors import ExportError, UsageError
 from accuquant.export.float_graph import trace
 from accuquant.export.lowered_files import write_lowered
 from accuquant.export.lowering import (
@@ -24,6 +24,7 @@ from accuquant.export.lowering import (
     Progress,
     choose_opset,
 )
+from accuquant.export.pipeline_parts import check_parts, write_parts
 from accuquant.export_choice import ExportChoice
 from accuquant.manifest import MANIFEST_NAME, RECIPE_NAME, Manifest
 from accuquant.network import float_weights as weights_by_layer
@@ -44,6 +45,7 @@ def export_pipeline(
     opset: int | None = None,
     external_data: bool | None = None,
     dynamic: bool = True,
+    whole_pipeline: bool = False,
     choice: ExportChoice | None = None,
     graph: ir.Model | None = None,
     progress: Progress | None = None,
@@ -53,7 +55,8 @@ def export_pipeline(
     The folder holds model_index.json, the network's graph(s) and configuration, the scheduler, the recipe and
     the manifest accuquant.json. It appears whole: it is built beside `output` and renamed. An earlier
     export is replaced, anything else is not touched. `external_data` None puts weights into a file of
-    their own above 2 GB; `opset` None is 21, or 22 for bf16; `dynamic` lets batch and image size vary.
+    their own above 2 GB; `opset` None is 21, or 22 for bf16; `dynamic` lets batch and image size vary;
+    `whole_pipeline` adds text encoders and autoencoder in float32, so that Optimum loads the folder.
     `choice` says why `lowering` and `precision` are what they are, for the manifest. `graph` is the network
     as `trace` gives it with the same opset and `dynamic`, where that was done before; it is changed.
     Raises RecipeError where the recipe belongs to another checkpoint, ExportError where the network cannot
@@ -62,6 +65,8 @@ def export_pipeline(
     say = progress or (lambda _text, _share: None)
     options = LoweringOptions(lowering, precision, affine, float_weights)
     opset = choose_opset(opset, precision)
+    if whole_pipeline:
+        _check_whole(source, lowering)
     output = Path(output)
     check_output(output)
     say("checking the recipe", 0.0)
@@ -83,6 +88,10 @@ def export_pipeline(
             say=lambda text, share: say(text, 0.6 + 0.4 * share),
         )
         _copy_configuration(source, folder)
+        if whole_pipeline:
+            write_parts(
+                source, folder, opset=opset, external_data=external_data, say=lambda text: say(text, 0.9)
+            )
         written.recipe.save(folder / RECIPE_NAME)
         manifest = Manifest(
             pipeline_class=source.pipeline_class,
@@ -103,6 +112,17 @@ def export_pipeline(
         manifest.save(folder)
     say("done", 1.0)
     return manifest
+
+
+def _check_whole(source: Source, lowering: Lowering) -> None:
+    if lowering == "per-group":
+        raise UsageError(
+            "--whole-pipeline",
+            got="--lowering per-group, which writes one graph a step group",
+            expected="rescale or hybrid: Optimum loads one graph",
+            remedy="Leave one of the two out",
+        )
+    check_parts(source)
 
 
 def check_output(output: Path) -> None:

@@ -20,13 +20,14 @@ class FloatGraph:
     """The float network that is to be lowered, and what its files will be called.
 
     `make` gives a fresh graph at each call, because lowering changes it. `name` is that of the .onnx file,
-    `group_prefix` stands before group_00.onnx.
+    `group_prefix` stands before group_00.onnx. `one_graph` says that whoever loads the export takes no more.
     """
 
     make: Callable[[], ir.Model]
     name: str
     group_prefix: str = ""
     external_data: bool | None = None
+    one_graph: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ def list_candidates(graph: FloatGraph, recipe: Recipe) -> list[Candidate]:
         return [rescale]
     noise_db = added_noise_db(recipe, share_scales(graph.make(), recipe))
     hybrid = [Candidate("hybrid", 1, noise_db)] if noise_db > 0 else []
-    return [rescale, *hybrid, Candidate("per-group", len(recipe.groups), 0.0)]
+    per_group = [] if graph.one_graph else [Candidate("per-group", len(recipe.groups), 0.0)]
+    return [rescale, *hybrid, *per_group]
 
 
 def write_candidate(graph: FloatGraph, recipe: Recipe, options: LoweringOptions, folder: Path) -> Path:

@@ -49,7 +49,12 @@ def export_pipeline_for(
         shown.stage(f"tracing {source.name}", 0)
         return trace(source.network, source.signature, opset=opset, **pick(options, "dynamic"))
 
-    graph = FloatGraph(lambda: traced().clone(), "model.onnx", **pick(options, "external_data"))
+    graph = FloatGraph(
+        lambda: traced().clone(),
+        "model.onnx",
+        one_graph=bool(options.get("whole_pipeline")),  # Optimum loads one
+        **pick(options, "external_data"),
+    )
     with scratch_beside(output) as scratch:
         settled, chosen = settle(graph, recipe, target, (lowering, precision), options, scratch, shown)
         shown.stage(f"exporting {source.name}", 100)

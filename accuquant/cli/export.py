@@ -84,6 +84,11 @@ if TYPE_CHECKING:
     help="Keep weights in a file beside the graph, or inside it.",
 )
 @click.option(
+    "--whole-pipeline",
+    is_flag=True,
+    help="Write text encoders and autoencoder too, in float32, so that Optimum loads OUTPUT.",
+)
+@click.option(
     "--triton",
     type=new_path,
     metavar="DIR",
@@ -99,13 +104,7 @@ def command(source: str, recipe: Path | None, output: Path, triton: Path | None,
     Or SOURCE is a float .onnx file of such a network, and OUTPUT an .onnx file. Without --recipe, its scales
     are then observed in a few calls, which is no calibration over denoising steps.
     """
-    if triton is not None and source.endswith(".onnx"):
-        raise UsageError(
-            "--triton",
-            got="an .onnx file as SOURCE",
-            expected="a pipeline, whose export knows its step groups",
-            remedy="Leave --triton out, or export the pipeline",
-        )
+    _check_pipeline(source, {"--triton": triton, "--whole-pipeline": options["whole_pipeline"]})
     run(source, recipe, output, options)
     click.echo(f"Exported {output}")
     if triton is not None:
@@ -113,6 +112,20 @@ def command(source: str, recipe: Path | None, output: Path, triton: Path | None,
 
         models = write_triton_repository(output, triton)
         click.echo(f"Wrote {triton}: {', '.join(models)}")
+
+
+def _check_pipeline(source: str, given: dict[str, Any]) -> None:
+    """Refuse what only a pipeline can have where SOURCE is an .onnx file."""
+    if not source.endswith(".onnx"):
+        return
+    for option, value in given.items():
+        if value:
+            raise UsageError(
+                option,
+                got="an .onnx file as SOURCE",
+                expected="a pipeline, whose export knows its parts and its step groups",
+                remedy=f"Leave {option} out, or export the pipeline",
+            )
 
 
 def run(source: str, recipe: Path | None, output: Path, options: dict[str, Any]) -> None:
@@ -162,6 +175,7 @@ def _check_target(options: dict[str, Any]) -> None:
 def _write_graph(source: str, recipe: Recipe, output: Path, **options: Any) -> ExportChoice | None:
     from accuquant.choosing import export_onnx_for
 
+    options.pop("whole_pipeline", None)  # refused above for a graph
     return export_onnx_for(Path(source), recipe, output, **options)[1]
 
 
