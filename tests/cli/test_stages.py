@@ -26,6 +26,8 @@ TINY = [
     "2",
     "--iterations",
     "1",
+    "--shared-iterations",
+    "1",
 ]
 
 
@@ -33,7 +35,8 @@ TINY = [
 def output(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the demo leaves, run on the tiny pipeline."""
     folder = tmp_path_factory.mktemp("demo") / "output"
-    settings = {"steps": 4, "group_size": 2, "num_trajectories": 4, "batch_size": 2, "iterations": 1}
+    settings = {"steps": 4, "group_size": 2, "num_trajectories": 4, "batch_size": 2}
+    settings |= {"iterations": 1, "shared_iterations": 1}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "FASHION_DDPM", tiny_pipeline)
         patch.setattr(demo, "CALIBRATION", settings)
