@@ -20,7 +20,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import nn
 
 from accuquant.errors import EngineError, UsageError
-from accuquant.hub import local_folder
+from accuquant.hub.fetch import local_folder
 from accuquant.manifest import Manifest
 from accuquant.runtime.device_memory import DeviceArray
 from accuquant.runtime.engine_model import EngineModel
