@@ -38,10 +38,9 @@ def output(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     settings = {"steps": 4, "group_size": 2, "num_trajectories": 4, "batch_size": 2}
     settings |= {"iterations": 1, "shared_iterations": 1}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "FASHION_DDPM", tiny_pipeline)
-        patch.setattr(demo, "CALIBRATION", settings)
-        patch.setattr(demo, "VERIFICATION", {"num_images": 4, "steps": 4, "seed": 100})
-        patch.setattr(demo, "NUM_SAMPLES", 4)
+        verification = {"num_images": 4, "steps": 4, "seed": 100}
+        tiny = demo.Demo(tiny_pipeline, settings, verification, num_samples=4)
+        patch.setitem(demo.DEMOS, "fashion-ddpm", tiny)
         code = main(["demo", "--output-dir", str(folder)])
     # an untrained network diverges where it likes, so the verdict may be either; the exit code follows it
     passed = json.loads((folder / "report.json").read_text())["passed"]
