@@ -163,6 +163,33 @@ def _sdxl(folder: Path) -> tuple[str, dict[str, Any]]:
     }
 
 
+def _sdxl_pix2pix(folder: Path) -> tuple[str, dict[str, Any]]:
+    _, parts = _sdxl(folder)
+    return "StableDiffusionXLInstructPix2PixPipeline", parts | {
+        "unet": text_unet(**_SDXL_CHANGES, in_channels=8)
+    }
+
+
+def _variation(folder: Path) -> tuple[str, dict[str, Any]]:
+    """Return one that is conditioned by an image's embedding in place of a text."""
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    config = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16,
+        patch_size=8, projection_dim=16,
+    )  # fmt: skip
+    size = {"height": 16, "width": 16}
+    return "StableDiffusionImageVariationPipeline", {
+        "vae": vae(),
+        "image_encoder": seeded(6, CLIPVisionModelWithProjection, config),
+        "feature_extractor": CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=size),
+        "unet": text_unet(),
+        "scheduler": diffusers.PNDMScheduler(**SD_NOISE, skip_prk_steps=True),
+        "safety_checker": None,
+        "requires_safety_checker": False,
+    }
+
+
 def _ldm_text(folder: Path) -> tuple[str, dict[str, Any]]:
     from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
 
@@ -303,6 +330,8 @@ PIPELINES: dict[str, Callable[[Path], tuple[str, dict[str, Any]]]] = {
     "lcm": _lcm,
     "sdxl": _sdxl,
     "sdxl-inpaint": _sdxl_inpaint,
+    "sdxl-pix2pix": _sdxl_pix2pix,
+    "variation": _variation,
     "ldm": _ldm,
     "ldm-text": _ldm_text,
     "super-resolution": _super_resolution,

@@ -36,6 +36,9 @@ CASES: dict[str, dict[str, Any]] = {
     "sd-paste": {"prompts": True, "images": True, "masks": True},
     "sdxl-paste": {"prompts": True, "images": True, "masks": True, "strength": 0.8},
     "pix2pix": {"prompts": True, "images": True},
+    "variation": {"images": True},
+    "sdxl-pix2pix": {"prompts": True, "images": True},
+    "lcm-image": {"prompts": True, "images": True, "guidance_scale": 4.0, "strength": 0.8},
     "upscale": {"prompts": True, "images": True},
     "lcm": {"prompts": True, "guidance_scale": 4.0},
     "sdxl": {"prompts": True},
@@ -84,9 +87,11 @@ def test_the_engine_in_the_pipeline_makes_the_images_of_the_simulation(
     assert -10 * np.log10(error) > 35
     assert images.std() > 0.01
 
+    # most of Flux's 512 text tokens are padding, all alike: a tie of rounding there counts hundreds of times
+    share = 0.01 if kind.startswith("flux") else 0.001
     report = verify(
         tmp_path / "out", source, task=task, num_images=2, steps=4, features="none", layers=True,
-        thresholds=Thresholds(min_psnr=15.0, min_ssim=None, min_cosine=None, max_fid=None),
+        thresholds=Thresholds(min_psnr=15.0, max_fid=None, max_level_share=share),
     )  # fmt: skip
     assert report.passed, report.verdict
     assert report.notes == ()

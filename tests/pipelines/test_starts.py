@@ -62,6 +62,9 @@ CASES: dict[str, tuple[str, dict[str, Any], str | None]] = {
     "xl-paste-unipc": ("sdxl", {"images": True, "masks": True, "strength": 0.6}, "UniPCMultistepScheduler"),
     "edit": ("pix2pix", {"images": True}, None),
     "edit-image-scale": ("pix2pix", {"images": True, "image_guidance_scale": 2.0}, "DDIMScheduler"),
+    "variation": ("variation", {"images": True}, None),
+    "xl-edit": ("sdxl-pix2pix", {"images": True}, None),
+    "lcm-image": ("lcm", {"images": True, "guidance_scale": 4.0, "strength": 0.8}, None),
     "ldm-text": ("ldm-text", {"guidance_scale": 5.0}, None),
     "ldm-text-without-guidance": ("ldm-text", {}, None),
     "super-resolution": ("super-resolution", {"images": True}, None),
@@ -108,7 +111,7 @@ def opened(
             other = cls.from_config(source.scheduler.config, **changes)
             source = dataclasses.replace(source, scheduler=other)
         given = {key: picture_folder / key if value is True else value for key, value in choices.items()}
-        texts = () if kind in ("dit", "super-resolution") else PROMPTS
+        texts = () if kind in ("dit", "super-resolution", "variation") else PROMPTS
         prompts = Task(prompts=texts, **{k: v for k, v in given.items() if not isinstance(v, Path)})
         pictures = Task.read(**{k: v for k, v in given.items() if isinstance(v, Path)})
         return source, Task(**{**vars(prompts), "images": pictures.images, "masks": pictures.masks})
@@ -277,12 +280,17 @@ def test_the_pasted_tensors_survive_the_work_folder(
     assert Conditioning.from_tensors({"tensors.x": torch.ones(1, 1)}).pasting is None
 
 
+@pytest.mark.parametrize(
+    "name", ["WuerstchenPriorPipeline", "StableDiffusionControlNetPipeline", "StableUnCLIPPipeline"]
+)
 def test_a_pipeline_that_is_not_known_is_refused_by_name(
-    opened: Callable[[str], tuple[Source, Task]],
+    name: str, opened: Callable[[str], tuple[Source, Task]]
 ) -> None:
     source, task = opened("text")
-    other = dataclasses.replace(source, pipeline_class="WuerstchenPriorPipeline")
-    with pytest.raises(CalibrationError, match=r"pipeline WuerstchenPriorPipeline: .* DiTPipeline"):
+    other = dataclasses.replace(source, pipeline_class=name)
+    with pytest.raises(
+        CalibrationError, match=rf"pipeline {name}: .*StableDiffusionPipeline or .*see docs/pipelines.md"
+    ):
         open_starter(other, task, steps=STEPS)
 
 
