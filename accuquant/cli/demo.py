@@ -21,6 +21,7 @@ CALIBRATION: dict[str, Any] = {
     "group_size": 5,
     "num_trajectories": 32,
     "iterations": 8,
+    "shared_iterations": 40,
     "seed": 0,
 }
 #: What the demo verifies; the seeds are other ones than those of the calibration.
