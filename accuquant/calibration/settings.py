@@ -18,8 +18,8 @@ class CalibrationSettings:
 
     `steps` and `group_size` count sampler steps; `float_budget` is a share of all
     multiply-accumulates, 0 to 1. `shared_iterations` learn what all step groups share (weight scales and
-    biases), `iterations` a group's activation scales; the learning rates are Adam's steps on the logarithms
-    of scales, and of biases in units of their layer's output.
+    biases), `iterations` a group's activation scales; `learning_rate` is Adam's step on the logarithms of
+    the latter, `shared_learning_rate` its step for the former in units of the error that there is at first.
     `rounding` is "gptq" (rounding errors compensate each other, and the bias their mean) or "nearest".
     `refine` moves each scale to where its layer's output errs least, on real inputs.
     `affine` lets one-sided activations (after SiLU) use a zero_point; False gives symmetric ranges only.
@@ -42,7 +42,7 @@ class CalibrationSettings:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     learning_rate: float = 1e-3
-    shared_learning_rate: float = 3e-3
+    shared_learning_rate: float = 0.1
     seed: int = 0
 
     def __post_init__(self) -> None:

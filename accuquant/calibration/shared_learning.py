@@ -45,6 +45,9 @@ def learn_shared(
     So what the groups share follows the sum of the errors that they add to a trajectory. `held_out` chooses
     among four moments. Where none is better, and where the loss turns NaN, the recipe comes back as it was
     and the result says so. The losses in the result are medians of that sum.
+
+    The learning rate counts in the relative error that quantization leaves at first: 0.1 moves scales by
+    0.3 % an iteration where the latents err by 3 %, as with 4-bit weights, and by 0.1 % where by 1 %.
     """
     simulated = quantize_network(network, recipe.layers.values(), recipe.groups)
     layers = quantized_layers(simulated)
@@ -55,6 +58,8 @@ def learn_shared(
             lambda: torch.stack([held_out_errors(simulated, process, s, held_out) for s in segments]),
             parameters,
         )
+        rate = settings.learning_rate * _relative(judge.initial_loss, held_out)
+        settings = replace(settings, learning_rate=rate)
         fault = _descend(simulated, process, segments, batches, settings, parameters, seed, judge, progress)
     if fault or not judge.restore():
         return recipe, judge.result("rolled_back", fault or judge.verdict())
@@ -106,7 +111,7 @@ class _Judge:
         before = errors()
         self.typical = before.median(1).values.tolist()
         self._before = before.sum(0)
-        self._initial_loss = self._best_loss = self._last_loss = float(self._before.median())
+        self.initial_loss = self._best_loss = self._last_loss = float(self._before.median())
         self._best_change = 0.0
         self._best: list[Tensor] = []
 
@@ -131,13 +136,13 @@ class _Judge:
 
     def verdict(self) -> str:
         """Say why nothing was kept."""
-        before, last = f"loss {self._initial_loss:.3g}", f"at the end {self._last_loss:.3g}"
+        before, last = f"loss {self.initial_loss:.3g}", f"at the end {self._last_loss:.3g}"
         return f"no moment was better on held-out trajectories: {before}, {last}"
 
     def result(self, status: str, note: str = "") -> GroupResult:
         """Return what the recipe tells about the learning."""
-        final = self._best_loss if status == "learned" else self._initial_loss
-        return GroupResult(self._initial_loss, final, status, note)
+        final = self._best_loss if status == "learned" else self.initial_loss
+        return GroupResult(self.initial_loss, final, status, note)
 
 
 def _descend(
@@ -180,6 +185,12 @@ def _descend(
         if progress is not None:
             progress(1)
     return ""
+
+
+def _relative(loss: float, batches: Sequence[TrajectoryBatch]) -> float:
+    """Return the root of a squared error per element, as a share of the size of the latents."""
+    power = torch.stack([batch.latents.square().mean() for batch in batches]).mean()
+    return math.sqrt(loss / max(float(power), 1e-12))
 
 
 def _loss(typical: float, size: float) -> LossFn:

@@ -81,13 +81,16 @@ _COUNT = click.IntRange(min=1)
 )
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Leave these layers in float.")
 @click.option(
-    "--learning-rate", type=click.FloatRange(1e-8, 1), default=1e-3, help="Adam's step on log-scales."
+    "--learning-rate",
+    type=click.FloatRange(1e-8, 1),
+    default=1e-3,
+    help="Adam's step on the log-scales of a group.",
 )
 @click.option(
     "--shared-learning-rate",
     type=click.FloatRange(1e-8, 1),
-    default=3e-3,
-    help="The same for what all groups share.",
+    default=0.1,
+    help="Adam's step on what all groups share, in units of the relative error before it.",
 )
 @click.option(
     "--seed", type=click.IntRange(0, 2**31 - 1), default=0, help="The same seed gives the same recipe."

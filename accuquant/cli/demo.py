@@ -33,7 +33,14 @@ class Demo:
     sampling: dict[str, Any] = field(default_factory=dict)
 
 
-_CALIBRATION = {"steps": 50, "group_size": 5, "num_trajectories": 32, "iterations": 8, "seed": 0}
+_CALIBRATION = {
+    "steps": 50,
+    "group_size": 5,
+    "num_trajectories": 32,
+    "iterations": 8,
+    "shared_iterations": 40,
+    "seed": 0,
+}
 _VERIFICATION = {"num_images": 48, "steps": 50, "seed": 1000}
 _OTHER_PROMPTS = {"prompts": FASHION_TEXT / "other-prompts.txt"}
 DEMOS = {

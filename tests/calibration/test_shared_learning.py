@@ -65,7 +65,7 @@ def learn(pointwise: nn.Module, process: DenoisingProcess, batches: list[Traject
 def test_a_wrong_weight_scale_and_bias_are_put_right(
     gradient: str, learn: Learn, make_recipe: Callable[[float, float], Recipe]
 ) -> None:
-    recipe, result = learn(make_recipe(1.2, 0.08), LearningSettings(gradient, 240, 0.03))
+    recipe, result = learn(make_recipe(1.2, 0.08), LearningSettings(gradient, 240, 0.3))
     assert result.status == "learned"
     assert result.final_loss < result.initial_loss / 50
     layer = recipe.layers["conv"]
@@ -84,7 +84,7 @@ def test_the_recipe_has_the_loss_that_the_result_says(
     batches: list[TrajectoryBatch],
 ) -> None:
     start = make_recipe(1.2, 0.08)
-    recipe, result = learn(start, LearningSettings(iterations=20, learning_rate=0.02))
+    recipe, result = learn(start, LearningSettings(iterations=20, learning_rate=0.2))
 
     def loss(recipe: Recipe) -> float:
         network = quantize_network(pointwise, recipe.layers.values(), recipe.groups)
@@ -99,7 +99,7 @@ def test_the_activation_scales_of_every_group_are_learned_too(
     learn: Learn, make_recipe: Callable[[float, float], Recipe]
 ) -> None:
     start = make_recipe(1.2, 0.08)
-    recipe, _ = learn(start, LearningSettings(iterations=40, learning_rate=0.01))
+    recipe, _ = learn(start, LearningSettings(iterations=40, learning_rate=0.1))
     assert (recipe.layers["conv"].activation_scale != start.layers["conv"].activation_scale).all()
 
 
@@ -107,7 +107,7 @@ def test_a_recipe_that_only_gets_worse_comes_back_as_it_was(
     learn: Learn, make_recipe: Callable[[float, float], Recipe]
 ) -> None:
     start = make_recipe(1.0, 0.0)
-    recipe, result = learn(start, LearningSettings(iterations=2, learning_rate=50.0))
+    recipe, result = learn(start, LearningSettings(iterations=2, learning_rate=30.0))
     assert recipe is start
     assert result.status == "rolled_back"
     assert result.final_loss == result.initial_loss
