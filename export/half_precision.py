@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+from onnx import defs
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from accuquant.errors import ExportError
@@ -37,7 +38,8 @@ class HalfPrecisionPass(ir.passes.InPlacePass):
       GroupNormalization and LayerNormalization take float16: their statistics are float32 anyway
       (stash_type = 1).
     - With bfloat16, which has 8 bits of precision where float16 has 11, the first convolution and the
-      last layer stay float32, unless they are quantized: what they round is in every image.
+      last layer stay float32, unless they are quantized: what they round is in every image. So do
+      operators for which ONNX has no bfloat16, such as Einsum.
     - Constants are converted when the file is written. Too large values become the largest float16;
       a positive quantization scale never becomes zero.
     - Runs before the activations are quantized: their scales then get the type of the tensor.
@@ -53,6 +55,8 @@ class HalfPrecisionPass(ir.passes.InPlacePass):
         self._halves: dict[ir.Value, ir.Value] = {}
         kept = _kept_nodes(self._graph)
         if self.half == ir.DataType.BFLOAT16:
+            opset = model.opset_imports[""]
+            kept |= {node for node in self._graph if not _takes_bfloat16(node, opset)}
             kept |= _border_layers(self._graph)
         for node in list(self._graph):
             self._check(node)
@@ -169,10 +173,20 @@ def _border_layers(graph: ir.Graph) -> set[ir.Node]:
         computed = [value for value in node.inputs if value is not None and not value.is_initializer()]
         if node.op_type in _LAYER_OPS:
             found.add(node)
-        elif node.op_type in _MOVES or (node.op_type == "Add" and len(computed) == 1):
+        elif node.op_type in _MOVES or (node.op_type in ("Add", "Einsum") and len(computed) == 1):
             found.add(node)
             values += computed[:1]
     return found
+
+
+def _takes_bfloat16(node: ir.Node, opset: int) -> bool:
+    """Return whether ONNX lets `node` write bfloat16 instead of float32; not for a foreign operator."""
+    if node.domain:
+        return False
+    schema = defs.get_schema(node.op_type, opset)
+    written = schema.outputs[0].type_str
+    allowed = next((c.allowed_type_strs for c in schema.type_constraints if c.type_param_str == written), ())
+    return "tensor(float)" not in allowed or "tensor(bfloat16)" in allowed
 
 
 def _is_quantized(node: ir.Node) -> bool:

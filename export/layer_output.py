@@ -50,9 +50,10 @@ class LayerOutput:
         _check_gemm(node, layer.name)
 
     def restore(self, zero_point: int, factor: ir.Value | None, index: ir.Value | None) -> None:
-        """Insert the nodes; nothing where there is neither a factor nor a zero_point."""
+        """Insert the nodes; nothing where there is neither a factor nor a zero_point, nor bfloat16."""
         factor = self._with_channels(factor)
-        if factor is None and zero_point == 0:
+        # Behind a MatMul without Casts OpenVINO takes bfloat16 for float32, and refuses its own graph.
+        if factor is None and zero_point == 0 and self.stored == self.dtype:
             self._keep_bias_apart()
             return
         bias, last = self._detach_bias()

@@ -130,6 +130,26 @@ def test_a_float_graph_keeps_its_first_and_last_layer_and_its_timestep_in_float3
     assert kinds["middle"] == kinds["inner"] == TensorProto.BFLOAT16
 
 
+def test_operators_for_which_onnx_has_no_bfloat16_stay_float32(tmp_path: Path) -> None:
+    path = tmp_path / "half.onnx"
+    model = ir.serde.from_onnx_text(
+        """<ir_version: 10, opset_import: ["": 22]>
+        g (float[2,2] sample) => (float[2,2] out_sample)
+        <float[2,2] w = {1, 2, 3, 4}> {
+            first = MatMul(sample, w)
+            turned = Einsum<equation: string = "ij->ji">(first)
+            wave = Tanh(turned)
+            out_sample = MatMul(wave, w)
+        }"""
+    )
+    ShapeInferencePass()(model)
+    HalfPrecisionPass(ir.DataType.BFLOAT16)(model)
+    ir.save(model, path)
+    kinds = types_of(path)
+    assert kinds["turned"] == TensorProto.FLOAT
+    assert kinds["first"] == kinds["wave"] == TensorProto.BFLOAT16
+
+
 @pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
 def test_bfloat16_holds_what_float16_does_not(one_layer: Any) -> None:
     network = one_layer("gemm")
