@@ -32,7 +32,7 @@ def test_both_engines_in_the_pipeline_make_the_images_of_the_simulation(
         images = sample_pipeline(case.folder, task, engine=engine, num_images=3, batch_size=2, seed=9)
         assert images.shape == (3, *simulated.shape[1:])
         error = np.square(images[:2].astype(np.float64) - simulated).mean()
-        assert -10 * np.log10(error) > 35, engine
+        assert error < 10**-3.5, engine  # 35 dB; a codebook (LDM) can make the images equal
         assert images.std() > 0.01
 
     # most of Flux's 512 text tokens are padding, all alike: a tie of rounding there counts hundreds of times
