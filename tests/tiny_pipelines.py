@@ -80,12 +80,22 @@ def clip(folder: Path, *, projection: int = 0, seed: int = 0) -> tuple[Any, Any]
 
 def t5(width: int = 16) -> tuple[Any, Any]:
     """Return a T5 tokenizer of single letters and a text encoder."""
-    from transformers import T5Config, T5EncoderModel, T5Tokenizer
+    import transformers
 
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((x, -3.0) for x in _LETTERS)]
-    tokenizer = T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=120)
-    config = T5Config(vocab_size=64, d_model=width, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
-    return tokenizer, seeded(4, T5EncoderModel, config)
+    if int(transformers.__version__.split(".")[0]) >= 5:
+        tokenizer = transformers.T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=120)
+    else:  # the slow class of transformers 4 reads a file of another library
+        import tokenizers
+
+        words = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, unk_id=2))
+        words.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+        words.post_processor = tokenizers.processors.TemplateProcessing(
+            "$A </s>", special_tokens=[("</s>", 1)]
+        )
+        tokenizer = transformers.T5TokenizerFast(tokenizer_object=words, extra_ids=0, model_max_length=120)
+    config = transformers.T5Config(vocab_size=64, d_model=width, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    return tokenizer, seeded(4, transformers.T5EncoderModel, config)
 
 
 def save_pipeline(kind: str, folder: Path) -> Path:

@@ -36,6 +36,12 @@ _COUNT = click.IntRange(min=1)
 @click.option("--group-size", type=_COUNT, default=5, help="Consecutive steps that share scales.")
 @click.option("--num-trajectories", type=_COUNT, default=64, help="Full-precision images to learn from.")
 @click.option("--iterations", type=click.IntRange(min=0), default=100, help="Learning steps a group.")
+@click.option(
+    "--shared-iterations",
+    type=click.IntRange(min=0),
+    default=100,
+    help="Learning steps for what all groups share: weight scales and biases.",
+)
 @click.option("--batch-size", type=_COUNT, default=8, help="Images a learning step.")
 @click.option("--weight-bits", type=_BITS, default=8, help="Bits of a weight.")
 @click.option("--activation-bits", type=_BITS, default=8, help="Bits of an activation.")
@@ -75,7 +81,16 @@ _COUNT = click.IntRange(min=1)
 )
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Leave these layers in float.")
 @click.option(
-    "--learning-rate", type=click.FloatRange(1e-8, 1), default=1e-3, help="Adam's step on log-scales."
+    "--learning-rate",
+    type=click.FloatRange(1e-8, 1),
+    default=1e-3,
+    help="Adam's step on the log-scales of a group.",
+)
+@click.option(
+    "--shared-learning-rate",
+    type=click.FloatRange(1e-8, 1),
+    default=0.1,
+    help="Adam's step on what all groups share, in units of the relative error before it.",
 )
 @click.option(
     "--seed", type=click.IntRange(0, 2**31 - 1), default=0, help="The same seed gives the same recipe."

@@ -47,6 +47,13 @@ class Subject:
                 expected=f"the weights of the exported pipeline ({self.manifest.source or 'unnamed'})",
                 remedy="Pass that pipeline as --reference, or export this one",
             )
+        if self.settings.layers and self.manifest.precision == "bf16":
+            raise VerificationError(
+                "--layers",
+                got="a bf16 export, whose graph ONNX Runtime cannot run",
+                expected="an export in fp32 or fp16: layers are compared in ONNX Runtime",
+                remedy="Leave --layers out, or compare the layers of an export with --precision fp32",
+            )
         notes = check_scheduler(
             self.recipe.scheduler,
             scheduler_config(self.reference.scheduler),
