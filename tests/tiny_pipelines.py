@@ -127,6 +127,14 @@ def _sd_v(folder: Path) -> tuple[str, dict[str, Any]]:
     return "StableDiffusionPipeline", _stable_diffusion(folder, scheduler)
 
 
+def _sd_heun(folder: Path) -> tuple[str, dict[str, Any]]:
+    return "StableDiffusionPipeline", _stable_diffusion(folder, diffusers.HeunDiscreteScheduler(**SD_NOISE))
+
+
+def _sd_unipc(folder: Path) -> tuple[str, dict[str, Any]]:
+    return "StableDiffusionPipeline", _stable_diffusion(folder, diffusers.UniPCMultistepScheduler(**SD_NOISE))
+
+
 def _inpaint(folder: Path) -> tuple[str, dict[str, Any]]:
     return "StableDiffusionInpaintPipeline", _stable_diffusion(folder, in_channels=9)
 
@@ -324,6 +332,8 @@ def _flux(folder: Path) -> tuple[str, dict[str, Any]]:
 PIPELINES: dict[str, Callable[[Path], tuple[str, dict[str, Any]]]] = {
     "sd": _sd,
     "sd-v": _sd_v,
+    "sd-heun": _sd_heun,
+    "sd-unipc": _sd_unipc,
     "inpaint": _inpaint,
     "pix2pix": _pix2pix,
     "upscale": _upscale,

@@ -22,7 +22,8 @@ from accuquant.simulate import simulate
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # Optimum's warnings are not ours
 # 7-bit weights: with 8, OpenVINO saturates on a processor without VNNI, and is not what the simulation is
 SETTINGS = CalibrationSettings(
-    steps=4, group_size=2, num_trajectories=2, batch_size=2, iterations=1, observer="minmax",
+    steps=4, group_size=2, num_trajectories=2, batch_size=2, iterations=1, shared_iterations=1,
+    observer="minmax",
     rounding="nearest", weight_bits=7,
 )  # fmt: skip
 PROMPTS = ["a cat", "a red bird"]

@@ -26,7 +26,8 @@ from accuquant.pipelines.task import Task
 from accuquant.recipe import Recipe
 
 SETTINGS = CalibrationSettings(
-    steps=2, group_size=1, num_trajectories=1, batch_size=1, iterations=0, observer="minmax",
+    steps=2, group_size=1, num_trajectories=1, batch_size=1, iterations=0, shared_iterations=0,
+    observer="minmax",
     rounding="nearest", refine=False,
 )  # fmt: skip
 

@@ -34,7 +34,8 @@ from accuquant.pipelines.task import Task
 
 pytestmark = pytest.mark.slow
 SETTINGS = CalibrationSettings(
-    steps=2, group_size=1, num_trajectories=1, batch_size=1, iterations=0, observer="minmax",
+    steps=2, group_size=1, num_trajectories=1, batch_size=1, iterations=0, shared_iterations=0,
+    observer="minmax",
     rounding="nearest", refine=False,
 )  # fmt: skip
 # DLPack instead of as_numpy, because the wheel's stub was built for numpy 1
