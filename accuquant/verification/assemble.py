@@ -27,13 +27,17 @@ def assemble(
     rollouts: Rollouts,
     images: Mapping[str, Tensor],
     *,
+    prompts: tuple[str, ...],
     extractor: FeatureExtractor | None,
     thresholds: Thresholds,
     latencies: tuple[Latency, ...],
     layers: tuple[LayerParity, ...] | None,
     notes: tuple[str, ...],
 ) -> Report:
-    """Return the report on `rollouts`, whose final latents became `images` [N, C, H, W] by branch."""
+    """Return the report on `rollouts`, whose final latents became `images` [N, C, H, W] by branch.
+
+    `prompts` are those of the images, none for a pipeline that takes none.
+    """
     comparisons = compare(rollouts, images)
     fid = _fid(extractor, images) if extractor else None
     psnr_values = torch.tensor(comparisons["fidelity"].psnr)
@@ -45,7 +49,13 @@ def assemble(
         versions=facts.versions(),
         timesteps=rollouts.timesteps,
         **comparisons,
-        gallery=make_gallery(images["reference"], images["engine"], psnr_values, seed=subject.settings.seed),
+        gallery=make_gallery(
+            images["reference"],
+            images["engine"],
+            psnr_values,
+            seed=subject.settings.seed,
+            prompts=prompts,
+        ),
         fid=fid,
         layers=layers,
         sensitivity=facts.layer_sensitivities(recipe),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +23,10 @@ _DARKER, _BRIGHTER = (70, 135, 205), (222, 112, 44)
 
 @dataclass(frozen=True)
 class Picture:
-    """One seed: the three images as data URIs and the PSNR between the first two."""
+    """One seed: the three images as data URIs and the PSNR between the first two; the prompt, or ""."""
 
     seed: int
+    prompt: str
     psnr: float
     reference: str
     quantized: str
@@ -42,9 +44,19 @@ class Gallery:
 
 
 def make_gallery(
-    reference: Tensor, quantized: Tensor, psnr: Tensor, *, seed: int, num_first: int = 8, num_worst: int = 2
+    reference: Tensor,
+    quantized: Tensor,
+    psnr: Tensor,
+    *,
+    seed: int,
+    prompts: Sequence[str] = (),
+    num_first: int = 8,
+    num_worst: int = 2,
 ) -> Gallery:
-    """Choose the first seeds and those with the lowest PSNR from images [N, C, H, W] in [0, 1]."""
+    """Choose the first seeds and those with the lowest PSNR from images [N, C, H, W] in [0, 1].
+
+    Image k was made from prompt k, counted from the start again where there are fewer prompts.
+    """
     first = list(range(min(num_first, len(psnr))))
     worst = [i for i in torch.argsort(psnr).tolist() if i not in first][:num_worst]
     shown = first + worst
@@ -55,6 +67,7 @@ def make_gallery(
         before, after = (image.permute(1, 2, 0).numpy() for image in pair)
         return Picture(
             seed=seed + index,
+            prompt=prompts[index % len(prompts)] if prompts else "",
             psnr=float(psnr[index]),
             reference=png(_to_bytes(before)),
             quantized=png(_to_bytes(after)),

@@ -83,6 +83,7 @@ def verify(
         subject,
         rollouts,
         {name: decode(latents) for name, latents in rollouts.final.items()},
+        prompts=task.prompts if task else (),
         extractor=extractor if num_images > 1 else None,
         thresholds=limits,
         latencies=latencies,

@@ -40,6 +40,13 @@ def test_a_gallery_shows_the_first_seeds_and_then_the_worst() -> None:
     assert gallery.pixelated
 
 
+def test_each_picture_carries_its_prompt_counted_from_the_start_again() -> None:
+    reference = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    psnr = torch.tensor([30.0, 31.0, 12.0])
+    gallery = make_gallery(reference, reference, psnr, seed=0, prompts=("a boat", "a cat"), num_first=2)
+    assert [p.prompt for p in gallery.first + gallery.worst] == ["a boat", "a cat", "a boat"]
+
+
 def test_a_worst_image_is_not_shown_twice() -> None:
     reference = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     gallery = make_gallery(reference, reference, torch.tensor([10.0, 20.0]), seed=0)
