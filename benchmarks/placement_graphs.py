@@ -34,6 +34,7 @@ CANDIDATES = {
     "modelopt": "mtq.INT8_DEFAULT_CFG, torch.onnx.export as documented (TorchScript), then our fp16 pass",
     "same-graph": "AccuQuant's placement on the float graph of that exporter, every layer in int8",
     "all-layers": "the same layers on AccuQuant's own float graph",
+    "all-hybrid": "the same, --lowering hybrid: one engine",
     "hybrid": "AccuQuant's default layers, --lowering hybrid: one engine",
     "rescale": "AccuQuant's default layers, --lowering rescale: one engine",
     "per-group": "AccuQuant's default layers, --lowering per-group: an engine for each of two step groups",
@@ -83,8 +84,10 @@ def write_candidate(name: str, network: Network, float_path: Path, folder: Path)
         return _write_half(_modelopt(network, folder / "fp32"), path), 1
     if name == "same-graph":
         float_path = _torchscript(network, network.module, folder / "fp32")
-    every = name in ("same-graph", "all-layers")
+    every = name in ("same-graph", "all-layers", "all-hybrid")
     lowering: Lowering = "per-group" if every else name  # type: ignore[assignment]
+    if name == "all-hybrid":
+        lowering = "hybrid"
     layers = tuple(network.scales) if every else _default_layers(network)
     recipe = _recipe(network, layers)
     written = export_onnx(float_path, recipe, path, lowering=lowering, precision="fp16")
