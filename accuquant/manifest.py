@@ -9,6 +9,7 @@ from typing import Any
 
 from accuquant._files import sha256_of_file, write_text
 from accuquant.errors import AccuQuantError, EngineError
+from accuquant.export_choice import ExportChoice
 from accuquant.groups import StepGroups
 from accuquant.signature import Signature
 
@@ -25,7 +26,8 @@ class Manifest:
     `graphs` lists .onnx paths relative to the folder: one a step group (noisiest first) for the lowering
     "per-group", else one. `component` is the pipeline's attribute that the graphs
     replace ("unet" or "transformer"). `num_inference_steps` is the calibrated number of steps.
-    `files` maps each relative path to its SHA-256.
+    `files` maps each relative path to its SHA-256. `choice` says why lowering and precision are what they
+    are, where the user did not name both.
     """
 
     pipeline_class: str
@@ -41,6 +43,7 @@ class Manifest:
     accuquant_version: str
     source: str = ""
     files: dict[str, str] = field(default_factory=dict)
+    choice: ExportChoice | None = None
 
     def save(self, folder: Path) -> None:
         """Write accuquant.json into `folder`, atomically."""
@@ -48,6 +51,7 @@ class Manifest:
         data["format_version"] = FORMAT_VERSION
         data["groups"] = list(self.groups.edges)
         data["signature"] = self.signature.to_dict()
+        data["choice"] = self.choice.to_dict() if self.choice else None
         write_text(folder / MANIFEST_NAME, json.dumps(data, indent=2, sort_keys=True) + "\n")
 
     @classmethod
@@ -101,4 +105,6 @@ class Manifest:
         fields["groups"] = StepGroups(tuple(fields["groups"]))
         fields["signature"] = Signature.from_dict(fields["signature"])
         fields["graphs"] = tuple(str(graph) for graph in fields["graphs"])
+        if fields.get("choice") is not None:  # manifests of earlier exports have none
+            fields["choice"] = ExportChoice.from_dict(fields["choice"])
         return cls(**fields)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from accuquant.denoising.process import seeded_generators
 from accuquant.manifest import RECIPE_NAME
 from accuquant.pipelines.families import call_arguments
+from accuquant.pipelines.lora import Lora, loras_of_recipe
 from accuquant.pipelines.real_pipeline import open_pipeline
 from accuquant.pipelines.source import Source, load_component, local_folder
 from accuquant.pipelines.task import Task
@@ -30,6 +31,7 @@ def sample_pipeline(
     *,
     engine: str = "openvino",
     pipeline: str | None = None,
+    loras: Sequence[Lora] = (),
     num_images: int = 4,
     steps: int | None = None,
     seed: int = 0,
@@ -40,14 +42,15 @@ def sample_pipeline(
     """Sample `num_images` images of an exported folder -> float32 [N, H, W, C] in [0, 1].
 
     `pipeline` is where text encoders and decoder come from: the pipeline that was exported, unless it has
-    moved. What `task` leaves open is as it was calibrated. Image k takes prompt k and seed + k. `options` go
-    to the engine. Raises SourceError where the pipeline is not found, UsageError for a task that does not
-    fit it.
+    moved; `loras` likewise, which only change text encoders here. What `task` leaves open is as it was
+    calibrated. Image k takes prompt k and seed + k. `options` go to the engine. Raises SourceError where the
+    pipeline or a LoRA is not found, UsageError for a task that does not fit it.
     """
     root = Path(folder)
     network = EngineUNet.from_pretrained(root, engine, **options)
     manifest = network.engine_model.manifest
-    whole = task.with_defaults(Recipe.load(root / RECIPE_NAME).calibration.get("task", {}))
+    calibration = Recipe.load(root / RECIPE_NAME).calibration
+    whole = task.with_defaults(calibration.get("task", {}))
     name = pipeline or manifest.source
     source = Source(
         name=name,
@@ -57,6 +60,7 @@ def sample_pipeline(
         network=network,
         scheduler=load_component(root, "scheduler"),
         signature=manifest.signature,
+        loras=loras_of_recipe(calibration, loras),
     )
     pipe = open_pipeline(source, whole)
     size = min(batch_size or _DEFAULT_BATCH, num_images)

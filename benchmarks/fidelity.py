@@ -61,6 +61,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--group-size", type=int, default=defaults.group_size)
     add("--num-trajectories", type=int, default=defaults.num_trajectories)
     add("--iterations", type=int, default=defaults.iterations)
+    add("--shared-iterations", type=int, default=defaults.shared_iterations)
     add("--batch-size", type=int, default=defaults.batch_size)
     add("--calibration-seed", type=int, default=0)
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="a field of CalibrationSettings")
@@ -89,6 +90,7 @@ def make_study(arguments: argparse.Namespace) -> Study:
         group_size=arguments.group_size,
         num_trajectories=arguments.num_trajectories,
         iterations=arguments.iterations,
+        shared_iterations=arguments.shared_iterations,
         batch_size=arguments.batch_size,
         exclude=tuple(arguments.exclude),
         float_budget=arguments.float_budget,

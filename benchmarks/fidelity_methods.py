@@ -75,7 +75,8 @@ class Method:
         return {**common, "calibration": calibration, "version": version(self.package)}
 
 
-_PLAIN = {"iterations": 0, "affine": False, "refine": False, "rounding": "nearest"}
+_NO_LEARNING = {"iterations": 0, "shared_iterations": 0}
+_PLAIN = {**_NO_LEARNING, "affine": False, "refine": False, "rounding": "nearest"}
 METHODS = {
     method.name: method
     for method in (
@@ -98,7 +99,8 @@ METHODS = {
         ),
         Method("mse", "an MSE scale per step group, no learning", changes={**_PLAIN, "observer": "mse"}),
         Method("mse-affine", "mse with zero-points", changes={**_PLAIN, "observer": "mse", "affine": True}),
-        Method("start", "our settings before learning", changes={"iterations": 0}),
+        Method("start", "our settings before learning", changes=_NO_LEARNING),
+        Method("scales", "our settings, only activation scales learned", changes={"shared_iterations": 0}),
         Method(
             "independent", "our settings, each step learned by itself", changes={"gradient": "independent"}
         ),

@@ -90,7 +90,7 @@ class Study:
         )
         if not self.settings.float_budget:
             return chosen
-        start = replace(self.settings, iterations=0)
+        start = replace(self.settings, iterations=0, shared_iterations=0)
         spent = Recipe.load(self.recipe("placement", start, progress)).calibration["float_by_budget"]
         return chosen.without(spent)
 

@@ -21,7 +21,7 @@ from accuquant.export import export_onnx
 from accuquant.export.float_graph import trace
 from accuquant.export.graph_files import save_graphs
 from accuquant.export.half_precision import HalfPrecisionPass
-from accuquant.export.lowering import Lowering
+from accuquant.export.lowering import Lowering, Precision
 from accuquant.export.onnx_source import read_model
 from accuquant.groups import StepGroups
 from accuquant.network import float_weights, layer_kind, model_hash, quantizable_layers, signature_of
@@ -36,6 +36,7 @@ CANDIDATES = {
     "all-layers": "the same layers on AccuQuant's own float graph",
     "all-hybrid": "the same, --lowering hybrid: one engine",
     "hybrid": "AccuQuant's default layers, --lowering hybrid: one engine",
+    "hybrid-bf16": "the same with --precision bf16 around int8",
     "rescale": "AccuQuant's default layers, --lowering rescale: one engine",
     "per-group": "AccuQuant's default layers, --lowering per-group: an engine for each of two step groups",
 }
@@ -85,12 +86,14 @@ def write_candidate(name: str, network: Network, float_path: Path, folder: Path)
     if name == "same-graph":
         float_path = _torchscript(network, network.module, folder / "fp32")
     every = name in ("same-graph", "all-layers", "all-hybrid")
-    lowering: Lowering = "per-group" if every else name  # type: ignore[assignment]
-    if name == "all-hybrid":
-        lowering = "hybrid"
+    chosen = (
+        "per-group" if every and name != "all-hybrid" else name.removeprefix("all-").removesuffix("-bf16")
+    )
+    lowering: Lowering = chosen  # type: ignore[assignment]
     layers = tuple(network.scales) if every else _default_layers(network)
     recipe = _recipe(network, layers)
-    written = export_onnx(float_path, recipe, path, lowering=lowering, precision="fp16")
+    precision: Precision = "bf16" if name.endswith("-bf16") else "fp16"
+    written = export_onnx(float_path, recipe, path, lowering=lowering, precision=precision)
     graphs = [file for file in written if file.suffix == ".onnx"]
     return graphs[0], len(graphs)
 

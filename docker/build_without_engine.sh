@@ -151,7 +151,7 @@ export_bundled_model() {
   say "calibrating the bundled model, roughly"
   mkdir -p "$folder"
   "$PYTHON" -m accuquant calibrate accuquant/data/fashion-ddpm -o "$folder/recipe.safetensors" \
-    --steps 10 --num-trajectories 8 --iterations 1 --quiet
+    --steps 10 --num-trajectories 8 --iterations 1 --shared-iterations 1 --quiet
   "$PYTHON" -m accuquant export accuquant/data/fashion-ddpm --recipe "$folder/recipe.safetensors" -o "$folder/out" --quiet
 }
 

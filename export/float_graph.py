@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,26 +42,52 @@ def trace(network: nn.Module, signature: Signature, *, opset: int = 21, dynamic:
     """
     sizes = _example_sizes(signature) if dynamic else dict(signature.sizes)
     example = tuple(_example(spec, sizes) for spec in signature.inputs)
-    module = _Positional(network, signature).eval()
-    shapes = _dynamic_shapes(network, signature) if dynamic else None
+    module = _Positional(network, signature)
+    model = trace_module(
+        module,
+        example,
+        _dynamic_shapes(network, signature) if dynamic else None,
+        inputs=[spec.name for spec in signature.inputs],
+        outputs=[signature.output.name],
+        opset=opset,
+        name=type(network).__name__,
+    )
+    _declare(model.graph, signature, sizes, dynamic=dynamic)
+    return model
+
+
+def trace_module(
+    module: nn.Module,
+    example: tuple[Tensor, ...],
+    dynamic_shapes: tuple[Any, ...] | None,
+    *,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    opset: int,
+    name: str,
+) -> ir.Model:
+    """Export a module that takes and returns positional tensors -> an onnx-ir model with these names.
+
+    `dynamic_shapes` is torch.export's; `name` is what errors call the module. Raises ExportError where torch
+    cannot trace it.
+    """
     try:
         with torch.no_grad(), _quiet():
-            program = torch.export.export(module, example, dynamic_shapes=shapes, strict=False)
+            program = torch.export.export(module.eval(), example, dynamic_shapes=dynamic_shapes, strict=False)
             _drop_idle_squeezes(program)
             exported = torch.onnx.export(
                 program,
                 (),
                 dynamo=True,
                 opset_version=opset,
-                input_names=[spec.name for spec in signature.inputs],
-                output_names=[signature.output.name],
+                input_names=list(inputs),
+                output_names=list(outputs),
                 verbose=False,
             )
     except Exception as fault:  # torch raises many unrelated kinds, with pages of text
-        raise _cannot_trace(network, fault) from fault
+        raise _cannot_trace(name, fault) from fault
     assert exported is not None, "torch.onnx.export returns a program where it is given no file"
     model: ir.Model = exported.model
-    _declare(model.graph, signature, sizes, dynamic=dynamic)
     return model
 
 
@@ -132,10 +158,10 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _cannot_trace(network: nn.Module, fault: Exception) -> ExportError:
+def _cannot_trace(name: str, fault: Exception) -> ExportError:
     lines = [line for line in str(fault).splitlines() if line.strip()]
     return ExportError(
-        f"network {type(network).__name__}",
+        f"network {name}",
         got=f"{type(fault).__name__} from torch.onnx.export: {lines[0][:200] if lines else ''}",
         expected="a network that torch.export can trace",
         remedy="Run with --debug for torch's own report, or export fixed sizes with --no-dynamic",

@@ -1,9 +1,10 @@
-"""Turn the float32 part of a graph into float16, except where float16 loses what matters."""
+"""Turn the float32 part of a graph into float16 or bfloat16, except where that loses what matters."""
 
 from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+from onnx import defs
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from accuquant.errors import ExportError
@@ -16,24 +17,36 @@ _KEPT_OPS = frozenset(
 )
 #: The sinusoid of the timestep: float16 cannot tell 999 from 999.4, so its arguments stay float32 too.
 _SINUSOID_OPS = ("Sin", "Cos")
+#: Layers, and what may stand between the last of them and the output.
+_LAYER_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_MOVES = ("Cast", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice")
 #: Inputs that the ONNX specification fixes at float32 whatever the data is.
 _KEPT_INPUTS = {"Resize": (1, 2)}
-_SMALLEST = float(np.finfo(np.float16).smallest_subnormal)
-_LARGEST = float(np.finfo(np.float16).max)
+#: The smallest and the largest positive value of each half type.
+_LIMITS = {
+    ir.DataType.FLOAT16: (2.0**-24, 65504.0),
+    ir.DataType.BFLOAT16: (2.0**-133, (2 - 2.0**-7) * 2.0**127),
+}
 
 
 class HalfPrecisionPass(ir.passes.InPlacePass):
-    """Make float32 values float16.
+    """Make float32 values `half`: float16 or bfloat16.
 
     Rules:
     - Graph inputs and outputs keep their type, with a Cast at the border.
     - Softmax, decomposed normalizations, and all that feeds Sin or Cos stay float32 between Casts.
       GroupNormalization and LayerNormalization take float16: their statistics are float32 anyway
       (stash_type = 1).
+    - With bfloat16, which has 8 bits of precision where float16 has 11, the first convolution and the
+      last layer stay float32, unless they are quantized: what they round is in every image. So do
+      operators for which ONNX has no bfloat16, such as Einsum.
     - Constants are converted when the file is written. Too large values become the largest float16;
       a positive quantization scale never becomes zero.
     - Runs before the activations are quantized: their scales then get the type of the tensor.
     """
+
+    def __init__(self, half: ir.DataType = ir.DataType.FLOAT16) -> None:
+        self.half = half
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Apply the rules to `model`, in place."""
@@ -41,19 +54,23 @@ class HalfPrecisionPass(ir.passes.InPlacePass):
         self._casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
         self._halves: dict[ir.Value, ir.Value] = {}
         kept = _kept_nodes(self._graph)
+        if self.half == ir.DataType.BFLOAT16:
+            opset = model.opset_imports[""]
+            kept |= {node for node in self._graph if not _takes_bfloat16(node, opset)}
+            kept |= _border_layers(self._graph)
         for node in list(self._graph):
             self._check(node)
-            wanted = ir.DataType.FLOAT if node in kept else ir.DataType.FLOAT16
+            wanted = ir.DataType.FLOAT if node in kept else self.half
             self._convert_inputs(node, wanted)
-            if wanted == ir.DataType.FLOAT16:
-                _convert_outputs(node)
+            if wanted == self.half:
+                self._convert_outputs(node)
         self._restore_outputs()
         RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, modified=True)
 
     def _convert_inputs(self, node: ir.Node, wanted: ir.DataType) -> None:
         for position, value in enumerate(node.inputs):
-            if value is None or value.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
+            if value is None or value.dtype not in (ir.DataType.FLOAT, self.half):
                 continue
             fixed = position in _KEPT_INPUTS.get(node.op_type, ())
             target = ir.DataType.FLOAT if fixed else wanted
@@ -62,10 +79,10 @@ class HalfPrecisionPass(ir.passes.InPlacePass):
             node.replace_input_with(position, self._as(value, target, node))
 
     def _as(self, value: ir.Value, dtype: ir.DataType, user: ir.Node) -> ir.Value:
-        if value.is_initializer() and dtype == ir.DataType.FLOAT16:
+        if value.is_initializer() and dtype == self.half:
             return self._half(value, is_scale=user.op_type == "DequantizeLinear")
         if (value, dtype) not in self._casts:
-            name = f"{value.name}_{'half' if dtype == ir.DataType.FLOAT16 else 'float'}"
+            name = f"{value.name}_{'half' if dtype == self.half else 'float'}"
             cast = ir.node("Cast", [value], {"to": dtype}, name=f"{name}/Cast")
             cast.outputs[0].name = name
             cast.outputs[0].type = ir.TensorType(dtype)
@@ -84,16 +101,31 @@ class HalfPrecisionPass(ir.passes.InPlacePass):
             assert tensor is not None
 
             def compute() -> ir.TensorProtocol:
-                array = np.clip(tensor.numpy(), -_LARGEST, _LARGEST)
-                return ir.tensor((np.maximum(array, _SMALLEST) if is_scale else array).astype(np.float16))
+                smallest, largest = _LIMITS[self.half]
+                array = np.clip(tensor.numpy(), -largest, largest)
+                if is_scale:
+                    array = np.maximum(array, smallest)
+                return ir.tensor(array.astype(self.half.numpy()))
 
-            lazy = ir.LazyTensor(compute, dtype=ir.DataType.FLOAT16, shape=ir.Shape(tensor.shape.numpy()))
+            lazy = ir.LazyTensor(compute, dtype=self.half, shape=ir.Shape(tensor.shape.numpy()))
             self._halves[value] = add_tensor(self._graph, lazy, f"{value.name}_half")
         return self._halves[value]
 
+    def _convert_outputs(self, node: ir.Node) -> None:
+        if node.op_type == "Cast" and node.attributes.get_int("to") == ir.DataType.FLOAT:
+            node.attributes["to"] = ir.AttrInt64("to", self.half)
+        filled = node.attributes.get_tensor("value", None) if node.op_type == "ConstantOfShape" else None
+        if filled is not None and filled.dtype == ir.DataType.FLOAT:
+            node.attributes["value"] = ir.AttrTensor(
+                "value", ir.tensor(filled.numpy().astype(self.half.numpy()))
+            )
+        for output in node.outputs:
+            if output.dtype == ir.DataType.FLOAT:
+                output.type = ir.TensorType(self.half)
+
     def _restore_outputs(self) -> None:
         for position, value in enumerate(list(self._graph.outputs)):
-            if value.dtype != ir.DataType.FLOAT16:
+            if value.dtype != self.half:
                 continue
             name, value.name = value.name, f"{value.name}_half"
             cast = ir.node("Cast", [value], {"to": ir.DataType.FLOAT}, name=f"{name}/Cast")
@@ -109,7 +141,7 @@ class HalfPrecisionPass(ir.passes.InPlacePass):
             raise ExportError(
                 f"node '{node.name}' ({node.op_type})",
                 got="a graph with control flow",
-                expected="a plain graph for --precision fp16",
+                expected="a plain graph for half precision",
                 remedy="Export the network without If, Loop or Scan, or use --precision fp32",
             )
 
@@ -126,12 +158,38 @@ def _kept_nodes(graph: ir.Graph) -> set[ir.Node]:
     return kept
 
 
-def _convert_outputs(node: ir.Node) -> None:
-    if node.op_type == "Cast" and node.attributes.get_int("to") == ir.DataType.FLOAT:
-        node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT16)
-    filled = node.attributes.get_tensor("value", None) if node.op_type == "ConstantOfShape" else None
-    if filled is not None and filled.dtype == ir.DataType.FLOAT:
-        node.attributes["value"] = ir.AttrTensor("value", ir.tensor(filled.numpy().astype(np.float16)))
-    for output in node.outputs:
-        if output.dtype == ir.DataType.FLOAT:
-            output.type = ir.TensorType(ir.DataType.FLOAT16)
+def _border_layers(graph: ir.Graph) -> set[ir.Node]:
+    """Return the float convolutions that read a graph input, and the float layer that makes the output.
+
+    What only moves or adds a constant to the last layer's values is among them.
+    """
+    readers = (use.node for value in graph.inputs for use in value.uses())
+    found = {node for node in readers if node.op_type == "Conv" and not _is_quantized(node)}
+    values = list(graph.outputs)
+    while values:
+        node = values.pop().producer()
+        if node is None or _is_quantized(node):
+            continue
+        computed = [value for value in node.inputs if value is not None and not value.is_initializer()]
+        if node.op_type in _LAYER_OPS:
+            found.add(node)
+        elif node.op_type in _MOVES or (node.op_type in ("Add", "Einsum") and len(computed) == 1):
+            found.add(node)
+            values += computed[:1]
+    return found
+
+
+def _takes_bfloat16(node: ir.Node, opset: int) -> bool:
+    """Return whether ONNX lets `node` write bfloat16 instead of float32; not for a foreign operator."""
+    if node.domain:
+        return False
+    schema = defs.get_schema(node.op_type, opset)
+    written = schema.outputs[0].type_str
+    allowed = next((c.allowed_type_strs for c in schema.type_constraints if c.type_param_str == written), ())
+    return "tensor(float)" not in allowed or "tensor(bfloat16)" in allowed
+
+
+def _is_quantized(node: ir.Node) -> bool:
+    """Return whether the weight of `node` comes from DequantizeLinear."""
+    producer = node.inputs[1].producer() if len(node.inputs) > 1 and node.inputs[1] is not None else None
+    return producer is not None and producer.op_type == "DequantizeLinear"

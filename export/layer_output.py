@@ -10,7 +10,7 @@ from accuquant.export.activation_scales import ActivationScales
 from accuquant.export.border_table import BorderIndex, border_table, has_border_table
 from accuquant.export.layer_match import constant_array
 from accuquant.export.matmul_bias import added_bias
-from accuquant.export.patch import Patch, dtype_of, take_over
+from accuquant.export.patch import Patch, computing_dtype_of, dtype_of, take_over
 from accuquant.export.quantize_weights import channel_factors, dequantized_weight, has_shared_scale
 from accuquant.qparams import FloatArray, LayerQParams
 
@@ -21,7 +21,7 @@ class LayerOutput:
     """Inserts y = node(x) without bias -> [Mul factor] -> Add(bias - zero_point * s * node(ones)).
 
     `factor` is what the input was divided by in this step group, times the channel's factor where the
-    weight has one scale for all channels.
+    weight has one scale for all channels. What a layer writes in bfloat16 is computed in float32 here.
 
     node(ones), what a shift of the input by one adds to the output, is one constant for each output
     channel of Linear and of unpadded Conv. For a padded Conv it differs at the borders: a small table
@@ -42,25 +42,30 @@ class LayerOutput:
         self.patch = Patch(graph, f"{layer.name}/output")
         self.scales = scales
         self.borders = borders
-        self.dtype = dtype_of(node.outputs[0])
+        self.stored = dtype_of(node.outputs[0])
+        self.dtype = computing_dtype_of(node.outputs[0])
         self.channels = None
         if has_shared_scale(node):
             self.channels = channel_factors(layer).astype(self.dtype)
         _check_gemm(node, layer.name)
 
     def restore(self, zero_point: int, factor: ir.Value | None, index: ir.Value | None) -> None:
-        """Insert the nodes; nothing where there is neither a factor nor a zero_point."""
+        """Insert the nodes; nothing where there is neither a factor nor a zero_point, nor bfloat16."""
         factor = self._with_channels(factor)
-        if factor is None and zero_point == 0:
+        # Behind a MatMul without Casts OpenVINO takes bfloat16 for float32, and refuses its own graph.
+        if factor is None and zero_point == 0 and self.stored == self.dtype:
             self._keep_bias_apart()
             return
         bias, last = self._detach_bias()
         uses = list(last.uses())
         core = self.node.outputs[0]
-        value = core if factor is None else self.patch.op("Mul", [core, factor], name="Mul", like=core)
+        value = self.patch.cast(core, self.dtype, "Cast")
+        if factor is not None:
+            value = self.patch.op("Mul", [value, factor], name="Mul", like=value)
         addend = self._addend(zero_point, bias, index)
         if addend is not None:
-            value = self.patch.op("Add", [value, addend], name="Add", like=core)
+            value = self.patch.op("Add", [value, addend], name="Add", like=value)
+        value = self.patch.cast(value, self.stored, "Stored")
         self.patch.insert_after(self.node)
         take_over(self.graph, last, value, uses)
 
@@ -90,7 +95,7 @@ class LayerOutput:
             return
         found = added_bias(self.node.outputs[0])
         if found is not None:
-            apart = self.patch.constant(found.bias.reshape(1, 1, -1).astype(self.dtype), "bias")
+            apart = self.patch.constant(found.bias.reshape(1, 1, -1).astype(self.stored), "bias")
             found.add.replace_input_with(found.side, apart)
 
     def _addend(self, zero_point: int, bias: FloatArray | None, index: ir.Value | None) -> ir.Value | None:
@@ -137,7 +142,7 @@ class LayerOutput:
 
     def _steps(self) -> FloatArray:
         """Return the scale [G] of each step group as the graph's float type rounds it."""
-        reference = float(np.asarray(self.scales.reference, self.dtype))
+        reference = float(np.asarray(self.scales.reference, self.stored))
         if not self.scales.is_grouped:
             return np.array([reference])
         return self.scales.factors(self.dtype).astype(np.float64) * reference

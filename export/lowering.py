@@ -30,15 +30,19 @@ from accuquant.recipe import Recipe
 #: Called with what happens now and the share of the work that is done, from 0 to 1.
 Progress = Callable[[str, float], None]
 Lowering = Literal["rescale", "hybrid", "per-group"]
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "bf16"]
 Affine = Literal["shift", "zero_point"]
 FloatWeights = Literal["auto", "fp32", "fp16"]
 _CHOICES = {
     "lowering": ("rescale", "hybrid", "per-group"),
-    "precision": ("fp32", "fp16"),
+    "precision": ("fp32", "fp16", "bf16"),
     "affine": ("shift", "zero_point"),
     "float_weights": ("auto", "fp32", "fp16"),
 }
+_HALVES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+#: QDQ pairs with float16 scales need opset 19, Conv in bfloat16 needs 22.
+_MIN_OPSET = {"fp32": 19, "fp16": 19, "bf16": 22}
+_DEFAULT_OPSET = 21
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,21 @@ class LoweringOptions:
                 )
 
 
+def choose_opset(opset: int | None, precision: Precision) -> int:
+    """Return `opset`, or the default for `precision` where it is None. Raises UsageError if it is too low."""
+    lowest = _MIN_OPSET[precision]
+    if opset is None:
+        return max(lowest, _DEFAULT_OPSET)
+    if opset < lowest:
+        raise UsageError(
+            "--opset",
+            got=f"{opset} with --precision {precision}",
+            expected=f"{lowest} or later",
+            remedy=f"Give --opset {max(lowest, _DEFAULT_OPSET)}, or leave it out",
+        )
+    return opset
+
+
 def lower(model: ir.Model, recipe: Recipe, options: LoweringOptions, digest: str) -> list[ir.Model]:
     """Quantize the float `model` by `recipe` -> one graph, or one a step group.
 
@@ -77,10 +96,11 @@ def lower(model: ir.Model, recipe: Recipe, options: LoweringOptions, digest: str
     MatchLayersPass(recipe.layers)(model)
     CorrectBiasPass(recipe.layers)(model)
     _forget_origin(model)
-    QuantizeWeightsPass(recipe.layers, scalar_conv_scales=options.precision == "fp16")(model)
-    if options.precision == "fp16":
-        DecomposeNormsPass()(model)
-        HalfPrecisionPass()(model)
+    QuantizeWeightsPass(recipe.layers, scalar_conv_scales=options.precision in _HALVES)(model)
+    if options.precision in _HALVES:
+        if options.precision == "fp16":
+            DecomposeNormsPass()(model)
+        HalfPrecisionPass(_HALVES[options.precision])(model)
     elif options.float_weights != "fp32":
         StoreHalfPass(above=AUTO_ABOVE if options.float_weights == "auto" else 0)(model)
     if options.lowering != "per-group":

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from accuquant.errors import ExportError
-from accuquant.export.graph_files import save_graphs
+from accuquant.export.lowered_files import write_lowered
 from accuquant.export.lowering import (
     Affine,
     FloatWeights,
@@ -16,10 +16,9 @@ from accuquant.export.lowering import (
     LoweringOptions,
     Precision,
     Progress,
-    lower,
+    choose_opset,
 )
 from accuquant.export.onnx_source import read_model
-from accuquant.export.shared_scales import share_scales
 from accuquant.recipe import Recipe
 
 
@@ -32,38 +31,39 @@ def export_onnx(
     precision: Precision = "fp32",
     affine: Affine = "shift",
     float_weights: FloatWeights = "auto",
-    opset: int = 21,
+    opset: int | None = None,
     external_data: bool | None = None,
     progress: Progress | None = None,
 ) -> list[Path]:
     """Quantize the float graph at `path` by `recipe` -> the files written, .onnx first.
 
     The graph may come from either exporter of torch or from Optimum: layers are found by the content of
-    their weights. "per-group" writes `<stem>_group_00.onnx` and so on beside
-    `output`, and one data file that they share. A graph older than `opset` is converted. Files appear
-    whole or not at all. Raises SourceError for a file that cannot be read, ExportError where a layer of
-    the recipe is not in the graph.
+    their weights. "per-group" writes `<stem>_group_00.onnx` and so on beside `output`, and one data file
+    that they share. A graph older than `opset` (None: 21, or 22 for bf16) is converted. Files appear whole
+    or not at all. Raises SourceError for a file that cannot be read, ExportError where a layer of the recipe
+    is not in the graph.
     """
     say = progress or (lambda _text, _share: None)
     options = LoweringOptions(lowering, precision, affine, float_weights)
+    opset = choose_opset(opset, precision)
     path, output = Path(path), Path(output)
-    _check_output(path, output)
+    check_output(path, output)
     say("reading the graph", 0.0)
     model = read_model(path, min_opset=opset)
-    say("placing QDQ pairs", 0.4)
-    if lowering == "hybrid":
-        recipe = share_scales(model, recipe)
-    graphs = lower(model, recipe, options, recipe.sha256())
-    names = [output.name]
-    if lowering == "per-group":
-        names = [f"{output.stem}_group_{group:02d}.onnx" for group in range(len(graphs))]
-    say("writing", 0.7)
     output.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{output.stem}.", dir=output.parent))
     try:
-        written = save_graphs(
-            dict(zip(names, graphs, strict=True)), staging, f"{output.name}_data", external_data=external_data
+        files = write_lowered(
+            model,
+            recipe,
+            options,
+            staging,
+            output.name,
+            group_prefix=f"{output.stem}_",
+            external_data=external_data,
+            say=lambda text, share: say(text, 0.4 + 0.6 * share),
         )
+        written = (*files.graphs, *files.others)
         # the data file goes first: a graph that is there can be loaded
         for name in reversed(written):
             os.replace(staging / name, output.parent / name)
@@ -73,7 +73,8 @@ def export_onnx(
     return [output.parent / name for name in written]
 
 
-def _check_output(path: Path, output: Path) -> None:
+def check_output(path: Path, output: Path) -> None:
+    """Raise ExportError unless `output` is an .onnx file that is not the source `path`."""
     if output.is_dir() or output.suffix != ".onnx":
         got = "a folder" if output.is_dir() else f"a name that ends in '{output.suffix}'"
     elif output.exists() and output.samefile(path):

@@ -15,7 +15,7 @@ from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, S
 from accuquant.errors import ExportError, SourceError
 from accuquant.external_data import file_inside
 
-#: Opset that older graphs are converted to: float16 scales need 19, Shape(start=...) 15.
+#: Opset that older graphs are converted to, at least: float16 scales need 19, Shape(start=...) 15.
 _TARGET_OPSET = 21
 _COPY_AGAIN = "The file is damaged or incomplete: export or copy it again"
 
@@ -55,7 +55,7 @@ def read_model(path: Path, *, min_opset: int = 15) -> ir.Model:
     InlinePass()(model)
     opset = model.opset_imports.get("", 0)
     if opset < min_opset:
-        _convert(model, path, opset)
+        _convert(model, path, opset, max(min_opset, _TARGET_OPSET))
         # the conversion goes through a serialized model, which does not know its folder
         ir.external_data.set_base_dir(model.graph, path.parent)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
@@ -113,22 +113,22 @@ def _check(path: Path) -> None:
         raise _damaged(path, f"an invalid graph ({reason[0] if reason else type(fault).__name__})") from fault
 
 
-def _convert(model: ir.Model, path: Path, opset: int) -> None:
+def _convert(model: ir.Model, path: Path, opset: int, target: int) -> None:
     from onnxscript.version_converter import ConvertVersionPass
 
     logger = logging.getLogger("onnxscript.version_converter")
     level = logger.level
     logger.setLevel(logging.ERROR)  # it warns that it falls back to onnx's own converter, which is meant
     try:
-        ConvertVersionPass(_TARGET_OPSET, fallback=True)(model)
+        ConvertVersionPass(target, fallback=True)(model)
     finally:
         logger.setLevel(level)
-    if model.opset_imports.get("", 0) != _TARGET_OPSET:
+    if model.opset_imports.get("", 0) != target:
         raise ExportError(
             f"'{path}'",
             got=f"opset {opset}, which cannot be converted",
-            expected=f"opset {_TARGET_OPSET}",
-            remedy=f"Export the network again with opset_version={_TARGET_OPSET}",
+            expected=f"opset {target}",
+            remedy=f"Export the network again with opset_version={target}",
         )
 
 

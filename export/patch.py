@@ -55,6 +55,15 @@ class Patch:
         """Return whether `node` was made here and is not placed yet."""
         return node in self._nodes
 
+    def cast(self, value: ir.Value, dtype: np.dtype[Any], name: str) -> ir.Value:
+        """Return `value` as `dtype`, by a Cast where it has another float type."""
+        wanted = ir.DataType.from_numpy(dtype)
+        if dtype_of(value) == dtype:
+            return value
+        output = self.op("Cast", [value], name=name, like=value, to=wanted)
+        output.type = ir.TensorType(wanted)
+        return output
+
     def constant(self, array: npt.NDArray[Any], name: str) -> ir.Value:
         """Register an initializer `prefix/name`, or return the one that has that name already."""
         return add_constant(self.graph, array, f"{self.prefix}/{name}")
@@ -104,4 +113,16 @@ def take_over(graph: ir.Graph, old: ir.Value, new: ir.Value, uses: Collection[tu
 
 def dtype_of(value: ir.Value) -> np.dtype[Any]:
     """Return the numpy type of a float value; float32 where the graph does not say."""
-    return np.dtype(np.float16 if value.dtype == ir.DataType.FLOAT16 else np.float32)
+    halves = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+    return np.dtype(value.dtype.numpy() if value.dtype in halves else np.float32)
+
+
+def computing_dtype_of(value: ir.Value) -> np.dtype[Any]:
+    """Return the type to compute in beside a float value: its own, and float32 beside bfloat16.
+
+    bfloat16 resolves 256 levels no finer than half a level: what a shift, a factor or a bias rounds in it
+    is as large as what int8 rounds. It is for what is stored.
+    """
+    if value.dtype == ir.DataType.BFLOAT16:
+        return np.dtype(np.float32)
+    return dtype_of(value)

@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import onnx_ir as ir
+
 import accuquant
 from accuquant._files import sha256_of_file
 from accuquant.errors import ExportError, UsageError
 from accuquant.export.float_graph import trace
-from accuquant.export.graph_files import save_graphs
+from accuquant.export.lowered_files import write_lowered
 from accuquant.export.lowering import (
     Affine,
     FloatWeights,
@@ -20,15 +22,15 @@ from accuquant.export.lowering import (
     LoweringOptions,
     Precision,
     Progress,
-    lower,
+    choose_opset,
 )
-from accuquant.export.shared_scales import share_scales
+from accuquant.export.pipeline_parts import check_parts, write_parts
+from accuquant.export_choice import ExportChoice
 from accuquant.manifest import MANIFEST_NAME, RECIPE_NAME, Manifest
 from accuquant.network import float_weights as weights_by_layer
+from accuquant.pipelines.lora import check_loras
 from accuquant.pipelines.source import Source
 from accuquant.recipe import Recipe
-
-_MIN_OPSET = 19
 
 
 def export_pipeline(
@@ -40,9 +42,12 @@ def export_pipeline(
     precision: Precision = "fp32",
     affine: Affine = "shift",
     float_weights: FloatWeights = "auto",
-    opset: int = 21,
+    opset: int | None = None,
     external_data: bool | None = None,
     dynamic: bool = True,
+    whole_pipeline: bool = False,
+    choice: ExportChoice | None = None,
+    graph: ir.Model | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Write `source`, quantized by `recipe`, into the folder `output`.
@@ -50,39 +55,51 @@ def export_pipeline(
     The folder holds model_index.json, the network's graph(s) and configuration, the scheduler, the recipe and
     the manifest accuquant.json. It appears whole: it is built beside `output` and renamed. An earlier
     export is replaced, anything else is not touched. `external_data` None puts weights into a file of
-    their own above 2 GB; `dynamic` lets batch and image size vary. Raises RecipeError where the recipe
-    belongs to another checkpoint, ExportError where the network cannot carry it.
+    their own above 2 GB; `opset` None is 21, or 22 for bf16; `dynamic` lets batch and image size vary;
+    `whole_pipeline` adds text encoders and autoencoder in float32, so that Optimum loads the folder.
+    `choice` says why `lowering` and `precision` are what they are, for the manifest. `graph` is the network
+    as `trace` gives it with the same opset and `dynamic`, where that was done before; it is changed.
+    Raises RecipeError where the recipe belongs to another checkpoint, ExportError where the network cannot
+    carry it.
     """
     say = progress or (lambda _text, _share: None)
     options = LoweringOptions(lowering, precision, affine, float_weights)
-    _check_opset(opset)
+    opset = choose_opset(opset, precision)
+    if whole_pipeline:
+        _check_whole(source, lowering)
     output = Path(output)
-    _check_output(output)
+    check_output(output)
     say("checking the recipe", 0.0)
+    check_loras(recipe.calibration, source.loras)
     recipe.check_weights(weights_by_layer(source.network))
     with _staging(output) as folder:
-        say("tracing the network", 0.05)
-        model = trace(source.network, source.signature, opset=opset, dynamic=dynamic)
-        say("placing QDQ pairs", 0.6)
-        if lowering == "hybrid":
-            recipe = share_scales(model, recipe)
-        graphs = lower(model, recipe, options, recipe.sha256())
-        say("writing", 0.8)
+        if graph is None:
+            say("tracing the network", 0.05)
+            graph = trace(source.network, source.signature, opset=opset, dynamic=dynamic)
         part = folder / source.component
         part.mkdir()
-        names = _graph_names(lowering, len(graphs))
-        save_graphs(
-            dict(zip(names, graphs, strict=True)), part, "model.onnx_data", external_data=external_data
+        written = write_lowered(
+            graph,
+            recipe,
+            options,
+            part,
+            "model.onnx",
+            external_data=external_data,
+            say=lambda text, share: say(text, 0.6 + 0.4 * share),
         )
         _copy_configuration(source, folder)
-        recipe.save(folder / RECIPE_NAME)
+        if whole_pipeline:
+            write_parts(
+                source, folder, opset=opset, external_data=external_data, say=lambda text: say(text, 0.9)
+            )
+        written.recipe.save(folder / RECIPE_NAME)
         manifest = Manifest(
             pipeline_class=source.pipeline_class,
             component=source.component,
             lowering=lowering,
             precision=precision,
             opset=opset,
-            graphs=tuple(f"{source.component}/{name}" for name in names),
+            graphs=tuple(f"{source.component}/{name}" for name in written.graphs),
             groups=recipe.groups,
             signature=source.signature,
             model_hash=recipe.model_hash,
@@ -90,23 +107,26 @@ def export_pipeline(
             accuquant_version=accuquant.__version__,
             source=source.name,
             files=_digests(folder),
+            choice=choice,
         )
         manifest.save(folder)
     say("done", 1.0)
     return manifest
 
 
-def _check_opset(opset: int) -> None:
-    if opset < _MIN_OPSET:
+def _check_whole(source: Source, lowering: Lowering) -> None:
+    if lowering == "per-group":
         raise UsageError(
-            "--opset",
-            got=str(opset),
-            expected=f"{_MIN_OPSET} or later",
-            remedy="QDQ pairs with float16 scales need it; give --opset 21",
+            "--whole-pipeline",
+            got="--lowering per-group, which writes one graph a step group",
+            expected="rescale or hybrid: Optimum loads one graph",
+            remedy="Leave one of the two out",
         )
+    check_parts(source)
 
 
-def _check_output(output: Path) -> None:
+def check_output(output: Path) -> None:
+    """Raise ExportError unless `output` is new, an empty folder or an earlier export."""
     if output.is_dir() and (not any(output.iterdir()) or (output / MANIFEST_NAME).is_file()):
         return
     if output.exists():
@@ -132,12 +152,6 @@ def _staging(output: Path) -> Iterator[Path]:
         folder.rename(output)
     finally:
         shutil.rmtree(root, ignore_errors=True)
-
-
-def _graph_names(lowering: str, count: int) -> list[str]:
-    if lowering != "per-group":
-        return ["model.onnx"]
-    return [f"group_{group:02d}.onnx" for group in range(count)]
 
 
 def _copy_configuration(source: Source, folder: Path) -> None:

@@ -14,7 +14,7 @@ from accuquant.export.activation_scales import ActivationScales, check_represent
 from accuquant.export.border_table import BorderIndex, has_border_table
 from accuquant.export.layer_match import matched_layers
 from accuquant.export.layer_output import LayerOutput, take_pads
-from accuquant.export.patch import Patch, add_constant, dtype_of
+from accuquant.export.patch import Patch, add_constant, computing_dtype_of, dtype_of
 from accuquant.export.step_group_index import step_group_index
 from accuquant.groups import StepGroups
 from accuquant.qparams import LayerQParams, level_bounds
@@ -43,7 +43,8 @@ class QuantizeActivationsPass(ir.passes.InPlacePass):
     - Layers that read the same tensor with the same qparams share one pair.
     - `group=None` derives the group from the timestep input, once; layers whose scale is the same in
       all groups get no factor. `group=g` writes that group's scales as constants.
-    - Scales have the type of the tensor that they quantize.
+    - Scales have the type of the tensor that they quantize. A bfloat16 tensor is quantized in float32, by a
+      scale that bfloat16 holds: DQ writes bfloat16.
     Raises ExportError where the graph has no timestep input or a scale does not fit the precision.
     """
 
@@ -98,9 +99,11 @@ class QuantizeActivationsPass(ir.passes.InPlacePass):
         patch = Patch(graph, f"{layer.name}/input")
         x = node.inputs[0]
         assert x is not None
-        dtype = dtype_of(x)
-        scale = np.asarray(scales.reference, dtype)
-        check_representable(layer, scale)
+        dtype = computing_dtype_of(x)
+        stored = np.asarray(scales.reference, dtype_of(x))
+        check_representable(layer, stored)
+        scale = stored.astype(dtype)
+        x = patch.cast(x, dtype, "Cast")
         factor = None
         if scales.is_grouped:
             assert index is not None
@@ -114,11 +117,14 @@ class QuantizeActivationsPass(ir.passes.InPlacePass):
         if pads:
             amounts = patch.constant(np.array(pads, np.int64), "pads")
             x = patch.op("Pad", [x, amounts, shift], name="Pad", mode="constant")
-            x.type = ir.TensorType(ir.DataType.FLOAT16 if dtype == np.float16 else ir.DataType.FLOAT)
-        pair = [patch.constant(scale, "scale"), self._zero_point(graph, layer)]
-        levels = patch.op("QuantizeLinear", [x, *pair], name="QuantizeLinear", like=x)
+            x.type = ir.TensorType(ir.DataType.from_numpy(dtype))
+        step, zero = patch.constant(scale, "scale"), self._zero_point(graph, layer)
+        levels = patch.op("QuantizeLinear", [x, step, zero], name="QuantizeLinear", like=x)
         levels.type = ir.TensorType(ir.DataType.INT8)
-        value = patch.op("DequantizeLinear", [levels, *pair], name="DequantizeLinear", like=x)
+        if stored.dtype != dtype:
+            step = patch.constant(stored, "stored_scale")
+        value = patch.op("DequantizeLinear", [levels, step, zero], name="DequantizeLinear", like=x)
+        value.type = ir.TensorType(ir.DataType.from_numpy(stored.dtype))
         patch.insert_before(node)
         return _Input(value, factor)
 

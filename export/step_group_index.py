@@ -29,9 +29,7 @@ def step_group_index(graph: ir.Graph, groups: StepGroups, timestep_divisor: floa
             remedy="Export the network with diffusers' input names, or use --lowering per-group",
         )
     patch = Patch(graph, "accuquant/step_group")
-    number = patch.op("Cast", [timestep], name="Cast", to=ir.DataType.FLOAT)
-    minus_one = patch.constant(np.array([-1], np.int64), "flat")
-    flat = patch.op("Reshape", [number, minus_one], name="Reshape")
+    flat = _as_float_vector(patch, timestep)
     first = patch.op("Gather", [flat, patch.constant(np.array([0], np.int64), "zero")], name="First", axis=0)
     if timestep_divisor != 1:
         first = patch.op(
@@ -49,3 +47,18 @@ def step_group_index(graph: ir.Graph, groups: StepGroups, timestep_divisor: floa
     index.shape = ir.Shape([])
     patch.insert_before(graph[0])
     return index
+
+
+def _as_float_vector(patch: Patch, timestep: ir.Value) -> ir.Value:
+    """Cast and reshape the timestep, where it is not a float vector already.
+
+    A node that does nothing is more than clutter: OpenVINO removes it and gives its name to the input too,
+    and Optimum then looks for the input under that name.
+    """
+    value = timestep
+    if timestep.dtype != ir.DataType.FLOAT:
+        value = patch.op("Cast", [value], name="Cast", to=ir.DataType.FLOAT)
+    if timestep.shape is None or timestep.shape.rank() != 1:
+        minus_one = patch.constant(np.array([-1], np.int64), "flat")
+        value = patch.op("Reshape", [value, minus_one], name="Reshape")
+    return value

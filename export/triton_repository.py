@@ -19,6 +19,8 @@ BACKENDS = {
     "openvino": ("openvino", "model.onnx", "KIND_CPU"),
     "onnxruntime": ("onnxruntime", "model.onnx", "KIND_CPU"),
 }
+#: Precision -> the backends that cannot compute it.
+_WITHOUT = {"bf16": ("onnxruntime",)}
 _TYPES: dict[int, str] = {
     onnx.TensorProto.FLOAT: "TYPE_FP32",
     onnx.TensorProto.FLOAT16: "TYPE_FP16",
@@ -37,19 +39,18 @@ class TritonTensor:
 
 
 def write_triton_repository(
-    folder: Path, output: Path, *, backends: Sequence[str] = tuple(BACKENDS), name: str = ""
+    folder: Path, output: Path, *, backends: Sequence[str] | None = None, name: str = ""
 ) -> list[str]:
     """Write the exported `folder` as a Triton model repository -> the names of its models.
 
-    Each backend gets a model `<name>-<backend>` with its config.pbtxt and version 1; with the lowering
-    "per-group" each step group is a model of its own, and `parameters` says which timesteps it is for.
+    Each backend (None: every one that computes the export's precision) gets a model `<name>-<backend>` with
+    its config.pbtxt and version 1; with the lowering "per-group" each step group is a model of its own, and
+    `parameters` says which timesteps it is for.
     TensorRT plans are built on the GPU that will run them: that model's version folder holds a note with
     the command. Nothing that `output` holds is overwritten; files appear whole or not at all.
     """
-    unknown = [backend for backend in backends if backend not in BACKENDS]
-    if unknown:
-        raise unknown_name("backend", unknown[0], BACKENDS)
     manifest = Manifest.load(folder)
+    backends = _choose_backends(backends, manifest.precision)
     manifest.check_files(folder)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ExportError(
@@ -69,6 +70,23 @@ def write_triton_repository(
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return models
+
+
+def _choose_backends(backends: Sequence[str] | None, precision: str) -> list[str]:
+    """Return the backends to write. Raises UsageError, and ExportError for one without the precision."""
+    unknown = [backend for backend in backends or () if backend not in BACKENDS]
+    if unknown:
+        raise unknown_name("backend", unknown[0], BACKENDS)
+    without = _WITHOUT.get(precision, ())
+    wrong = [backend for backend in backends or () if backend in without]
+    if wrong:
+        raise ExportError(
+            f"backend {wrong[0]}",
+            got=f"an export in {precision}, for which it has no kernels",
+            expected=", ".join(backend for backend in BACKENDS if backend not in without),
+            remedy="Leave this backend out, or export with --precision fp16 or fp32",
+        )
+    return list(backends) if backends is not None else [b for b in BACKENDS if b not in without]
 
 
 def _write_models(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,6 +17,7 @@ from accuquant.runtime.device_memory import DeviceArray, Workspace
 from accuquant.runtime.engine_files import find_engines
 from accuquant.runtime.open_runner import make_runner
 from accuquant.runtime.runner import Array, Runner
+from accuquant.runtime.static_batch import batched_names, fixed_batch, missing_rows, pad_rows
 from accuquant.runtime.tensorrt_runner import Allocate, TensorRtRunner
 from accuquant.signature import TensorSpec
 
@@ -74,7 +75,9 @@ class EngineModel:
         """Predict for sample [B, C, H, W] at one of the scheduler's timesteps, shared by the batch.
 
         `conditioning` maps the names in the manifest's signature to arrays. Values are converted to the
-        graph's types. The result is a new array. Raises UsageError outside the calibrated timesteps.
+        graph's types. Where the engine was built for a larger batch, the rest of it repeats the last image
+        and is cut off again; a larger one than the engine's is refused. The result is a new array. Raises
+        UsageError outside the calibrated timesteps.
         """
         runner = self._runner(timestep)
         runner.activate()
@@ -87,7 +90,11 @@ class EngineModel:
             elif spec.name in given:
                 feeds[spec.name] = _converted(spec, given.pop(spec.name))
         feeds.update(given)  # what no input takes: the runner refuses it with the names it has
-        return runner.infer(feeds)[signature.output.name]
+        missing = missing_rows(signature, runner.input_specs, np.shape(sample))
+        if not missing:
+            return runner.infer(feeds)[signature.output.name]
+        padded = pad_rows(feeds, batched_names(signature), missing)
+        return runner.infer(padded)[signature.output.name][: len(sample)]
 
     @property
     def runs_on_device(self) -> bool:
@@ -98,10 +105,13 @@ class EngineModel:
     def fixed_batch(self) -> int | None:
         """The batch that the engine was built for, or None where it takes any; loads the first graph."""
         self._runners[0].activate()
-        for spec in self._runners[0].input_specs:
-            if spec.name == self.manifest.signature.sample.name and isinstance(spec.shape[0], int):
-                return spec.shape[0]
-        return None
+        return fixed_batch(self.manifest.signature, self._runners[0].input_specs)
+
+    def missing_rows(self, shape: Sequence[int], timestep: float) -> int:
+        """Return how many rows a sample lacks whose batch is smaller than the engine's; loads the graph."""
+        runner = self._runner(timestep)
+        runner.activate()
+        return missing_rows(self.manifest.signature, runner.input_specs, shape)
 
     def timestep_array(self, timestep: float) -> Array:
         """Return the graph's input for the scheduler's `timestep`; loads the graph. Raises UsageError."""

@@ -20,10 +20,11 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import nn
 
 from accuquant.errors import EngineError, UsageError
-from accuquant.hub import local_folder
+from accuquant.hub.fetch import local_folder
 from accuquant.manifest import Manifest
 from accuquant.runtime.device_memory import DeviceArray
 from accuquant.runtime.engine_model import EngineModel
+from accuquant.runtime.static_batch import batched_names
 from accuquant.signature import TensorSpec
 
 _OUTPUTS = {
@@ -151,6 +152,10 @@ class EngineUNet(ModelMixin):
         }
         for name, tensor in self._conditioning(arguments).items():
             tensors[name] = _on_device(tensor, self._conditioning_specs[name], sample.device)
+        missing = self.engine_model.missing_rows(sample.shape, timestep)
+        if missing:
+            names = batched_names(signature)
+            tensors = {n: _pad_rows(t, missing) if n in names else t for n, t in tensors.items()}
         outputs: dict[str, torch.Tensor] = {}
 
         def allocate(name: str, shape: tuple[int, ...], dtype: str) -> DeviceArray:
@@ -160,7 +165,7 @@ class EngineUNet(ModelMixin):
         stream = torch.cuda.current_stream(sample.device).cuda_stream
         feeds = {name: _device_array(tensor) for name, tensor in tensors.items()}
         self.engine_model.predict_on_device(feeds, timestep, allocate, stream)
-        return outputs[signature.output.name].to(sample.dtype)
+        return outputs[signature.output.name][: len(sample)].to(sample.dtype)
 
     def _conditioning(self, arguments: dict[str, Any]) -> dict[str, torch.Tensor]:
         """Return what conditions the network, by the graph's names. Raises UsageError for anything else."""
@@ -235,6 +240,10 @@ def _to_numpy(tensor: torch.Tensor, spec: TensorSpec) -> Any:
 
 def _on_device(tensor: torch.Tensor, spec: TensorSpec, device: torch.device) -> torch.Tensor:
     return tensor.detach().to(device, getattr(torch, spec.dtype)).contiguous()
+
+
+def _pad_rows(tensor: torch.Tensor, missing: int) -> torch.Tensor:
+    return torch.cat([tensor, tensor[-1:].expand(missing, *tensor.shape[1:])])
 
 
 def _device_array(tensor: torch.Tensor) -> DeviceArray:

@@ -69,9 +69,12 @@ class OnnxRuntimeRunner(Runner):
         options.log_severity_level = 3
         if self.num_threads is not None:
             options.intra_op_num_threads = self.num_threads
-        session = onnxruntime.InferenceSession(
-            os.fspath(self.path), options, providers=[_PROVIDERS[self.provider]]
-        )
+        try:
+            session = onnxruntime.InferenceSession(
+                os.fspath(self.path), options, providers=[_PROVIDERS[self.provider]]
+            )
+        except onnxruntime.capi.onnxruntime_pybind11_state.NotImplemented as fault:
+            raise self._no_kernel(str(fault)) from fault
         if _PROVIDERS[self.provider] not in session.get_providers():
             raise self._provider_missing(", ".join(session.get_providers()))
         session.disable_fallback()
@@ -93,6 +96,16 @@ class OnnxRuntimeRunner(Runner):
     @property
     def _package(self) -> str:
         return "onnxruntime-gpu" if self.provider == "cuda" else "onnxruntime"
+
+    def _no_kernel(self, said: str) -> EngineError:
+        """Return the error for a graph of types that ONNX Runtime does not compute, above all bfloat16."""
+        missing = said.partition("Could not find an implementation for ")[2].strip() or said
+        return EngineError(
+            f"model '{self.path}'",
+            got=f"no kernel for {' '.join(missing.split())[:150]}",
+            expected=f"a graph that ONNX Runtime {self.provider} can run; it computes no bfloat16",
+            remedy="Run it with --engine openvino or tensorrt, or export with --precision fp16 or fp32",
+        )
 
     def _provider_missing(self, available: str) -> EngineError:
         return EngineError(

@@ -10,6 +10,7 @@ import pytest
 
 from accuquant._files import sha256_of_file
 from accuquant.errors import EngineError
+from accuquant.export_choice import ExportChoice
 from accuquant.groups import StepGroups
 from accuquant.manifest import MANIFEST_NAME, Manifest
 from accuquant.signature import Signature, TensorSpec
@@ -53,6 +54,23 @@ def test_save_load_gives_the_same(manifest: Manifest, tmp_path: Path) -> None:
     assert (tmp_path / MANIFEST_NAME).read_bytes() == first
 
 
+def test_a_choice_is_kept_with_its_figures(manifest: Manifest, tmp_path: Path) -> None:
+    figures = ({"lowering": "rescale", "kernels": 181}, {"lowering": "hybrid", "kernels": 172})
+    choice = ExportChoice("sm89", "fp16", "hybrid", "audit", "172 kernels", figures)
+    chosen = dataclasses.replace(manifest, choice=choice)
+    chosen.save(tmp_path)
+    assert Manifest.load(tmp_path) == chosen
+    assert str(choice).splitlines()[0] == "Chosen for sm89: --precision fp16 --lowering hybrid"
+
+
+def test_a_manifest_from_before_there_was_a_choice_loads(manifest: Manifest, tmp_path: Path) -> None:
+    manifest.save(tmp_path)
+    data = json.loads((tmp_path / MANIFEST_NAME).read_text())
+    del data["choice"]
+    (tmp_path / MANIFEST_NAME).write_text(json.dumps(data))
+    assert Manifest.load(tmp_path) == manifest
+
+
 def test_a_folder_without_manifest_says_so(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"no accuquant.json.*export the pipeline first"):
         Manifest.load(tmp_path)
@@ -69,7 +87,15 @@ def test_a_damaged_manifest_is_an_engine_error(tmp_path: Path, text: str) -> Non
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("groups", [0, 1]), ("groups", None), ("graphs", 3), ("signature", []), ("signature", {"sizes": []})],
+    [
+        ("groups", [0, 1]),
+        ("groups", None),
+        ("graphs", 3),
+        ("signature", []),
+        ("signature", {"sizes": []}),
+        ("choice", {"target": "sm89"}),
+        ("choice", [1]),
+    ],
 )
 def test_a_damaged_field_is_an_engine_error(
     manifest: Manifest, tmp_path: Path, key: str, value: object

@@ -50,17 +50,15 @@ def text_unet(seed: int = 0, **changes: Any) -> nn.Module:
 
 def vae(**changes: Any) -> Any:
     """Return an AutoencoderKL that halves the image."""
-    return seeded(
-        3,
-        diffusers.AutoencoderKL,
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=16,
-        **changes,
-    )
+    config = {
+        "block_out_channels": (8, 8),
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "latent_channels": 4,
+        "norm_num_groups": 4,
+        "sample_size": 16,
+    }
+    return seeded(3, diffusers.AutoencoderKL, **(config | changes))
 
 
 def clip(folder: Path, *, projection: int = 0, seed: int = 0) -> tuple[Any, Any]:
@@ -82,12 +80,22 @@ def clip(folder: Path, *, projection: int = 0, seed: int = 0) -> tuple[Any, Any]
 
 def t5(width: int = 16) -> tuple[Any, Any]:
     """Return a T5 tokenizer of single letters and a text encoder."""
-    from transformers import T5Config, T5EncoderModel, T5Tokenizer
+    import transformers
 
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((x, -3.0) for x in _LETTERS)]
-    tokenizer = T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=120)
-    config = T5Config(vocab_size=64, d_model=width, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
-    return tokenizer, seeded(4, T5EncoderModel, config)
+    if int(transformers.__version__.split(".")[0]) >= 5:
+        tokenizer = transformers.T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=120)
+    else:  # the slow class of transformers 4 reads a file of another library
+        import tokenizers
+
+        words = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, unk_id=2))
+        words.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+        words.post_processor = tokenizers.processors.TemplateProcessing(
+            "$A </s>", special_tokens=[("</s>", 1)]
+        )
+        tokenizer = transformers.T5TokenizerFast(tokenizer_object=words, extra_ids=0, model_max_length=120)
+    config = transformers.T5Config(vocab_size=64, d_model=width, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    return tokenizer, seeded(4, transformers.T5EncoderModel, config)
 
 
 def save_pipeline(kind: str, folder: Path) -> Path:
@@ -152,6 +160,33 @@ def _sdxl(folder: Path) -> tuple[str, dict[str, Any]]:
         "text_encoder_2": encoder_2,
         "unet": text_unet(**_SDXL_CHANGES),
         "scheduler": diffusers.EulerDiscreteScheduler(**SD_NOISE),
+    }
+
+
+def _sdxl_pix2pix(folder: Path) -> tuple[str, dict[str, Any]]:
+    _, parts = _sdxl(folder)
+    return "StableDiffusionXLInstructPix2PixPipeline", parts | {
+        "unet": text_unet(**_SDXL_CHANGES, in_channels=8)
+    }
+
+
+def _variation(folder: Path) -> tuple[str, dict[str, Any]]:
+    """Return one that is conditioned by an image's embedding in place of a text."""
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    config = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16,
+        patch_size=8, projection_dim=16,
+    )  # fmt: skip
+    size = {"height": 16, "width": 16}
+    return "StableDiffusionImageVariationPipeline", {
+        "vae": vae(),
+        "image_encoder": seeded(6, CLIPVisionModelWithProjection, config),
+        "feature_extractor": CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=size),
+        "unet": text_unet(),
+        "scheduler": diffusers.PNDMScheduler(**SD_NOISE, skip_prk_steps=True),
+        "safety_checker": None,
+        "requires_safety_checker": False,
     }
 
 
@@ -254,6 +289,18 @@ def _sd3(folder: Path) -> tuple[str, dict[str, Any]]:
     }
 
 
+def _sd3_wide(folder: Path) -> tuple[str, dict[str, Any]]:
+    """Return one with 16 latent channels, which the inpainting pipeline asks for."""
+    class_name, parts = _sd3(folder)
+    transformer = seeded(
+        0, diffusers.SD3Transformer2DModel, sample_size=8, patch_size=2, in_channels=16, out_channels=16,
+        num_layers=1, num_attention_heads=2, attention_head_dim=8, joint_attention_dim=32,
+        caption_projection_dim=16, pooled_projection_dim=24, pos_embed_max_size=8,
+    )  # fmt: skip
+    decoder = vae(shift_factor=0.06, latent_channels=16)
+    return class_name, parts | {"transformer": transformer, "vae": decoder}
+
+
 def _flux(folder: Path) -> tuple[str, dict[str, Any]]:
     tokenizer, encoder = clip(folder)
     tokenizer_2, encoder_2 = t5()
@@ -283,6 +330,8 @@ PIPELINES: dict[str, Callable[[Path], tuple[str, dict[str, Any]]]] = {
     "lcm": _lcm,
     "sdxl": _sdxl,
     "sdxl-inpaint": _sdxl_inpaint,
+    "sdxl-pix2pix": _sdxl_pix2pix,
+    "variation": _variation,
     "ldm": _ldm,
     "ldm-text": _ldm_text,
     "super-resolution": _super_resolution,
@@ -290,5 +339,6 @@ PIPELINES: dict[str, Callable[[Path], tuple[str, dict[str, Any]]]] = {
     "pixart": _pixart,
     "pixart-alpha": _pixart_alpha,
     "sd3": _sd3,
+    "sd3-wide": _sd3_wide,
     "flux": _flux,
 }

@@ -21,7 +21,6 @@ from accuquant.progress import Progress
 #: --against: the same network in float16 without QDQ pairs.
 FP16 = "fp16"
 FORMAT_VERSION = 1
-_HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 @dataclass(frozen=True)
@@ -101,10 +100,12 @@ def write_float_twin(model: Path, folder: Path) -> Path:
     from accuquant.export.half_precision import HalfPrecisionPass
     from accuquant.export.onnx_source import read_model
     from accuquant.export.remove_pairs import RemovePairsPass
+    from accuquant.export.single_precision import SinglePrecisionPass
 
     graph = read_model(model)
     RemovePairsPass()(graph)
-    if not any(value.dtype in _HALVES for value in graph.graph.initializers.values()):
+    SinglePrecisionPass()(graph)  # a bfloat16 graph has a float16 twin too
+    if not any(value.dtype == ir.DataType.FLOAT16 for value in graph.graph.initializers.values()):
         HalfPrecisionPass()(graph)
     NameFixPass()(graph)
     save_graphs({"fp16.onnx": graph}, folder, "fp16.onnx_data")

@@ -21,6 +21,7 @@ from accuquant.simulate import quantize_network, quantized_layers
 from .learning import LearningSettings, learn_group
 from .preparation import plain_config, prepare
 from .settings import CalibrationSettings
+from .shared_learning import learn_shared
 from .trajectory import TrajectoryBatch
 from .work_folder import WorkFolder
 
@@ -68,6 +69,7 @@ def _identity(source: Source, settings: CalibrationSettings, task: Task) -> dict
     return {
         **settings.to_dict(),
         "task": task.to_dict(),
+        "loras": [lora.to_dict() for lora in source.loras],
         "model_hash": model_hash(source.network),
         "scheduler": plain_config(dict(source.scheduler.config)),
         "version": accuquant.__version__,
@@ -83,9 +85,10 @@ def _learn(
     work: WorkFolder,
     shown: Progress,
 ) -> Recipe:
+    learned_from, held_out = _split(batches)
+    initial = _learn_shared(source, settings, process, initial, (learned_from, held_out), work, shown)
     network = quantize_network(source.network, initial.layers.values(), initial.groups)
     layers = quantized_layers(network)
-    learned_from, held_out = _split(batches)
     learning = LearningSettings(settings.gradient, settings.iterations, settings.learning_rate)
     results: list[GroupResult] = []
     for group, members in enumerate(initial.groups.steps_of(process.timesteps)):
@@ -112,6 +115,33 @@ def _learn(
         layers={name: layer.learned_qparams() for name, layer in layers.items()},
         results=tuple(results),
     )
+
+
+def _learn_shared(
+    source: Source,
+    settings: CalibrationSettings,
+    process: DenoisingProcess,
+    initial: Recipe,
+    batches: tuple[Sequence[TrajectoryBatch], Sequence[TrajectoryBatch]],
+    work: WorkFolder,
+    shown: Progress,
+) -> Recipe:
+    """Return `initial` with learned weight scales and biases; `batches` are learned from, and held out."""
+    if settings.shared_iterations == 0:
+        return initial
+    done = work.load_shared()
+    if done is not None:
+        return done
+    shown.stage("weight scales and biases", settings.shared_iterations)
+    recipe, result = learn_shared(
+        source.network, process, initial, *batches,
+        LearningSettings(settings.gradient, settings.shared_iterations, settings.shared_learning_rate),
+        seed=settings.seed * 10_007 + len(initial.groups), progress=shown.advance,
+    )  # fmt: skip
+    shown.message(f"weight scales and biases: {_describe(result)}")
+    recipe = replace(recipe, calibration={**recipe.calibration, "shared_learning": vars(result)})
+    recipe.save(work.shared)
+    return recipe
 
 
 def _split(batches: Sequence[TrajectoryBatch]) -> tuple[Sequence[TrajectoryBatch], Sequence[TrajectoryBatch]]:

@@ -146,13 +146,6 @@ def held_out_errors(
     return torch.cat(errors)
 
 
-def evaluate(
-    network: nn.Module, process: DenoisingProcess, steps: range, batches: Sequence[TrajectoryBatch]
-) -> float:
-    """Return the median over samples of the end-point error after `steps`."""
-    return float(held_out_errors(network, process, steps, batches).median())
-
-
 def _descend(
     network: nn.Module,
     process: DenoisingProcess,

@@ -77,6 +77,7 @@ def prepare(
             "task": task.to_dict(),
             "guidance": process.guidance.to_dict(),
             "source": source.name,
+            "loras": [lora.to_dict() for lora in source.loras],
             "pipeline_class": source.pipeline_class,
             "int8_mac_share": placement.int8_share,
             "float_layers": list(placement.float_layers),

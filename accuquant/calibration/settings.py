@@ -17,7 +17,9 @@ class CalibrationSettings:
     """How a network is calibrated; the defaults suit W8A8.
 
     `steps` and `group_size` count sampler steps; `float_budget` is a share of all
-    multiply-accumulates, 0 to 1; `learning_rate` is the step of Adam on the logarithms of the scales.
+    multiply-accumulates, 0 to 1. `shared_iterations` learn what all step groups share (weight scales and
+    biases), `iterations` a group's activation scales; `learning_rate` is Adam's step on the logarithms of
+    the latter, `shared_learning_rate` its step for the former in units of the error that there is at first.
     `rounding` is "gptq" (rounding errors compensate each other, and the bias their mean) or "nearest".
     `refine` moves each scale to where its layer's output errs least, on real inputs.
     `affine` lets one-sided activations (after SiLU) use a zero_point; False gives symmetric ranges only.
@@ -27,6 +29,7 @@ class CalibrationSettings:
     group_size: int = 5
     num_trajectories: int = 64
     iterations: int = 100
+    shared_iterations: int = 100
     batch_size: int = 8
     weight_bits: int = 8
     activation_bits: int = 8
@@ -39,6 +42,7 @@ class CalibrationSettings:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     learning_rate: float = 1e-3
+    shared_learning_rate: float = 0.1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -65,10 +69,12 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("group_size", 1, 10_000),
     ("num_trajectories", 1, 1_000_000),
     ("iterations", 0, 1_000_000),
+    ("shared_iterations", 0, 1_000_000),
     ("batch_size", 1, 4096),
     ("weight_bits", 2, 8),
     ("activation_bits", 2, 8),
     ("float_budget", 0.0, 1.0),
     ("learning_rate", 1e-8, 1.0),
+    ("shared_learning_rate", 1e-8, 1.0),
     ("seed", 0, 2**31 - 1),
 )

@@ -22,7 +22,7 @@ from .trajectory import TrajectoryBatch
 
 
 class WorkFolder:
-    """`<recipe>.partial/`: settings.json, trajectories.safetensors, initial.safetensors, group_*.json.
+    """`<recipe>.partial/`: settings.json, trajectories, initial and shared.safetensors, group_*.json.
 
     Every file appears whole or not at all, so any prefix of the work survives a kill.
     """
@@ -88,10 +88,16 @@ class WorkFolder:
 
     def load_initial(self) -> Recipe | None:
         """Return the recipe before learning, or None where there is none (or no whole one)."""
-        try:
-            return Recipe.load(self.initial)
-        except RecipeError:
-            return None
+        return _whole_recipe(self.initial)
+
+    @property
+    def shared(self) -> Path:
+        """Where the recipe lies when what all step groups share is learned."""
+        return self.path / "shared.safetensors"
+
+    def load_shared(self) -> Recipe | None:
+        """Return the recipe with what all step groups share, or None where it is not finished."""
+        return _whole_recipe(self.shared)
 
     def save_group(self, group: int, scales: Mapping[str, float], result: GroupResult) -> None:
         """Keep what was learned for one step group."""
@@ -114,6 +120,13 @@ class WorkFolder:
             if file.name != "settings.json":
                 file.unlink()
         shutil.rmtree(self.path)
+
+
+def _whole_recipe(path: Path) -> Recipe | None:
+    try:
+        return Recipe.load(path)
+    except RecipeError:
+        return None
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

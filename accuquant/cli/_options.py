@@ -28,6 +28,17 @@ def engine_option(function: Function) -> Function:
     )(function)
 
 
+def lora_option(otherwise: str) -> Callable[[Function], Function]:
+    """Return a decorator that adds --lora; `otherwise` says what happens without it."""
+    return click.option(
+        "--lora",
+        "loras",
+        multiple=True,
+        metavar="PATH_OR_HUB_ID[:SCALE]",
+        help=f"A LoRA to fuse into the weights, may be given several times; {otherwise}.",
+    )
+
+
 def steps_option(function: Function) -> Function:
     """Add --steps."""
     return click.option(

@@ -43,14 +43,28 @@ def console_beside_json(json_file: str | None) -> Console:
     return Console(stderr=json_file == STDOUT, highlight=False)
 
 
-def print_table(console: Console, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a plain table; cells may hold rich markup."""
+def print_table(
+    console: Console, columns: Sequence[str], rows: Iterable[Sequence[str]], *, unbroken: str | None = None
+) -> None:
+    """Print a plain table; cells may hold rich markup.
+
+    Long cells are folded, but for those of the column `unbroken`: a path has to be copied in one piece, so
+    that the table may be wider than the terminal.
+    """
     from rich.box import SIMPLE_HEAD
+    from rich.measure import Measurement
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column == unbroken)
     for row in rows:
         table.add_row(*row)
-    console.print(table)
+    if unbroken is None:
+        console.print(table)
+        return
+    roomy = console.options.update(max_width=10_000)
+    width = console.width
+    console.width = max(width, Measurement.get(console, roomy, table).maximum)
+    console.print(table, crop=False)
+    console.width = width

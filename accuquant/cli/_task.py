@@ -14,9 +14,26 @@ if TYPE_CHECKING:
     from accuquant.pipelines.task import Task
 
 _NAMES = (
-    "prompts", "negative_prompt", "images", "masks", "guidance_scale", "image_guidance_scale",
-    "guidance_rescale", "strength", "image_size",
+    "prompts", "negative_prompt", "images", "masks", "guidance_scale", "true_cfg_scale",
+    "image_guidance_scale", "guidance_rescale", "strength", "image_size",
 )  # fmt: skip
+
+
+class _ImageSize(click.ParamType):  # type: ignore[type-arg]  # no generic before click 8.2
+    """A side in pixels, or WIDTHxHEIGHT."""
+
+    name = "image size"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | tuple[int, int]:
+        """Return one number for a square, else width and height."""
+        sides = str(value).lower().split("x")
+        if len(sides) > 2 or not all(side.isdecimal() and int(side) >= 8 for side in sides):
+            self.fail(f"'{value}' is neither a side of at least 8 pixels nor WIDTHxHEIGHT.", param, ctx)
+        return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
+
+
 _OPTIONS: tuple[Callable[[Function], Function], ...] = (
     click.option("--prompt", multiple=True, metavar="TEXT", help="A prompt; may be given several times."),
     click.option("--prompts", type=existing_file, metavar="FILE", help="Text file with one prompt a line."),
@@ -34,6 +51,11 @@ _OPTIONS: tuple[Callable[[Function], Function], ...] = (
         "--guidance-scale", type=click.FloatRange(0), help="Scale of the guidance; 1 or less switches it off."
     ),
     click.option(
+        "--true-cfg-scale",
+        type=click.FloatRange(0),
+        help="Scale of Flux's guidance by a negative prompt; needs --negative-prompt.",
+    ),
+    click.option(
         "--image-guidance-scale", type=click.FloatRange(0), help="Scale of the image's guidance (editing)."
     ),
     click.option("--guidance-rescale", type=click.FloatRange(0, 1), help="Share of the rescaled guidance."),
@@ -42,7 +64,9 @@ _OPTIONS: tuple[Callable[[Function], Function], ...] = (
         type=click.FloatRange(0.01, 1),
         help="How much noise an image is given, so where its trajectory starts.",
     ),
-    click.option("--image-size", type=click.IntRange(8), help="Side of the images in pixels."),
+    click.option(
+        "--image-size", type=_ImageSize(), metavar="SIDE|WIDTHxHEIGHT", help="Size of the images in pixels."
+    ),
 )
 
 

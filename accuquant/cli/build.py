@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,8 @@ from accuquant.cli._build_options import build_options
 from accuquant.cli._command import Command
 from accuquant.cli._output import console_beside_json, json_option, print_table, write_json
 from accuquant.errors import EngineError, UsageError
-from accuquant.manifest import Manifest
+from accuquant.export_choice import CPU
+from accuquant.manifest import RECIPE_NAME, Manifest
 
 if TYPE_CHECKING:
     from accuquant.engines.build import BuiltEngine
@@ -66,8 +68,9 @@ def run(source: Path, options: dict[str, Any]) -> list[BuiltEngine]:
         allow_float = options.pop("allow_float")
         jobs = list_jobs(source, **options)
         if source.is_dir():
-            for line in export_advice(Manifest.load(source)):
-                progress.message(line)
+            advice = export_advice(source, Manifest.load(source), jobs[0].options.target.name)
+            if advice:
+                progress.message(advice)
         for model in dict.fromkeys(job.model for job in jobs):
             _check(model, allow_float=allow_float, say=progress.message)
         built = []
@@ -88,19 +91,20 @@ def run(source: Path, options: dict[str, Any]) -> list[BuiltEngine]:
     return built
 
 
-def export_advice(manifest: Manifest) -> list[str]:
-    """Say which options of the export suit TensorRT better than those that were chosen."""
-    advice = []
-    if manifest.precision == "fp32":
-        advice.append(
-            "What is not int8 is fp32 here; `accuquant export --precision fp16` halves it for a GPU"
-        )
-    if manifest.lowering == "rescale" and len(manifest.groups) > 1:
-        advice.append(
-            "The step groups' factors cost fusions; `accuquant export --lowering hybrid` keeps most of them "
-            "(`accuquant audit` shows which)"
-        )
-    return advice
+def export_advice(folder: Path, manifest: Manifest, target: str) -> str:
+    """Return one line with the command that exports for the GPU `target`, or "" where that was done.
+
+    It was done if the lowering was chosen for a GPU, or if the user named what one wants.
+    """
+    chosen_for = manifest.choice.target if manifest.choice else CPU
+    unsuited = manifest.lowering == "rescale" and len(manifest.groups) > 1 and chosen_for == CPU
+    if manifest.precision != "fp32" and not unsuited:
+        return ""
+    whole = folder if folder.name else folder.resolve()
+    words = ["accuquant", "export", manifest.source or "SOURCE", "--recipe", str(folder / RECIPE_NAME)]
+    words += ["--target", target, "-o", f"{whole}-{target}"]
+    made = f"{manifest.precision}, {manifest.lowering}"
+    return f"{folder} holds {made}, which need not suit {target}. To choose what does: {shlex.join(words)}"
 
 
 def _check(model: Path, *, allow_float: bool, say: Callable[[str], None]) -> None:
@@ -159,16 +163,18 @@ def _as_json(built: BuiltEngine) -> dict[str, Any]:
 
 
 def _print_summary(json_file: str | None, built: list[BuiltEngine]) -> None:
+    from rich.markup import escape
+
     rows = [
         (
-            str(engine.path),
             engine.manifest.target,
             f"{engine.manifest.engine_bytes / 1e6:.1f} MB",
             "there already" if engine.reused else f"{engine.manifest.seconds:.1f} s",
+            escape(str(engine.path)),
         )
         for engine in built
     ]
     console = console_beside_json(json_file)
-    print_table(console, ("engine", "target", "size", "compiled in"), rows)
+    print_table(console, ("target", "size", "compiled in", "engine"), rows, unbroken="engine")
     for name in dict.fromkeys(f"{e.manifest.library} {e.manifest.version}" for e in built):
         console.print(f"Compiled by {name}", markup=False)

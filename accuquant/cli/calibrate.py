@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from accuquant.cli._command import Command
-from accuquant.cli._options import new_path
+from accuquant.cli._options import lora_option, new_path
 from accuquant.cli._task import take_task, task_options
 
 if TYPE_CHECKING:
@@ -36,6 +36,12 @@ _COUNT = click.IntRange(min=1)
 @click.option("--group-size", type=_COUNT, default=5, help="Consecutive steps that share scales.")
 @click.option("--num-trajectories", type=_COUNT, default=64, help="Full-precision images to learn from.")
 @click.option("--iterations", type=click.IntRange(min=0), default=100, help="Learning steps a group.")
+@click.option(
+    "--shared-iterations",
+    type=click.IntRange(min=0),
+    default=100,
+    help="Learning steps for what all groups share: weight scales and biases.",
+)
 @click.option("--batch-size", type=_COUNT, default=8, help="Images a learning step.")
 @click.option("--weight-bits", type=_BITS, default=8, help="Bits of a weight.")
 @click.option("--activation-bits", type=_BITS, default=8, help="Bits of an activation.")
@@ -75,11 +81,21 @@ _COUNT = click.IntRange(min=1)
 )
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Leave these layers in float.")
 @click.option(
-    "--learning-rate", type=click.FloatRange(1e-8, 1), default=1e-3, help="Adam's step on log-scales."
+    "--learning-rate",
+    type=click.FloatRange(1e-8, 1),
+    default=1e-3,
+    help="Adam's step on the log-scales of a group.",
+)
+@click.option(
+    "--shared-learning-rate",
+    type=click.FloatRange(1e-8, 1),
+    default=0.1,
+    help="Adam's step on what all groups share, in units of the relative error before it.",
 )
 @click.option(
     "--seed", type=click.IntRange(0, 2**31 - 1), default=0, help="The same seed gives the same recipe."
 )
+@lora_option("none by default")
 @task_options
 def command(source: str, output: Path, **settings: Any) -> None:
     """Learn int8 scales for the pipeline SOURCE and write them as a recipe.
@@ -97,12 +113,14 @@ def run(source: str, output: Path, settings: dict[str, Any]) -> Recipe:
     """Calibrate with progress on stderr; `settings` are the options of the command."""
     from accuquant.calibration import CalibrationSettings, calibrate
     from accuquant.cli._progress import Bars
+    from accuquant.pipelines.lora import find_loras
     from accuquant.pipelines.source import load_source
 
     task = take_task(settings)
+    loras = find_loras(settings.pop("loras", ()))
     checked = CalibrationSettings(**settings)
     with Bars() as progress:
-        return calibrate(load_source(source), checked, output=output, task=task, progress=progress)
+        return calibrate(load_source(source, loras), checked, output=output, task=task, progress=progress)
 
 
 def print_summary(recipe: Recipe, output: Path) -> None:

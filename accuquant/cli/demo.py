@@ -1,13 +1,14 @@
-"""The command `accuquant demo`: every stage on the bundled model."""
+"""The command `accuquant demo`: every stage on a bundled model."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from accuquant.bundled import FASHION_DDPM
+from accuquant.bundled import FASHION_DDPM, FASHION_TEXT
 from accuquant.cli._command import Command
 from accuquant.cli._options import new_path
 from accuquant.processor import cpu_flags, saturates_8_bit_weights
@@ -15,21 +16,52 @@ from accuquant.processor import cpu_flags, saturates_8_bit_weights
 if TYPE_CHECKING:
     from accuquant.verification.report import Report
 
-#: What the demo calibrates with; the rest are the defaults of `accuquant calibrate`.
-CALIBRATION: dict[str, Any] = {
+ENGINE = "openvino"
+
+
+@dataclass(frozen=True)
+class Demo:
+    """A bundled pipeline and the options of each command; what is missing is the command's default.
+
+    The verification's seeds and prompts are other ones than those of the calibration.
+    """
+
+    source: Path
+    calibration: dict[str, Any]
+    verification: dict[str, Any]
+    num_samples: int = 16
+    sampling: dict[str, Any] = field(default_factory=dict)
+
+
+_CALIBRATION = {
     "steps": 50,
     "group_size": 5,
     "num_trajectories": 32,
     "iterations": 8,
+    "shared_iterations": 40,
     "seed": 0,
 }
-#: What the demo verifies; the seeds are other ones than those of the calibration.
-VERIFICATION: dict[str, Any] = {"num_images": 48, "steps": 50, "seed": 1000}
-ENGINE = "openvino"
-NUM_SAMPLES = 16
+_VERIFICATION = {"num_images": 48, "steps": 50, "seed": 1000}
+_OTHER_PROMPTS = {"prompts": FASHION_TEXT / "other-prompts.txt"}
+DEMOS = {
+    "fashion-ddpm": Demo(FASHION_DDPM, _CALIBRATION, _VERIFICATION),
+    "fashion-text": Demo(
+        FASHION_TEXT,
+        {**_CALIBRATION, "prompts": FASHION_TEXT / "prompts.txt"},
+        {**_VERIFICATION, **_OTHER_PROMPTS},
+        sampling=_OTHER_PROMPTS,
+    ),
+}
 
 
-@click.command("demo", cls=Command, short_help="Take the bundled model to int8, the whole way.")
+@click.command("demo", cls=Command, short_help="Take a bundled model to int8, the whole way.")
+@click.option(
+    "--model",
+    type=click.Choice(tuple(DEMOS)),
+    default="fashion-ddpm",
+    show_default=True,
+    help="A DDPM of gray clothes, or a small Stable Diffusion that takes prompts.",
+)
 @click.option(
     "--output-dir",
     type=new_path,
@@ -38,53 +70,51 @@ NUM_SAMPLES = 16
     help="Where the recipe, the model, images and the report go.",
 )
 @click.pass_context
-def command(ctx: click.Context, output_dir: Path) -> None:
-    """Take the bundled model, a small DDPM of clothing, to int8 and compare it with FP32.
+def command(ctx: click.Context, model: str, output_dir: Path) -> None:
+    """Take a bundled model of clothes to int8 and compare it with FP32.
 
     Calibrates W8A8, exports, samples with OpenVINO, verifies, and writes report.html. Takes a few
     minutes on two cores; run it again to resume an interrupted calibration.
     """
-    report = run(output_dir)
+    report = run(DEMOS[model], output_dir)
     click.echo(f"Report: {output_dir / 'report.html'}")
     if not report.passed:
         ctx.exit(1)
 
 
-def run(folder: Path) -> Report:
+def run(demo: Demo, folder: Path) -> Report:
     """Run the stages into `folder`, as the four commands would, and print the verdict."""
     from accuquant.cli import calibrate, export, verify
     from accuquant.cli._output import console_beside_json
 
-    source, recipe, model = str(FASHION_DDPM), folder / "recipe.safetensors", folder / "model"
+    source, recipe, model = str(demo.source), folder / "recipe.safetensors", folder / "model"
     _heading(1, "Calibrate: int8 scales for every group of denoising steps")
-    calibrate.print_summary(calibrate.run(source, recipe, _calibration()), recipe)
+    calibrate.print_summary(calibrate.run(source, recipe, _for_processor(demo.calibration)), recipe)
     _heading(2, "Export to ONNX with int8 weights and QDQ pairs")
-    export.run(source, recipe, model, {})
-    _heading(3, f"Sample {NUM_SAMPLES} images with {ENGINE}, without torch in the loop")
-    _sample(model, folder / "images")
-    _heading(4, f"Verify: {VERIFICATION['num_images']} seeds through FP32, simulation and {ENGINE}")
-    report = verify.run(model, source, {"engine": ENGINE, **VERIFICATION})
+    export.run(source, recipe, model, {"target": "cpu"})
+    _heading(3, f"Sample {demo.num_samples} images with {ENGINE}")
+    _sample(demo, model, folder / "images")
+    _heading(4, f"Verify: {demo.verification['num_images']} seeds through FP32, simulation and {ENGINE}")
+    report = verify.run(model, source, {"engine": ENGINE, **demo.verification})
     report.write_json(folder / "report.json")
     report.write_html(folder / "report.html")
     verify.print_verdict(console_beside_json(None), report)
     return report
 
 
-def _calibration() -> dict[str, Any]:
+def _for_processor(calibration: dict[str, Any]) -> dict[str, Any]:
     """Return the calibration's options; 7-bit weights where OpenVINO cannot compute with 8 bits."""
     if not saturates_8_bit_weights(cpu_flags()):
-        return dict(CALIBRATION)
+        return dict(calibration)
     click.echo("This processor has no int8 dot product; OpenVINO needs 7-bit weights on it.")
-    return {**CALIBRATION, "weight_bits": 7}
+    return {**calibration, "weight_bits": 7}
 
 
-def _sample(model: Path, output_dir: Path) -> None:
+def _sample(demo: Demo, model: Path, output_dir: Path) -> None:
     from accuquant.cli import sample
 
-    grid = sample.run(
-        model, output_dir, {"engine": ENGINE, "num_images": NUM_SAMPLES, "seed": VERIFICATION["seed"]}
-    )
-    click.echo(f"Images: {grid}")
+    options = {"engine": ENGINE, "num_images": demo.num_samples, "seed": demo.verification["seed"]}
+    click.echo(f"Images: {sample.run(model, output_dir, {**options, **demo.sampling})}")
 
 
 def _heading(number: int, text: str) -> None:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from accuquant.cli._command import Command
-from accuquant.cli._options import existing_file, new_path
+from accuquant.cli._options import existing_file, lora_option, new_path
 from accuquant.cli._task import take_options, task_options
 from accuquant.errors import UsageError
 
 if TYPE_CHECKING:
+    from accuquant.export_choice import ExportChoice
     from accuquant.recipe import Recipe
 
 
@@ -37,13 +38,26 @@ if TYPE_CHECKING:
     "-o", "--output", type=new_path, required=True, help="A folder, or an .onnx file where SOURCE is one."
 )
 @click.option(
-    "--lowering",
-    type=click.Choice(("rescale", "hybrid", "per-group")),
-    default="rescale",
-    help="One graph that finds the step group itself (hybrid: one scale for all groups where TensorRT would "
-    "lose a fusion and the scales are close), or one graph a step group.",
+    "--target",
+    metavar="cpu|gpu|SM",
+    show_default="the GPU of this machine if it is usable, else cpu",
+    help="Where it will run, for what is `auto` below; a GPU that is not here by its compute capability: "
+    "sm75, sm80, sm86, sm89, sm120, sm121.",
 )
-@click.option("--precision", type=click.Choice(("fp32", "fp16")), default="fp32", help="What is not int8.")
+@click.option(
+    "--lowering",
+    type=click.Choice(("auto", "rescale", "hybrid", "per-group")),
+    default="auto",
+    help="One graph that finds the step group itself (hybrid: one scale for all groups where TensorRT would "
+    "lose a fusion and the scales are close), or one graph a step group. auto is rescale on a CPU; for a GPU "
+    "it compiles them, and times or audits the engines.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(("auto", "fp32", "fp16", "bf16")),
+    default="auto",
+    help="What is not int8; auto is fp16 on a GPU, fp32 on a CPU.",
+)
 @click.option(
     "--affine",
     type=click.Choice(("shift", "zero_point")),
@@ -52,11 +66,17 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--float-weights",
-    type=click.Choice(("auto", "fp32", "fp16")),
+    type=click.Choice(("auto", "fp32", "fp16", "bf16")),
     default="auto",
     help="How weights of layers that stay float are stored; auto is fp16 above 100 MB.",
 )
-@click.option("--opset", type=click.IntRange(min=19), default=21, help="ONNX opset of the graph.")
+@click.option(
+    "--opset",
+    type=click.IntRange(min=19),
+    default=None,
+    show_default="21, or 22 with bf16",
+    help="ONNX opset of the graph.",
+)
 @click.option(
     "--external-data/--inline-data",
     default=None,
@@ -64,11 +84,17 @@ if TYPE_CHECKING:
     help="Keep weights in a file beside the graph, or inside it.",
 )
 @click.option(
+    "--whole-pipeline",
+    is_flag=True,
+    help="Write text encoders and autoencoder too, in float32, so that Optimum loads OUTPUT.",
+)
+@click.option(
     "--triton",
     type=new_path,
     metavar="DIR",
     help="Write a Triton Inference Server model repository too; SOURCE is a pipeline.",
 )
+@lora_option("those of the recipe by default")
 @task_options
 def command(source: str, recipe: Path | None, output: Path, triton: Path | None, **options: Any) -> None:
     """Write SOURCE as an ONNX model with int8 weights and QDQ pairs.
@@ -78,13 +104,7 @@ def command(source: str, recipe: Path | None, output: Path, triton: Path | None,
     Or SOURCE is a float .onnx file of such a network, and OUTPUT an .onnx file. Without --recipe, its scales
     are then observed in a few calls, which is no calibration over denoising steps.
     """
-    if triton is not None and source.endswith(".onnx"):
-        raise UsageError(
-            "--triton",
-            got="an .onnx file as SOURCE",
-            expected="a pipeline, whose export knows its step groups",
-            remedy="Leave --triton out, or export the pipeline",
-        )
+    _check_pipeline(source, {"--triton": triton, "--whole-pipeline": options["whole_pipeline"]})
     run(source, recipe, output, options)
     click.echo(f"Exported {output}")
     if triton is not None:
@@ -94,11 +114,26 @@ def command(source: str, recipe: Path | None, output: Path, triton: Path | None,
         click.echo(f"Wrote {triton}: {', '.join(models)}")
 
 
+def _check_pipeline(source: str, given: dict[str, Any]) -> None:
+    """Refuse what only a pipeline can have where SOURCE is an .onnx file."""
+    if not source.endswith(".onnx"):
+        return
+    for option, value in given.items():
+        if value:
+            raise UsageError(
+                option,
+                got="an .onnx file as SOURCE",
+                expected="a pipeline, whose export knows its parts and its step groups",
+                remedy=f"Leave {option} out, or export the pipeline",
+            )
+
+
 def run(source: str, recipe: Path | None, output: Path, options: dict[str, Any]) -> None:
     """Export a pipeline or an .onnx file, with progress on stderr."""
     from accuquant.cli._progress import Bars
     from accuquant.recipe import Recipe
 
+    _check_target(options)
     task = take_options(options)
     inputs = options.pop("inputs", None)
     write = _write_graph if source.endswith(".onnx") else _write_pipeline
@@ -109,30 +144,50 @@ def run(source: str, recipe: Path | None, output: Path, options: dict[str, Any])
             expected="an .onnx file as SOURCE and no --recipe",
             remedy="Leave --inputs out",
         )
+    given = options.pop("loras", ())
+    if given and write is _write_graph:
+        _refuse_task({"lora": given})
     if recipe is not None:
         _refuse_task(task)
         loaded = Recipe.load(recipe)
     elif write is _write_pipeline:
-        loaded = _calibrate_first(source, output, task)
+        loaded = _calibrate_first(source, output, {**task, "loras": given})
     else:
         _refuse_task(task)
         loaded = _observe_first(source, inputs, output)
     with Bars() as progress:
-        progress.stage(f"exporting {source}", 100)
-        write(source, loaded, output, progress=progress.share, **options)
+        if write is _write_pipeline:
+            options["loras"] = given
+        choice = write(source, loaded, output, progress=progress, share=progress.share, **options)
+    if choice is not None:
+        click.echo(str(choice))
 
 
-def _write_graph(source: str, recipe: Recipe, output: Path, **options: Any) -> None:
-    from accuquant.export.onnx_file import export_onnx
+def _check_target(options: dict[str, Any]) -> None:
+    """Refuse a target that is not there before anything takes long, and look for none where none is used."""
+    target = options.get("target")
+    if target is not None or "auto" in (options.get("lowering", "auto"), options.get("precision", "auto")):
+        from accuquant.choosing.target import resolve_target
 
-    export_onnx(Path(source), recipe, output, **options)
+        options["target"] = resolve_target(target).name
 
 
-def _write_pipeline(source: str, recipe: Recipe, output: Path, **options: Any) -> None:
-    from accuquant.export.pipeline_folder import export_pipeline
+def _write_graph(source: str, recipe: Recipe, output: Path, **options: Any) -> ExportChoice | None:
+    from accuquant.choosing import export_onnx_for
+
+    options.pop("whole_pipeline", None)  # refused above for a graph
+    return export_onnx_for(Path(source), recipe, output, **options)[1]
+
+
+def _write_pipeline(
+    source: str, recipe: Recipe, output: Path, *, loras: tuple[str, ...] = (), **options: Any
+) -> ExportChoice | None:
+    from accuquant.choosing import export_pipeline_for
+    from accuquant.pipelines.lora import find_loras, loras_of_recipe
     from accuquant.pipelines.source import load_source
 
-    export_pipeline(load_source(source), recipe, output, **options)
+    fused = loras_of_recipe(recipe.calibration, find_loras(loras))
+    return export_pipeline_for(load_source(source, fused), recipe, output, **options).choice
 
 
 def _refuse_task(task: dict[str, Any]) -> None:

@@ -29,8 +29,8 @@ def command(
 
     EngineUNet.from_pretrained(REPO_ID) then loads it. Log in first: `hf auth login`.
     """
-    from accuquant.hub import push_folder
-    from accuquant.model_card import write_model_card
+    from accuquant.hub.model_card import write_model_card
+    from accuquant.hub.publish import push_folder
 
     card = write_model_card(folder, report)
     if dry_run:

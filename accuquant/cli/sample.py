@@ -13,6 +13,7 @@ from accuquant.cli._command import Command
 from accuquant.cli._options import (
     engine_option,
     existing_folder,
+    lora_option,
     new_path,
     num_images_option,
     seed_option,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     show_default="where it was exported from",
     help="The pipeline whose text encoder and decoder are used.",
 )
+@lora_option("those that OUT was calibrated with by default")
 @task_options
 def command(folder: Path, output_dir: Path, **options: Any) -> None:
     """Sample images from the exported folder OUT: one PNG each, and a grid of all.
@@ -71,11 +73,12 @@ def _sample(folder: Path, task: Task, options: dict[str, Any], progress: Callabl
     from accuquant.manifest import Manifest
     from accuquant.runtime.sample import runs_without_torch, sample_images
 
-    pipeline = options.pop("pipeline", None)
+    pipeline, given = options.pop("pipeline", None), options.pop("loras", ())
     if runs_without_torch(folder, Manifest.load(folder)):
-        if task.given():
+        chosen = [*task.given(), *(["lora"] if given else [])]
+        if chosen:
             raise UsageError(
-                ", ".join(f"--{name.replace('_', '-')}" for name in task.given()),
+                ", ".join(f"--{name.replace('_', '-')}" for name in chosen),
                 got="a choice",
                 expected="none: this pipeline starts from seeds alone",
                 remedy="Leave it out",
@@ -88,6 +91,8 @@ def _sample(folder: Path, task: Task, options: dict[str, Any], progress: Callabl
             expected="both: this pipeline encodes prompts or decodes latents with networks of its own",
             remedy="pip install 'accuquant[calibrate,text]'",
         )
+    from accuquant.pipelines.lora import find_loras
     from accuquant.sample_pipeline import sample_pipeline
 
-    return sample_pipeline(folder, task, pipeline=pipeline, progress=progress, **options)
+    loras = find_loras(given)
+    return sample_pipeline(folder, task, pipeline=pipeline, loras=loras, progress=progress, **options)

@@ -12,6 +12,7 @@ from accuquant.cli._limits import LIMITS, limit_options
 from accuquant.cli._options import (
     engine_option,
     existing_folder,
+    lora_option,
     new_path,
     num_images_option,
     seed_option,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 @click.option(
     "--allow-other-scheduler", is_flag=True, help="Go on with a scheduler other than the calibrated one."
 )
+@lora_option("those that OUT was calibrated with by default")
 @task_options
 @limit_options
 @json_option("the report")
@@ -80,16 +82,21 @@ def command(
 def run(folder: Path, reference: str, options: dict[str, Any]) -> Report:
     """Verify with progress on stderr; `options` are those of the command."""
     from accuquant.cli._progress import Bars
+    from accuquant.manifest import RECIPE_NAME, Manifest
+    from accuquant.pipelines.lora import find_loras, loras_of_recipe
     from accuquant.pipelines.source import load_source
+    from accuquant.recipe import Recipe
     from accuquant.verification.thresholds import Thresholds
     from accuquant.verification.verify import verify
 
     task = take_task(options)
     thresholds = Thresholds(**{name: options.pop(name) for name in LIMITS if name in options})
+    Manifest.load(folder)  # a folder that is no export should be named as such
+    given = find_loras(options.pop("loras", ()))
+    loras = loras_of_recipe(Recipe.load(folder / RECIPE_NAME).calibration, given)
     with Bars() as progress:
-        return verify(
-            folder, load_source(reference), task=task, thresholds=thresholds, progress=progress, **options
-        )
+        source = load_source(reference, loras)
+        return verify(folder, source, task=task, thresholds=thresholds, progress=progress, **options)
 
 
 def print_verdict(console: Console, report: Report) -> None:

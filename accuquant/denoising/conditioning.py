@@ -8,9 +8,26 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from accuquant.denoising.pasting import Pasting
+
 #: (sample, timestep, conditioning by name) -> prediction
 ConditionedNetwork = Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
-_CHANNELS, _ROWS, _SHARED = "channels", "tensors.", "shared."
+_CHANNELS, _ROWS, _SHARED, _PASTED = "channels", "tensors.", "shared.", "pasted."
+
+
+@dataclass(frozen=True)
+class BoundNetwork:
+    """A network as a function of sample [copies * N, C, H, W] and timestep, for N trajectories.
+
+    `pasting` is what the denoising step pastes into the latents of these trajectories.
+    """
+
+    predict: Callable[[Tensor, Tensor], Tensor]
+    pasting: Pasting | None = None
+
+    def __call__(self, sample: Tensor, timestep: Tensor) -> Tensor:
+        """Return the network's prediction."""
+        return self.predict(sample, timestep)
 
 
 @dataclass(frozen=True)
@@ -20,12 +37,14 @@ class Conditioning:
     `tensors` maps the names in the network's Signature to [N, copies, ...]: the text under classifier-free
     guidance is [N, 2, tokens, width], the negative prompt first. `channels` [N, copies, C', H, W] are
     appended to the sample's (inpainting: the mask and the masked image). `shared` tensors have no rows: all
-    trajectories get the same (Flux: the positions of patches and tokens).
+    trajectories get the same (Flux: the positions of patches and tokens). `pasting` does not condition the
+    network, but the step around it.
     """
 
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     channels: Tensor | None = None
     shared: Mapping[str, Tensor] = field(default_factory=dict)
+    pasting: Pasting | None = None
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> Conditioning:
@@ -39,16 +58,19 @@ class Conditioning:
         channels: Tensor | None,
         copies: int,
         shared: Mapping[str, Tensor] | None = None,
+        pasting: Pasting | None = None,
     ) -> Conditioning:
         """Read tensors [copies * N, ...] as a pipeline hands them to its network."""
         split = {name: _per_trajectory(tensor, copies) for name, tensor in tensors.items()}
-        return cls(split, None if channels is None else _per_trajectory(channels, copies), shared or {})
+        further = None if channels is None else _per_trajectory(channels, copies)
+        return cls(split, further, shared or {}, pasting)
 
     def rows(self, members: slice) -> Conditioning:
         """Return the conditioning of some of the trajectories."""
         tensors = {name: tensor[members] for name, tensor in self.tensors.items()}
         channels = None if self.channels is None else self.channels[members]
-        return Conditioning(tensors, channels, self.shared)
+        pasting = None if self.pasting is None else self.pasting.rows(members)
+        return Conditioning(tensors, channels, self.shared, pasting)
 
     def arguments(self) -> dict[str, Tensor]:
         """Return the tensors as the network takes them, [copies * N, ...], the copies one after another."""
@@ -58,15 +80,21 @@ class Conditioning:
         """Return sample [copies * N, C, H, W] with the further channels behind its own."""
         return sample if self.channels is None else torch.cat([sample, _per_call(self.channels)], dim=1)
 
-    def bind(self, network: ConditionedNetwork) -> Callable[[Tensor, Tensor], Tensor]:
+    def bind(self, network: ConditionedNetwork) -> BoundNetwork:
         """Return `network` as a function of sample [copies * N, C, H, W] and timestep."""
         arguments = self.arguments()
-        return lambda sample, timestep: network(self.append_channels(sample), timestep, arguments)
+
+        def predict(sample: Tensor, timestep: Tensor) -> Tensor:
+            return network(self.append_channels(sample), timestep, arguments)
+
+        return BoundNetwork(predict, self.pasting)
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Return one flat dict of tensors; `from_tensors` reads it back."""
         flat = {f"{_ROWS}{name}": tensor for name, tensor in self.tensors.items()}
         flat |= {f"{_SHARED}{name}": tensor for name, tensor in self.shared.items()}
+        if self.pasting is not None:
+            flat |= {f"{_PASTED}{name}": tensor for name, tensor in self.pasting.to_tensors().items()}
         return flat if self.channels is None else {**flat, _CHANNELS: self.channels}
 
     @classmethod
@@ -76,7 +104,8 @@ class Conditioning:
         def under(prefix: str) -> dict[str, Tensor]:
             return {key.removeprefix(prefix): t for key, t in flat.items() if key.startswith(prefix)}
 
-        return cls(under(_ROWS), flat.get(_CHANNELS), under(_SHARED))
+        pasting = Pasting.from_tensors(under(_PASTED))
+        return cls(under(_ROWS), flat.get(_CHANNELS), under(_SHARED), pasting)
 
 
 def _per_trajectory(tensor: Tensor, copies: int) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from accuquant.denoising.conditioning import BoundNetwork
 from accuquant.denoising.guidance import Guidance
 from accuquant.denoising.schedulers import SchedulerMemory, scheduler_facts, takes_generator, with_steps
 
@@ -69,7 +70,8 @@ class DenoisingProcess:
     ) -> Tensor:
         """Return the latents after loop index `step`: [B, C, H, W] -> [B, C, H, W].
 
-        A scheduler with a history takes steps in order, or from `restore_state`; step 0 starts anew.
+        A scheduler with a history takes steps in order, or from `restore_state`; step 0 starts anew. Where
+        `network` is bound to trajectories that are inpainted by pasting, the original is pasted at the end.
         """
         if step == 0:
             self.reset()
@@ -79,7 +81,10 @@ class DenoisingProcess:
         noise = {"generator": list(generators) or None} if self._takes_generator else {}
         result = self.scheduler.step(prediction, timestep, latents, return_dict=False, **noise)
         after: Tensor = result[0]
-        return after
+        if not isinstance(network, BoundNetwork) or network.pasting is None:
+            return after
+        following = self._visited[step + 1] if step + 1 < len(self) else None
+        return network.pasting.paste(self.scheduler, after, following)
 
     def network_sample(self, latents: Tensor, step: int) -> Tensor:
         """Return what the network is given for `latents`: scaled, one copy for each prediction."""

@@ -39,7 +39,7 @@ def compile_request(library: str, request: dict[str, Any], report: Report) -> No
         builder: tensorrt.Builder = trt.Builder(logger)
         network, parser = parse(trt, builder, logger, request["model"])
         fix_shapes(network, request)
-        config = configure(trt, builder, network, request, make_monitor(trt, report))
+        config = configure(trt, builder, network, request, make_monitor(trt, report), logger)
         plan = builder.build_serialized_network(network, config)
         if plan is None:
             raise refused(request["model"], logger.first_error or "without a reason")
@@ -106,6 +106,7 @@ def configure(
     network: tensorrt.INetworkDefinition,
     request: dict[str, Any],
     monitor: Any,
+    logger: Any,
 ) -> tensorrt.IBuilderConfig:
     """Return the builder's configuration, made by Polygraphy."""
     from polygraphy.backend.tensorrt_rtx import create_config_rtx
@@ -136,7 +137,7 @@ def configure(
             config.clear_flag(trt.BuilderFlag.TF32)
         return config
     config = create_config(builder, network, tf32=request["tf32"], **common)
-    _load_timing_cache(config, request["timing_cache"])
+    load_timing_cache(config, request["timing_cache"], logger)
     return config
 
 
@@ -187,15 +188,21 @@ def _wrong_profile(got: str, expected: str) -> UsageError:
     )
 
 
-def _load_timing_cache(config: tensorrt.IBuilderConfig, path: str | None) -> None:
-    """Let the builder reuse the tactics that it measured before. Raises EngineError for a damaged file."""
+def load_timing_cache(config: tensorrt.IBuilderConfig, path: str | None, logger: Any) -> None:
+    """Let the builder reuse the tactics that it measured before. Raises EngineError for a damaged file.
+
+    TensorRT goes on with an empty cache where it cannot read one; only a warning in its log tells.
+    """
     if path is None or not Path(path).is_file():
         return
-    cache = config.create_timing_cache(Path(path).read_bytes())
-    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+    data = Path(path).read_bytes()
+    logger.warnings.clear()
+    cache = config.create_timing_cache(data)
+    warned = any("timing cache" in warning.lower() for warning in logger.warnings)
+    if not data or warned or cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
         raise EngineError(
             f"timing cache '{path}'",
-            got="a file that TensorRT refuses",
+            got="a file that TensorRT refuses" if data else "an empty file",
             expected="what this version of TensorRT wrote on this GPU",
             remedy=f"Delete it: the next build writes it anew (rm '{path}')",
         )

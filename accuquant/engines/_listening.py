@@ -9,18 +9,24 @@ Report = Callable[[dict[str, Any]], None]
 
 
 def make_logger(trt: Any, file: IO[str]) -> Any:
-    """Return a trt.ILogger that writes every message to `file`; `first_error` keeps the first error."""
+    """Return a trt.ILogger that writes every message to `file`.
+
+    `first_error` keeps the first error, `warnings` every warning.
+    """
 
     class FileLogger(trt.ILogger):  # type: ignore[misc]  # the library's name is known at run time only
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.first_error: str | None = None
+            self.warnings: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
             file.write(message + "\n")
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
                 self.first_error = self.first_error or " ".join(message.split())[:300]
                 file.flush()
+            elif severity == trt.ILogger.WARNING:
+                self.warnings.append(message)
 
     return FileLogger()
 

@@ -45,10 +45,15 @@ def compile_engine(
     """Compile the .onnx file `model` into the engine file `plan`, strongly typed.
 
     The compiler runs in a child process: where it crashes, this raises one EngineError. `plan` appears
-    whole or not at all. Raises EngineError where TensorRT refuses the model, UsageError for a profile
-    that does not fit, MissingDependencyError without a TensorRT library, OSError where the disk is full.
+    whole or not at all. Raises EngineError where TensorRT refuses the model or the target lacks its half
+    type, UsageError for a profile that does not fit, MissingDependencyError without a TensorRT library,
+    OSError where the disk is full.
     """
+    # loads onnx, for which `accuquant build --help` must not wait
+    from accuquant.engines.half_types import check_half_types
+
     backend = resolve_backend(options.backend)
+    check_half_types(Path(model), options.target)
     progress = progress or Silent()
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="accuquant-build-") as scratch, atomic_write(plan) as written:

@@ -17,13 +17,23 @@ _SIGNATURE = "accuquant.signature"
 _BATCH = ("batch", "batch_size", "N", "b")
 
 
+def load_graph(model: Path) -> onnx.ModelProto:
+    """Read an .onnx file without its external data. Raises SourceError for a file that cannot be read."""
+    try:
+        return onnx.load(model, load_external_data=False)
+    except FileNotFoundError as fault:
+        raise _unreadable(model, "no such file") from fault
+    except Exception as fault:  # protobuf's exceptions depend on its implementation
+        raise _unreadable(model, "a file that is not ONNX") from fault
+
+
 def read_inputs(model: Path) -> tuple[dict[str, tuple[Dim, ...]], dict[str, int]]:
     """Return ({input: shape}, {extent: default size}) of an .onnx file; its weights are not read.
 
     The sizes are those of the signature that AccuQuant's export leaves in the file, else empty. Raises
     SourceError for a file that is missing, damaged or not ONNX.
     """
-    proto = _load(model)
+    proto = load_graph(model)
     metadata = _metadata(proto)
     sizes: dict[str, int] = {}
     if _SIGNATURE in metadata:
@@ -38,7 +48,7 @@ def read_inputs(model: Path) -> tuple[dict[str, tuple[Dim, ...]], dict[str, int]
 
 def read_metadata(model: Path) -> dict[str, str]:
     """Return the metadata entries of an .onnx file. Raises SourceError for a file that cannot be read."""
-    return _metadata(_load(model))
+    return _metadata(load_graph(model))
 
 
 def static_profile(
@@ -76,15 +86,6 @@ def _shape(value: onnx.ValueInfoProto) -> tuple[Dim, ...]:
         extent.dim_value if extent.HasField("dim_value") else extent.dim_param or f"extent {axis}"
         for axis, extent in extents
     )
-
-
-def _load(model: Path) -> onnx.ModelProto:
-    try:
-        return onnx.load(model, load_external_data=False)
-    except FileNotFoundError as fault:
-        raise _unreadable(model, "no such file") from fault
-    except Exception as fault:  # protobuf's exceptions depend on its implementation
-        raise _unreadable(model, "a file that is not ONNX") from fault
 
 
 def _metadata(proto: onnx.ModelProto) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from accuquant.denoising.pasting import Pasting
 from accuquant.denoising.process import seeded_generators
 from accuquant.errors import CalibrationError
 
@@ -21,7 +22,7 @@ _SAMPLES = ("sample", "hidden_states")
 
 @dataclass
 class Step:
-    """One network call and the scheduler's step after it, as the pipeline made them."""
+    """The network's calls, as one batch, and the scheduler's step after them, as the pipeline made them."""
 
     sample: Tensor
     arguments: dict[str, Tensor]
@@ -37,13 +38,15 @@ class Captured:
     """The first steps of a pipeline's run for N images.
 
     `scheduler` and `generators` are copies from just before the first of `steps`; `first` is the index of
-    that step among the scheduler's timesteps (above 0 in image-to-image, by the strength).
+    that step among the scheduler's timesteps (above 0 in image-to-image, by the strength). `pasting` is what
+    an inpainting pipeline pastes between steps.
     """
 
     count: int
     scheduler: Any = None
     generators: tuple[Tensor, ...] = ()
     first: int = 0
+    pasting: Pasting | None = None
     steps: list[Step] = field(default_factory=list)
 
 
@@ -61,16 +64,24 @@ class _Output(tuple[Tensor]):
 
 @torch.no_grad()
 def capture(
-    pipe: Any, component: str, arguments: Mapping[str, Any], seeds: range, *, steps: int, real: bool
+    pipe: Any,
+    component: str,
+    arguments: Mapping[str, Any],
+    seeds: range,
+    *,
+    steps: int,
+    real: bool,
+    shared: Collection[str] = (),
 ) -> Captured:
     """Call `pipe` with `arguments` and a generator for each of `seeds`, and stop after `steps` steps.
 
-    With `real` the network runs; else it is spared and gives zeros, so that only the first step's input means
-    anything.
+    `shared` names the arguments of the network that have no row for each image: a pipeline that calls its
+    network several times a step has them equal in all calls. With `real` the network runs; else it is spared
+    and gives zeros, so that only the first step's input means anything.
     """
     generators = seeded_generators(seeds)
     captured = Captured(len(seeds))
-    recorder = _Recorder(pipe, getattr(pipe, component), captured, generators, steps, real)
+    recorder = _Recorder(pipe, getattr(pipe, component), captured, generators, steps, real, shared)
     with recorder.watching(), suppress(_EnoughSeen):
         pipe(**arguments, generator=generators)
     return captured
@@ -85,9 +96,12 @@ class _Recorder:
         generators: list[torch.Generator],
         steps: int,
         real: bool,
+        shared: Collection[str],
     ) -> None:
         self.pipe, self.network, self.captured = pipe, network, captured
-        self.generators, self.steps, self.real = generators, steps, real
+        self.generators, self.steps, self.real, self.shared = generators, steps, real, shared
+        self.calls: list[Step] = []
+        self.prepared: tuple[list[Any], list[Any]] = ([], [])
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -105,7 +119,12 @@ class _Recorder:
         vars(self.network)["forward"] = watched_forward
         vars(self.pipe.scheduler)["step"] = watched_step
         try:
-            yield
+            with (
+                _remembered(self.pipe, "prepare_latents") as latents,
+                _remembered(self.pipe, "prepare_mask_latents") as masks,
+            ):
+                self.prepared = latents, masks
+                yield
         finally:
             del vars(self.network)["forward"], vars(self.pipe.scheduler)["step"]
 
@@ -115,19 +134,21 @@ class _Recorder:
         sample = bound.pop(name)
         for known in ("timestep", "return_dict"):
             bound.pop(known, None)
-        if not self.captured.steps:
+        if not self.captured.steps and not self.calls:
             self._keep_beginning()
         if self.real:
             output: Tensor = forward(*args, **(kwargs | {"return_dict": False}))[0]
         else:
-            config: Any = self.network.config
-            channels = int(config.out_channels or sample.shape[1])
-            patches = sample.ndim == 3  # [B, patches, C]
-            shape = sample.shape[1:2] if patches else sample.shape[2:]
-            output = sample.new_zeros(len(sample), *((*shape, channels) if patches else (channels, *shape)))
-        step = Step(sample, _tensors(type(self.pipe).__name__, bound), output)
-        self.captured.steps.append(step)
+            output = self._zeros(sample)
+        self.calls.append(Step(sample, _tensors(type(self.pipe).__name__, bound), output))
         return _Output((output,))
+
+    def _zeros(self, sample: Tensor) -> Tensor:
+        config: Any = self.network.config
+        axis = -1 if sample.ndim == 3 else 1  # [B, patches, C] or [B, C, H, W]
+        shape = list(sample.shape)
+        shape[axis] = int(config.out_channels or shape[axis])
+        return sample.new_zeros(shape)
 
     def _keep_beginning(self) -> None:
         scheduler = copy.copy(self.pipe.scheduler)
@@ -137,6 +158,16 @@ class _Recorder:
         captured.generators = tuple(g.get_state() for g in self.generators)
         visited = getattr(self.pipe, "_num_timesteps", None)
         captured.first = 0 if visited is None else len(scheduler.timesteps) - int(visited)
+        captured.pasting = self._pasting()
+
+    def _pasting(self) -> Pasting | None:
+        """Return what the pipeline pastes: it prepares original and noise for nothing else."""
+        latents, masks = self.prepared
+        if not masks or len(latents[-1]) < 3:
+            return None
+        noise, original = latents[-1][1:3]
+        mask = masks[-1][0][: self.captured.count]  # under guidance it is there twice
+        return Pasting(mask, original, noise)
 
     def _scheduler_step(
         self, step: Any, model_output: Tensor, timestep: Any, sample: Tensor, kwargs: dict[str, Any]
@@ -145,13 +176,49 @@ class _Recorder:
         if "generator" in inspect.signature(step).parameters and len(sample) == count:
             kwargs.setdefault("generator", self.generators)  # some pipelines leave it to the global one
         result = step(model_output, timestep, sample, **kwargs)
-        seen = self.captured.steps[-1]
+        seen = _one_batch(self.calls, self.shared)
+        self.calls = []
+        self.captured.steps.append(seen)
         seen.timestep = float(timestep)
         # DiT carries every latent twice through the scheduler
         seen.model_output, seen.before, seen.after = model_output[:count], sample[:count], result[0][:count]
         if len(self.captured.steps) >= self.steps:
             raise _EnoughSeen
         return result
+
+
+def _one_batch(calls: list[Step], shared: Collection[str]) -> Step:
+    """Join the calls of one step: Flux asks for the two predictions of its guidance one after the other."""
+    if len(calls) == 1:
+        return calls[0]
+    arguments = {
+        name: first if name in shared else torch.cat([call.arguments[name] for call in calls])
+        for name, first in calls[0].arguments.items()
+    }
+    return Step(
+        torch.cat([call.sample for call in calls]), arguments, torch.cat([call.output for call in calls])
+    )
+
+
+@contextmanager
+def _remembered(owner: Any, name: str) -> Iterator[list[Any]]:
+    """Yield a list that gets the results of a method of `owner`, where it has one of that name."""
+    results: list[Any] = []
+    method = getattr(owner, name, None)
+    if method is None:
+        yield results
+        return
+
+    @functools.wraps(method)
+    def remembering(*args: Any, **kwargs: Any) -> Any:
+        results.append(method(*args, **kwargs))
+        return results[-1]
+
+    vars(owner)[name] = remembering
+    try:
+        yield results
+    finally:
+        del vars(owner)[name]
 
 
 def _tensors(pipeline: str, arguments: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -15,16 +15,21 @@ from accuquant.pipelines.task import Task, option
 class Family:
     """What pipelines have in common.
 
-    `guidance`: the kind that they use where they make several predictions. `low_resolution`: the images that
+    `guidance`: the kind that they use where they make several predictions, and `scale`: the argument that
+    holds its scale. `low_resolution`: the images that
     they take have the size of their latents; `stacked_images`: as one tensor in [-1, 1].
     `unscaled_latents`: they decode latents as they are, without the autoencoder's scaling factor.
     """
 
     guidance: str = "classifier-free"
+    scale: str = "guidance_scale"
     low_resolution: bool = False
     stacked_images: bool = False
     unscaled_latents: bool = False
 
+
+#: The negative prompt comes second, in a network call of its own, beside an embedded guidance scale.
+_FLUX = Family("conditional-first", scale="true_cfg_scale")
 
 #: A pipeline is added here once tests/pipelines/test_starts.py shows that its loop is met.
 FAMILIES: dict[str, Family] = {
@@ -32,18 +37,25 @@ FAMILIES: dict[str, Family] = {
     "StableDiffusionImg2ImgPipeline": Family(),
     "StableDiffusionInpaintPipeline": Family(),
     "StableDiffusionInstructPix2PixPipeline": Family("image-and-text"),
+    "StableDiffusionImageVariationPipeline": Family(),
     "StableDiffusionUpscalePipeline": Family(low_resolution=True),
     "StableDiffusionXLPipeline": Family(),
     "StableDiffusionXLImg2ImgPipeline": Family(),
     "StableDiffusionXLInpaintPipeline": Family(),
+    "StableDiffusionXLInstructPix2PixPipeline": Family("image-and-text"),
     "LatentConsistencyModelPipeline": Family(),
+    "LatentConsistencyModelImg2ImgPipeline": Family(),
     "LDMTextToImagePipeline": Family(),
     "LDMSuperResolutionPipeline": Family(low_resolution=True, stacked_images=True, unscaled_latents=True),
     "DiTPipeline": Family("conditional-first"),
     "PixArtAlphaPipeline": Family(),
     "PixArtSigmaPipeline": Family(),
     "StableDiffusion3Pipeline": Family(),
-    "FluxPipeline": Family(),
+    "StableDiffusion3Img2ImgPipeline": Family(),
+    "StableDiffusion3InpaintPipeline": Family(),
+    "FluxPipeline": _FLUX,
+    "FluxImg2ImgPipeline": _FLUX,
+    "FluxInpaintPipeline": _FLUX,
 }
 #: Pipelines that start from noise alone, or from noise and a class label.
 SEEDED = ("DDIMPipeline", "DDPMPipeline", "LDMPipeline")
@@ -73,12 +85,12 @@ def call_arguments(pipe: Any, task: Task, indices: Sequence[int], num_steps: int
     _check_choices(name, task, accepted)
     arguments: dict[str, Any] = {"num_inference_steps": num_steps}
     for choice in (
-        "guidance_scale", "image_guidance_scale", "guidance_rescale", "strength",
+        "guidance_scale", "true_cfg_scale", "image_guidance_scale", "guidance_rescale", "strength",
     ):  # fmt: skip
         if getattr(task, choice) is not None:
             arguments[choice] = getattr(task, choice)
-    if task.image_size is not None and "height" in accepted:
-        arguments |= {"height": task.image_size, "width": task.image_size}
+    if task.size is not None and "height" in accepted:
+        arguments["width"], arguments["height"] = task.size
     if "batch_size" in accepted:  # pipelines that start from noise alone
         arguments["batch_size"] = len(indices)
     if "prompt" in accepted:
@@ -145,10 +157,10 @@ def _images(pipe: Any, task: Task, indices: Sequence[int]) -> Any:
 
 def _image_size(pipe: Any, task: Task) -> tuple[int, int]:
     """Return width and height in pixels: what was chosen, or what the network was made for."""
-    if task.image_size is not None:
-        return task.image_size, task.image_size
+    if task.size is not None:
+        return task.size
     network = getattr(pipe, "unet", None) or pipe.transformer
-    size = network.config.sample_size
+    size = getattr(network.config, "sample_size", None) or pipe.default_sample_size
     height, width = (size, size) if isinstance(size, int) else size
     factor = 1 if family_of(type(pipe).__name__).low_resolution else int(pipe.vae_scale_factor)
     return width * factor, height * factor

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import inspect
 import json
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import warnings
 from typing import Any
 
 import torch
 
 from accuquant.errors import CalibrationError, SourceError
 from accuquant.pipelines.families import SEEDED, family_of
+from accuquant.pipelines.fuse_lora import fuse_into_text_encoders
+from accuquant.pipelines.half_storage import compute_in_float32, half_type_of
+from accuquant.pipelines.quiet import quiet_libraries
 from accuquant.pipelines.source import Source
 from accuquant.pipelines.task import Task
 
@@ -22,7 +23,7 @@ def open_pipeline(source: Source, task: Task) -> Any:
     """Load the real pipeline around the network of `source`, as the class that the task asks for.
 
     A text-to-image pipeline that is given images becomes the image-to-image pipeline of the same components,
-    and the inpainting one where it is given masks.
+    and the inpainting one where it is given masks. The LoRAs of `source` are fused into the text encoders.
     """
     import diffusers
 
@@ -35,8 +36,11 @@ def open_pipeline(source: Source, task: Task) -> Any:
     unchecked = {"safety_checker": None, "requires_safety_checker": False}
     parts |= {k: v for k, v in unchecked.items() if k in inspect.signature(cls.__init__).parameters}
     try:
-        with _quiet():
-            pipe = cls.from_pretrained(source.folder, local_files_only=True, **parts).to(torch.float32)
+        with quiet_libraries(), warnings.catch_warnings():
+            # diffusers 0.42 wants `dtype`, which earlier releases do not know
+            warnings.filterwarnings("ignore", message="`torch_dtype` is deprecated", category=FutureWarning)
+            types = {"default": torch.float32, **_half_types(source, index)}
+            pipe = cls.from_pretrained(source.folder, local_files_only=True, torch_dtype=types, **parts)
     except Exception as fault:  # diffusers and transformers raise many unrelated kinds
         raise SourceError(
             f"pipeline '{source.name}'",
@@ -44,26 +48,24 @@ def open_pipeline(source: Source, task: Task) -> Any:
             expected=f"a {source.pipeline_class} that diffusers can load",
             remedy="Copy or download the pipeline again, or upgrade diffusers and transformers",
         ) from fault
+    fuse_into_text_encoders(pipe, source.network, source.component, source.pipeline_class, source.loras)
+    for part in _half_types(source, index):
+        compute_in_float32(getattr(pipe, part))
     pipe.set_progress_bar_config(disable=True)
     changed = _for_task(pipe, task)
     changed.set_progress_bar_config(disable=True)
     return changed
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide the progress bars of loading, and what the libraries say about packages that are not needed."""
-    with ExitStack() as stack:
-        for library in ("diffusers", "transformers"):
-            if importlib.util.find_spec(library) is None:
-                continue
-            logging: Any = importlib.import_module(f"{library}.utils.logging")
-            stack.callback(logging.set_verbosity, logging.get_verbosity())
-            if logging.is_progress_bar_enabled():
-                stack.callback(logging.enable_progress_bar)
-            logging.disable_progress_bar()
-            logging.set_verbosity_error()
-        yield
+def _half_types(source: Source, index: dict[str, Any]) -> dict[str, torch.dtype]:
+    """Return the type of each text encoder whose files are in half precision."""
+    encoders = [part for part in _of_transformers(index) if part.startswith("text_encoder")]
+    types = {part: half_type_of(source.folder / part) for part in encoders}
+    return {part: half for part, half in types.items() if half is not None}
+
+
+def _of_transformers(index: dict[str, Any]) -> list[str]:
+    return [part for part, entry in index.items() if isinstance(entry, list) and entry[0] == "transformers"]
 
 
 def _for_task(pipe: Any, task: Task) -> Any:
@@ -86,7 +88,7 @@ def _for_task(pipe: Any, task: Task) -> Any:
 
 
 def _check_transformers(source: Source, index: dict[str, Any]) -> None:
-    needed = [part for part, entry in index.items() if isinstance(entry, list) and entry[0] == "transformers"]
+    needed = _of_transformers(index)
     if needed and importlib.util.find_spec("transformers") is None:
         raise SourceError(
             f"pipeline '{source.name}'",

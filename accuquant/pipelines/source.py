@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from torch import nn
 
 from accuquant.errors import SourceError
 from accuquant.network import signature_of
+from accuquant.pipelines.fuse_lora import fuse_into_network
+from accuquant.pipelines.lora import Lora
 from accuquant.signature import Signature
 
 #: Pipeline attributes that hold the denoising network.
@@ -20,7 +23,10 @@ COMPONENTS = ("unet", "transformer")
 
 @dataclass(frozen=True)
 class Source:
-    """A trained pipeline: its denoising network (float32, eval), its scheduler, where it lies."""
+    """A trained pipeline: its denoising network (float32, eval), its scheduler, where it lies.
+
+    `loras` are fused into the network, and into the text encoders when they are loaded.
+    """
 
     name: str
     folder: Path
@@ -29,13 +35,14 @@ class Source:
     network: nn.Module
     scheduler: Any
     signature: Signature
+    loras: tuple[Lora, ...] = ()
 
 
-def load_source(source: str | Path) -> Source:
-    """Load the network and the scheduler of a diffusers pipeline.
+def load_source(source: str | Path, loras: Sequence[Lora] = ()) -> Source:
+    """Load the network and the scheduler of a diffusers pipeline, and fuse `loras` into the network.
 
     `source` is a folder with a model_index.json, or a Hub id. Raises SourceError where it is missing,
-    corrupt or not supported.
+    corrupt or not supported, and for a LoRA that does not fit it.
     """
     folder = local_folder(str(source))
     index = _read_index(folder)
@@ -47,15 +54,18 @@ def load_source(source: str | Path) -> Source:
             expected=f"a denoising network named {' or '.join(COMPONENTS)}",
             remedy="Use a diffusion pipeline",
         )
+    pipeline_class = str(index.get("_class_name", "DiffusionPipeline"))
     network = _load_part(folder, index, component).eval().requires_grad_(False)
+    fuse_into_network(network, component, pipeline_class, loras)
     return Source(
         name=str(source),
         folder=folder,
-        pipeline_class=str(index.get("_class_name", "DiffusionPipeline")),
+        pipeline_class=pipeline_class,
         component=component,
         network=network,
         scheduler=_load_part(folder, index, "scheduler"),
         signature=signature_of(network),
+        loras=tuple(loras),
     )
 
 

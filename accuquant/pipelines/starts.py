@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from accuquant.denoising.conditioning import Conditioning
+from accuquant.denoising.conditioning import BoundNetwork, Conditioning
 from accuquant.denoising.guidance import Guidance
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.denoising.start import Start, seeded_starts
@@ -125,7 +125,16 @@ class PipelineStarter:
         arguments = call_arguments(self._pipe, self._task, members, self._steps)
         seeds = range(seed + members.start, seed + members.stop)
         steps = _CHECKED_STEPS if real else 1
-        return capture(self._pipe, self._source.component, arguments, seeds, steps=steps, real=real)
+        specs = self._source.signature.conditioning
+        return capture(
+            self._pipe,
+            self._source.component,
+            arguments,
+            seeds,
+            steps=steps,
+            real=real,
+            shared={spec.name for spec in specs if spec.shape[0] != "batch"},
+        )
 
 
 def from_noise_alone(source: Source) -> bool:
@@ -167,9 +176,11 @@ def _guidance(pipe: Any, task: Task, captured: Captured) -> Guidance:
     """Read off the first step how the pipeline guides."""
     seen = captured.steps[0]
     copies = len(seen.sample) // captured.count
-    kind = FAMILIES[type(pipe).__name__].guidance
+    family = FAMILIES[type(pipe).__name__]
+    kind, scale = family.guidance, family.scale
     if copies == 1:
         kind = "embedded" if set(_EMBEDDED) & set(seen.arguments) else "none"
+        scale = "guidance_scale"
     elif Guidance(kind).copies != copies:
         raise CalibrationError(
             f"pipeline {type(pipe).__name__}",
@@ -184,7 +195,7 @@ def _guidance(pipe: Any, task: Task, captured: Captured) -> Guidance:
 
     return Guidance(
         kind=kind,
-        scale=chosen("guidance_scale", 1.0) if kind != "none" else 1.0,
+        scale=chosen(scale, 1.0) if kind != "none" else 1.0,
         image_scale=chosen("image_guidance_scale", 1.0) if kind == "image-and-text" else 1.0,
         rescale=chosen("guidance_rescale", 0.0) if kind == "classifier-free" else 0.0,
         learned_variance=seen.model_output.shape[1] < seen.output.shape[1],
@@ -210,13 +221,14 @@ def _start(source: Source, captured: Captured, guidance: Guidance) -> Start:
     # in the order of the Signature, which is that of the exported graph
     rowed = {name: seen.arguments[name] for name, has_rows in batched.items() if has_rows}
     shared = {name: seen.arguments[name] for name, has_rows in batched.items() if not has_rows}
-    conditioning = Conditioning.from_batch(rowed, channels, guidance.copies, shared)
+    conditioning = Conditioning.from_batch(rowed, channels, guidance.copies, shared, captured.pasting)
     return Start(seen.before.clone(), captured.generators, conditioning)
 
 
 def _check(name: str, process: DenoisingProcess, start: Start, captured: Captured) -> None:
     """Raise CalibrationError unless the simulated steps are those that the pipeline has made."""
     generators, latents = start.fresh_generators(), start.latents
+    pasting = start.conditioning.pasting
     for index, seen in enumerate(captured.steps):
         number = index + 1
         constant = all(
@@ -231,8 +243,10 @@ def _check(name: str, process: DenoisingProcess, start: Start, captured: Capture
             output: Tensor = seen.output
             return output
 
-        latents = process.step(replay, latents, index, generators)
-        _agree(name, f"the latents after step {number}", _close(latents, seen.after))
+        latents = process.step(BoundNetwork(replay, pasting), latents, index, generators)
+        # what is pasted shows in the input of the next network call
+        kept = 1.0 if pasting is None else pasting.mask
+        _agree(name, f"the latents after step {number}", _close(kept * latents, kept * seen.after))
 
 
 def _close(ours: Tensor, theirs: Tensor) -> bool:

@@ -14,6 +14,7 @@ _IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 #: name -> (lowest, highest) value
 _RANGES = {
     "guidance_scale": (0.0, 1000.0),
+    "true_cfg_scale": (0.0, 1000.0),
     "image_guidance_scale": (0.0, 1000.0),
     "guidance_rescale": (0.0, 1.0),
     "strength": (0.01, 1.0),
@@ -26,7 +27,7 @@ class Task:
     """What a pipeline is asked for; None leaves the choice to the pipeline's own default.
 
     Image k takes prompt k, image k and mask k, counted from the start again where there are fewer.
-    `image_size` is the side of a square image in pixels.
+    `image_size` is the side of a square image in pixels, or width and height.
     """
 
     prompts: tuple[str, ...] = ()
@@ -34,21 +35,29 @@ class Task:
     images: tuple[str, ...] = ()
     masks: tuple[str, ...] = ()
     guidance_scale: float | None = None
+    true_cfg_scale: float | None = None
     image_guidance_scale: float | None = None
     guidance_rescale: float | None = None
     strength: float | None = None
-    image_size: int | None = None
+    image_size: int | tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise UsageError(
-                    option(name),
-                    got=f"{value:g}",
-                    expected=f"a value from {low:g} to {high:g}",
-                    remedy="Give a value in that range",
-                )
+            for number in value if isinstance(value, tuple) else (value,):
+                if number is not None and not low <= number <= high:
+                    raise UsageError(
+                        option(name),
+                        got=f"{number:g}",
+                        expected=f"a value from {low:g} to {high:g}",
+                        remedy="Give a value in that range",
+                    )
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Width and height of an image in pixels, where they were chosen."""
+        square = isinstance(self.image_size, int)
+        return (self.image_size, self.image_size) if square else self.image_size  # type: ignore[return-value]
 
     @classmethod
     def read(
@@ -87,6 +96,8 @@ class Task:
         names = ("negative_prompt", *_RANGES)
         chosen = {name: getattr(self, name) for name in names}
         filled = {name: recorded.get(name) if value is None else value for name, value in chosen.items()}
+        if isinstance(filled["image_size"], list):  # JSON knows no tuples
+            filled["image_size"] = tuple(filled["image_size"])
         return Task(prompts=self.prompts, images=self.images, masks=self.masks, **filled)
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from accuquant.denoising.conditioning import Conditioning
 from accuquant.errors import VerificationError
 from accuquant.pipelines.families import FAMILIES, Family
 from accuquant.pipelines.source import Source, load_component
 from accuquant.verification.metrics import to_images
 
-#: Latents [N, C, H, W], or [N, patches, C] -> images [N, 3, H', W'] in [0, 1].
+#: Latents [N, C, H, W] -> images [N, 3, H', W'] in [0, 1].
 Decode = Callable[[Tensor], Tensor]
 _DECODERS = ("vae", "vqvae")
 #: Decoders that pipelines call in ways of their own.
@@ -48,8 +48,6 @@ def _decoder(source: Source, part: str) -> Decode:
 
     @torch.no_grad()
     def decode(latents: Tensor) -> Tensor:
-        if latents.ndim == 3:
-            latents = unpacked(latents)
         if mean is not None and std is not None:  # SDXL variants; AutoencoderKL's formula
             prepared = latents * std / factor + mean
         else:
@@ -60,19 +58,17 @@ def _decoder(source: Source, part: str) -> Decode:
     return decode
 
 
-def unpacked(latents: Tensor) -> Tensor:
-    """Undo Flux's packing of 2x2 latents into patches, for square images: [N, P, 4 C] -> [N, C, H, W]."""
-    side = math.isqrt(latents.shape[1])
-    if side * side != latents.shape[1]:
-        raise VerificationError(
-            "latents",
-            got=f"{latents.shape[1]} patches",
-            expected="a square number of them",
-            remedy="Verify square images, or give decode=function",
-        )
+def unpacked(latents: Tensor, conditioning: Conditioning) -> Tensor:
+    """Undo Flux's packing of 2x2 latents into patches: [N, P, 4 C] -> [N, C, H, W]; others are returned.
+
+    The network is told where the patches stand: `img_ids` [P, 3] holds row and column behind a zero.
+    """
+    if latents.ndim != 3:
+        return latents
+    rows, columns = (int(n) + 1 for n in conditioning.shared["img_ids"][:, 1:].amax(0))
     count, _, channels = latents.shape
-    grid = latents.reshape(count, side, side, channels // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
-    return grid.reshape(count, channels // 4, 2 * side, 2 * side)
+    grid = latents.reshape(count, rows, columns, channels // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
+    return grid.reshape(count, channels // 4, 2 * rows, 2 * columns)
 
 
 def _statistics(config: object, name: str) -> Tensor | None:

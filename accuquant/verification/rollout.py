@@ -140,7 +140,7 @@ class _Trajectory:
                 f"{self.name} network, step {step + 1} (timestep {self.process.timesteps[step]:g})",
                 got="latents that are not finite",
                 expected="finite numbers",
-                remedy="Calibrate and export again; with fp16, try --precision fp32",
+                remedy="Calibrate and export again; with fp16, try --precision bf16 or fp32",
             )
 
 

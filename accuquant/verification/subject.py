@@ -11,6 +11,7 @@ from accuquant.denoising.start import Start, seeded_starts
 from accuquant.errors import VerificationError
 from accuquant.manifest import RECIPE_NAME, Manifest
 from accuquant.network import Conditioning, model_hash
+from accuquant.pipelines.lora import check_loras
 from accuquant.pipelines.source import Source
 from accuquant.pipelines.starts import open_starter
 from accuquant.pipelines.task import Task
@@ -38,12 +39,20 @@ class Subject:
 
     def check(self) -> tuple[str, ...]:
         """Raise VerificationError unless folder and reference belong together; return notes."""
+        check_loras(self.recipe.calibration, self.reference.loras)
         if model_hash(self.reference.network) != self.manifest.model_hash:
             raise VerificationError(
                 f"reference '{self.reference.name}'",
                 got="weights other than those that were exported",
                 expected=f"the weights of the exported pipeline ({self.manifest.source or 'unnamed'})",
                 remedy="Pass that pipeline as --reference, or export this one",
+            )
+        if self.settings.layers and self.manifest.precision == "bf16":
+            raise VerificationError(
+                "--layers",
+                got="a bf16 export, whose graph ONNX Runtime cannot run",
+                expected="an export in fp32 or fp16: layers are compared in ONNX Runtime",
+                remedy="Leave --layers out, or compare the layers of an export with --precision fp32",
             )
         notes = check_scheduler(
             self.recipe.scheduler,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from accuquant.progress import Progress, Silent
 from accuquant.runtime.engine_model import EngineModel
 from accuquant.simulate import simulate
 from accuquant.verification.assemble import assemble
-from accuquant.verification.decoder import Decode, load_decoder
+from accuquant.verification.decoder import Decode, load_decoder, unpacked
 from accuquant.verification.features import load_features
 from accuquant.verification.latency import Latency, measure_latencies
 from accuquant.verification.parity import LayerParity, layer_parity
@@ -70,7 +70,8 @@ def verify(
     decode = decode or load_decoder(reference)
     process, starts = subject.begin(task or Task(), conditioning, shown)
     notes += subject.guidance_notes(process.guidance)
-    extractor = load_features(features, tuple(decode(torch.zeros_like(starts[0].latents[:1])).shape[1:]))
+    images = partial(_images, decode, starts[0])
+    extractor = load_features(features, tuple(images(torch.zeros_like(starts[0].latents[:1])).shape[1:]))
     limits.check_measurable(fid=extractor is not None and num_images > 1)
     simulated = simulate(reference.network, subject.recipe)
     with EngineModel.from_folder(subject.folder, engine) as model:
@@ -82,7 +83,7 @@ def verify(
     return assemble(
         subject,
         rollouts,
-        {name: decode(latents) for name, latents in rollouts.final.items()},
+        {name: images(latents) for name, latents in rollouts.final.items()},
         prompts=task.prompts if task else (),
         extractor=extractor if num_images > 1 else None,
         thresholds=limits,
@@ -105,6 +106,10 @@ def engine_branch(model: EngineModel) -> BranchFn:
         return torch.from_numpy(model(sample.numpy(force=True), float(timestep), arrays)).to(sample.dtype)
 
     return run
+
+
+def _images(decode: Decode, start: Start, latents: Tensor) -> Tensor:
+    return decode(unpacked(latents, start.conditioning))
 
 
 def _probe(process: DenoisingProcess, start: Start, engine: BranchFn) -> None:

@@ -149,6 +149,26 @@ def test_the_float_twin_has_no_trace_of_the_lowering(export_tiny: Export, tmp_pa
     assert not operators & {"QuantizeLinear", "DequantizeLinear", "Pad", "Div", "Gather"}
 
 
+def test_bfloat16_costs_no_kernel_more_than_float16(export_tiny: Export) -> None:
+    options = {"scales": "grouped", "zero_point": -100}
+    half = audit_model(export_tiny(precision="fp16", **options), ADA).subject
+    brain = audit_model(export_tiny(precision="bf16", **options), ADA).subject
+    assert brain.share("int8") == half.share("int8")
+    assert brain.share("bf16") + brain.share("fp32") == pytest.approx(half.share("fp16") + half.share("fp32"))
+    assert brain.share("bf16") > 0
+    assert brain.num_kernels <= half.num_kernels + 2
+    assert len(brain.pairs) == len(half.pairs)
+
+
+def test_a_bfloat16_graph_has_a_float16_twin(export_tiny: Export, tmp_path: Path) -> None:
+    path = write_float_twin(export_tiny(precision="bf16", scales="grouped", zero_point=-100), tmp_path)
+    kinds = {tensor.data_type for tensor in onnx.load(path).graph.initializer}
+    assert onnx.TensorProto.FLOAT16 in kinds
+    assert onnx.TensorProto.BFLOAT16 not in kinds
+    twin = audit_model(path, ADA).subject
+    assert twin.share("fp16") == 1
+
+
 def test_a_folder_is_audited_by_its_first_graph(audit_source: Any, tmp_path: Path) -> None:
     graphs = ("unet/group_00.onnx", "unet/group_01.onnx")
     Manifest(

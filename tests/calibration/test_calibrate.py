@@ -36,6 +36,7 @@ QUICK = CalibrationSettings(
     num_trajectories=6,
     batch_size=2,
     iterations=2,
+    shared_iterations=2,
     observer="minmax",
     affine=False,
     activation_bits=6,
@@ -119,7 +120,9 @@ def test_the_same_seed_gives_the_same_bytes(
     assert output.read_bytes() == finished[1]
     assert [total for total, done in progress.stages.values() if total != done] in ([], [1])
     assert progress.stages["step group 1/2"] == [2, 2]
-    assert [line.split(":")[0] for line in progress.lines] == ["step group 1/2", "step group 2/2"]
+    assert progress.stages["weight scales and biases"] == [2, 2]
+    told = ["weight scales and biases", "step group 1/2", "step group 2/2"]
+    assert [line.split(":")[0] for line in progress.lines] == told
 
 
 def test_another_seed_gives_another_recipe(
@@ -153,7 +156,7 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(
     assert not output.exists()
     partial = output.with_name("recipe.safetensors.partial")
     kept = {path.name: path.stat() for path in partial.iterdir()}
-    assert "group_000.json" in kept
+    assert {"shared.safetensors", "group_000.json"} <= kept.keys()
     assert "group_001.json" not in kept
 
     class Compare(Recording):
@@ -187,7 +190,9 @@ def partial(unfinished: Path, output: Path) -> Path:
     return Path(shutil.copytree(unfinished, output.with_name("recipe.safetensors.partial")))
 
 
-@pytest.mark.parametrize("name", ["trajectories.safetensors", "initial.safetensors", "group_000.json"])
+@pytest.mark.parametrize(
+    "name", ["trajectories.safetensors", "initial.safetensors", "shared.safetensors", "group_000.json"]
+)
 def test_a_damaged_part_is_made_again(
     finished: tuple[Recipe, bytes], tiny_source: Source, output: Path, partial: Path, name: str
 ) -> None:
@@ -210,7 +215,8 @@ def test_a_run_that_was_killed_resumes_to_the_same_bytes(pointwise_source: Sourc
 
         class Killer(Silent):
             def message(self, text):
-                os.kill(os.getpid(), signal.SIGKILL)
+                if text.startswith("step group"):
+                    os.kill(os.getpid(), signal.SIGKILL)
 
         settings = CalibrationSettings(**{vars(settings)!r})
         calibrate(make_pointwise_source(), settings, output=Path({str(killed)!r}), progress=Killer())
@@ -253,9 +259,30 @@ def test_another_network_or_scheduler_does_not_resume(
 
 @pytest.fixture(scope="module")
 def initial(tiny_source: Source, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    """Return the recipe of QUICK before anything is learned."""
+    """Return the recipe of QUICK before anything is learned for single groups."""
     output = tmp_path_factory.mktemp("initial") / "recipe.safetensors"
     return calibrate(tiny_source, dataclasses.replace(QUICK, iterations=0), output=output)
+
+
+@pytest.mark.parametrize("rate", [0.1, 1.0])
+def test_what_all_groups_share_is_learned_first_and_the_recipe_says_how_it_ended(
+    tiny_source: Source, output: Path, rate: float
+) -> None:
+    nothing = dataclasses.replace(QUICK, iterations=0, shared_iterations=0, weight_bits=3, activation_bits=8)
+    start = calibrate(tiny_source, nothing, output=output)
+    assert "shared_learning" not in start.calibration
+    settings = dataclasses.replace(nothing, shared_iterations=20, shared_learning_rate=rate)
+    recipe = calibrate(tiny_source, settings, output=output)
+    result = recipe.calibration["shared_learning"]
+    assert result["status"] == ("learned" if rate < 1 else "rolled_back")
+    assert (result["final_loss"] < result["initial_loss"]) == (result["status"] == "learned")
+    for name, layer in recipe.layers.items():
+        before = start.layers[name]
+        same = np.array_equal(layer.weight_scale, before.weight_scale)
+        assert same == (result["status"] == "rolled_back"), name
+        weight = float_weights(tiny_source.network)[name]
+        assert np.array_equal(layer.quantized_weight(weight), before.quantized_weight(weight))
+    assert Recipe.load(output).calibration["shared_learning"] == result
 
 
 def test_no_iterations_keep_the_initial_scales(finished: tuple[Recipe, bytes], initial: Recipe) -> None:
@@ -278,7 +305,7 @@ def test_a_diverging_group_keeps_its_initial_scales_and_says_so(
     recipe = calibrate(tiny_source, settings, output=output, progress=progress)
     assert [result.status for result in recipe.results] == ["rolled_back", "rolled_back"]
     assert all(result.note for result in recipe.results)
-    assert all("rolled_back" in line for line in progress.lines)
+    assert all("rolled_back" in line for line in progress.lines if line.startswith("step group"))
     for name, layer in recipe.layers.items():
         assert np.array_equal(layer.activation_scale, initial.layers[name].activation_scale)
     assert Recipe.load(output).results == recipe.results
@@ -288,7 +315,7 @@ def test_a_float_budget_leaves_named_layers_out(
     finished: tuple[Recipe, bytes], tiny_source: Source, output: Path
 ) -> None:
     progress = Recording()
-    settings = dataclasses.replace(QUICK, float_budget=0.3, iterations=0)
+    settings = dataclasses.replace(QUICK, float_budget=0.3, iterations=0, shared_iterations=0)
     recipe = calibrate(tiny_source, settings, output=output, progress=progress)
     left = recipe.calibration["float_by_budget"]
     assert left

@@ -14,6 +14,7 @@ from onnx import helper
 from accuquant.cli.build import export_advice
 from accuquant.cli.main import main
 from accuquant.engine_manifest import EngineManifest
+from accuquant.export_choice import ExportChoice
 from accuquant.groups import StepGroups
 from accuquant.manifest import Manifest
 from accuquant.signature import Signature, TensorSpec
@@ -36,6 +37,14 @@ def test_a_model_becomes_an_engine_and_stays_one(make_conv: Make, capsys: pytest
     EngineManifest.load(engine).check_engine(engine)
     assert main(arguments) == 0
     assert json.loads(capsys.readouterr().out)[0]["reused"]
+
+
+def test_the_path_of_an_engine_is_printed_in_one_piece(
+    make_conv: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = tmp_path / ("a_long_name" * 8) / "conv.engine"
+    assert main(["build", str(make_conv()), *RTX, f"--saveEngine={engine}"]) == 0
+    assert str(engine) in capsys.readouterr().out
 
 
 def test_flags_of_trtexec_are_taken_and_those_it_lost_are_answered(
@@ -145,24 +154,37 @@ def test_a_folder_that_is_no_export_is_refused(tmp_path: Path, capsys: pytest.Ca
     assert "no accuquant.json" in one_line(main(["build", str(tmp_path), *RTX]), capsys)
 
 
+CHOSEN = {
+    "": None,
+    "cpu": ExportChoice("cpu", "fp32", "rescale", "rule", "exact"),
+    "sm86": ExportChoice("sm86", "fp16", "rescale", "audit", "hybrid saves too little"),
+}
+
+
 @pytest.mark.parametrize(
-    ("precision", "lowering", "edges", "told"),
+    ("precision", "lowering", "edges", "chosen_for", "told"),
     [
-        ("fp32", "rescale", (1000, 500, 0), ["--precision fp16", "--lowering hybrid"]),
-        ("fp16", "rescale", (1000, 500, 0), ["--lowering hybrid"]),
-        ("fp16", "rescale", (1000, 0), []),
-        ("fp16", "hybrid", (1000, 500, 0), []),
-        ("fp32", "per-group", (1000, 500, 0), ["--precision fp16"]),
+        ("fp32", "rescale", (1000, 500, 0), "cpu", True),
+        ("fp32", "rescale", (1000, 500, 0), "", True),
+        ("fp16", "rescale", (1000, 500, 0), "", True),
+        ("fp16", "rescale", (1000, 500, 0), "sm86", False),
+        ("fp32", "rescale", (1000, 0), "", True),
+        ("fp16", "rescale", (1000, 0), "", False),
+        ("fp16", "hybrid", (1000, 500, 0), "", False),
+        ("fp16", "per-group", (1000, 500, 0), "", False),
+        ("fp32", "per-group", (1000, 500, 0), "", True),
     ],
 )
-def test_an_export_that_suits_a_gpu_badly_is_told_of(
-    precision: str, lowering: str, edges: tuple[float, ...], told: list[str]
+def test_an_export_that_suits_a_gpu_badly_is_told_of_with_the_command(
+    precision: str, lowering: str, edges: tuple[float, ...], chosen_for: str, told: bool
 ) -> None:
     sample = TensorSpec("sample", ("batch", 1, 8, 8))
     signature = Signature("UNet2DModel", sample, TensorSpec("timestep", (1,)), (), sample, {"batch": 1})
     manifest = Manifest(
         "DDIMPipeline", "unet", lowering, precision, 21, ("unet/model.onnx",), StepGroups(edges), signature,
-        "hash", 50, "0.1.0",
+        "hash", 50, "0.1.0", "my ddpm", choice=CHOSEN[chosen_for],
     )  # fmt: skip
-    lines = export_advice(manifest)
-    assert [option for line, option in zip(lines, told, strict=True) if option in line] == told
+    line = export_advice(Path("out/it"), manifest, "sm89")
+    command = "accuquant export 'my ddpm' --recipe out/it/recipe.safetensors --target sm89 -o out/it-sm89"
+    assert line.endswith(f": {command}") if told else line == ""
+    assert "\n" not in line

@@ -23,6 +23,7 @@ def test_calibrate_has_the_defaults_of_the_library() -> None:
     given = calibrate.command.make_context("calibrate", ["source"]).params
     del given["source"], given["output"]
     assert take_task(given) == Task()
+    assert given.pop("loras") == ()
     assert CalibrationSettings(**given) == CalibrationSettings()
     assert given == vars(CalibrationSettings())
 
@@ -55,6 +56,7 @@ def test_verify_has_the_defaults_of_the_library(tmp_path: Path) -> None:
     given = verify.command.make_context("verify", [str(tmp_path), "--reference", "source"]).params
     assert {name: given.pop(name) for name in LIMITS} == vars(Thresholds())
     assert take_task(given) == Task()
+    assert given.pop("loras") == ()
     parameters = inspect.signature(library_verify).parameters
     for name in set(given) - {"folder", "reference", "json_file", "html_file"}:
         assert given[name] == parameters[name].default, name

@@ -26,6 +26,8 @@ TINY = [
     "2",
     "--iterations",
     "1",
+    "--shared-iterations",
+    "1",
 ]
 
 
@@ -33,12 +35,12 @@ TINY = [
 def output(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the demo leaves, run on the tiny pipeline."""
     folder = tmp_path_factory.mktemp("demo") / "output"
-    settings = {"steps": 4, "group_size": 2, "num_trajectories": 4, "batch_size": 2, "iterations": 1}
+    settings = {"steps": 4, "group_size": 2, "num_trajectories": 4, "batch_size": 2}
+    settings |= {"iterations": 1, "shared_iterations": 1}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "FASHION_DDPM", tiny_pipeline)
-        patch.setattr(demo, "CALIBRATION", settings)
-        patch.setattr(demo, "VERIFICATION", {"num_images": 4, "steps": 4, "seed": 100})
-        patch.setattr(demo, "NUM_SAMPLES", 4)
+        verification = {"num_images": 4, "steps": 4, "seed": 100}
+        tiny = demo.Demo(tiny_pipeline, settings, verification, num_samples=4)
+        patch.setitem(demo.DEMOS, "fashion-ddpm", tiny)
         code = main(["demo", "--output-dir", str(folder)])
     # an untrained network diverges where it likes, so the verdict may be either; the exit code follows it
     passed = json.loads((folder / "report.json").read_text())["passed"]
@@ -123,14 +125,32 @@ def test_export_takes_an_onnx_file_with_and_without_a_recipe(
     source = load_source(tiny_pipeline)
     onnx_ir.save(trace(source.network, source.signature), tmp_path / "float.onnx")
     recipe, quantized = str(output / "recipe.safetensors"), tmp_path / "int8.onnx"
-    assert main(["export", str(tmp_path / "float.onnx"), "--recipe", recipe, "-o", str(quantized)]) == 0
+    arguments = ["export", str(tmp_path / "float.onnx"), "--recipe", recipe, "-o", str(quantized)]
+    assert main([*arguments, "--target", "cpu"]) == 0
     assert main(["check", str(quantized)]) == 0
-    capsys.readouterr()
+    assert "Chosen for cpu: --precision fp32 --lowering rescale" in capsys.readouterr().out
+    named = ["--lowering", "per-group", "--precision", "fp16"]
+    assert main([*arguments, *named]) == 0
+    assert capsys.readouterr().out == f"Exported {quantized}\n"
     assert main(["export", str(tmp_path / "float.onnx"), "-o", str(tmp_path / "observed.onnx")]) == 0
     assert "observed, not calibrated over denoising steps, on random inputs" in capsys.readouterr().err
     assert main(["check", str(tmp_path / "observed.onnx")]) == 0
     observed = Recipe.load(tmp_path / "observed.onnx.recipe.safetensors")
     assert set(observed.layers) == set(Recipe.load(recipe).layers)
+
+
+def test_an_export_says_what_was_chosen_and_why(
+    output: Path, tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["export", str(tiny_pipeline), "--recipe", str(output / "recipe.safetensors")]
+    config, folder = tmp_path / "options.toml", tmp_path / "model"
+    config.write_text('[export]\ntarget = "cpu"\n')
+    assert main([*arguments, "-o", str(folder), "--config", str(config)]) == 0
+    first, second, last = capsys.readouterr().out.splitlines()
+    assert first == "Chosen for cpu: --precision fp32 --lowering rescale"
+    assert second.startswith("  by rule: ")
+    assert last == f"Exported {folder}"
+    assert Manifest.load(folder).files == Manifest.load(output / "model").files
 
 
 def test_check_names_the_violations_of_a_float_graph(
@@ -158,6 +178,11 @@ def test_check_names_the_violations_of_a_float_graph(
         (["export", "{tmp}/m.onnx", "-o", "{tmp}/q.onnx"], 1, "no such file"),
         (["export", "{pipeline}", "--inputs", "{recipe}", "-o", "{tmp}/m"], 2, "Leave --inputs out"),
         (["export", "{pipeline}", "--recipe", "{recipe}", "-o", "{pipeline}"], 1, "nothing was overwritten"),
+        (
+            ["export", "{pipeline}", "--recipe", "{recipe}", "--target", "sm88", "-o", "{tmp}/m"],
+            2,
+            "cpu or gpu",
+        ),
         (["sample", "{pipeline}"], 1, "accuquant.json"),
         (["verify", "{pipeline}", "--reference", "{pipeline}"], 1, "accuquant.json"),
         (["check", "{pipeline}/model_index.json"], 1, "model_index.json"),
@@ -224,7 +249,9 @@ def test_build_compiles_every_graph_of_an_export_for_every_target(
     shutil.copytree(output / "model", model)
     arguments = ["build", str(model), "--backend", "tensorrt_rtx", "--target", "sm86,sm120", "--json", "-"]
     assert main(arguments) == 0
-    built = json.loads(capsys.readouterr().out)
+    captured = capsys.readouterr()
+    built = json.loads(captured.out)
+    assert f"--recipe {model / 'recipe.safetensors'} --target sm86 -o {model}-sm86" in captured.err
     graphs = Manifest.load(model).graphs
     assert [Path(entry["engine"]) for entry in built] == [
         engine_path(model, graph, target, "tensorrt_rtx") for graph in graphs for target in ("sm86", "sm120")

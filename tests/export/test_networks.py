@@ -11,6 +11,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
+from onnx.reference import ReferenceEvaluator
 from tiny_networks import NETWORKS, make_inputs, make_network
 from torch import Tensor, nn
 
@@ -22,6 +23,7 @@ from accuquant.export.float_graph import trace
 from accuquant.groups import StepGroups
 from accuquant.network import call, count_macs, model_hash, signature_of
 from accuquant.recipe import Recipe
+from accuquant.runtime.open_runner import open_runner
 from accuquant.simulate import simulate
 
 #: Traced in every run of the tests; the others differ from them in few nodes.
@@ -63,6 +65,17 @@ def test_the_engine_computes_what_the_simulation_does(name: str, tmp_path: Path)
     assert relative_error(groups[0], predict(simulated, sample, 501.0, conditioning)) < 0.02
     assert relative_error(groups[1], predict(simulated, sample, 499.0, conditioning)) < 0.02
 
+    (half,) = export_onnx(path, recipe, tmp_path / "bf16.onnx", precision="bf16")
+    onnx.checker.check_model(half, full_check=True)
+    assert check_model(half) == []
+    sure = predict(network, sample, TIMESTEPS[1], conditioning)
+    lost = relative_error(predict(simulated, sample, TIMESTEPS[1], conditioning), sure)
+    feeds = inputs_of(signature, sample, TIMESTEPS[1], conditioning)
+    with open_runner(half, "openvino", num_threads=1) as runner:
+        assert relative_error(runner.infer(feeds)[signature.output.name], sure) < 1.5 * lost + 0.01
+    (exact,) = ReferenceEvaluator(onnx.load(half)).run(None, feeds)
+    assert relative_error(exact, sure) < 1.5 * lost + 0.01
+
 
 def observed_recipe(network: nn.Module) -> Recipe:
     """Min-max scales of two step groups whose ranges differ, from one call each."""
@@ -91,12 +104,19 @@ def run(
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    assert [value.name for value in session.get_inputs()] == [spec.name for spec in signature.inputs]
+    feeds = inputs_of(signature, sample, timestep, conditioning)
+    (result,) = session.run([signature.output.name], feeds)
+    return np.asarray(result)
+
+
+def inputs_of(
+    signature: Any, sample: Tensor, timestep: float, conditioning: dict[str, Tensor]
+) -> dict[str, np.ndarray[Any, Any]]:
     feeds = {name: tensor.numpy() for name, tensor in conditioning.items()}
     feeds[signature.sample.name] = sample.numpy()
     feeds["timestep"] = np.array([timestep / signature.timestep_divisor], np.float32)
-    assert [value.name for value in session.get_inputs()] == [spec.name for spec in signature.inputs]
-    (result,) = session.run([signature.output.name], feeds)
-    return np.asarray(result)
+    return feeds
 
 
 def relative_error(result: Any, expected: Any) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,14 @@ def test_nothing_is_overwritten_and_nothing_half_written(
     with pytest.raises(OSError, match="No space"):
         write_triton_repository(export, tmp_path / "repository")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out"]
+
+
+def test_a_backend_without_bfloat16_is_left_out_and_refused_by_name(export: Path, tmp_path: Path) -> None:
+    dataclasses.replace(Manifest.load(export), precision="bf16").save(export)
+    models = write_triton_repository(export, tmp_path / "repository")
+    assert {model.rpartition("-")[2] for model in models} == {"tensorrt", "openvino"}
+    with pytest.raises(ExportError, match="backend onnxruntime: got an export in bf16"):
+        write_triton_repository(export, tmp_path / "other", backends=["openvino", "onnxruntime"])
 
 
 def test_refuses_an_unknown_backend_and_a_changed_graph(export: Path, tmp_path: Path) -> None:

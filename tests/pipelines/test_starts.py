@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from accuquant.calibration.trajectory import record_from
+from accuquant.denoising.conditioning import Conditioning
 from accuquant.denoising.process import seeded_generators
 from accuquant.errors import CalibrationError, UsageError
 from accuquant.pipelines.families import call_arguments
@@ -44,8 +45,26 @@ CASES: dict[str, tuple[str, dict[str, Any], str | None]] = {
         {"images": True, "masks": True, "strength": 0.7},
         "EulerAncestralDiscreteScheduler",
     ),
+    "paste": ("sd", {"images": True, "masks": True}, None),
+    "paste-strength-euler": (
+        "sd",
+        {"images": True, "masks": True, "strength": 0.7},
+        "EulerDiscreteScheduler",
+    ),
+    "paste-ancestral": ("sd", {"images": True, "masks": True}, "EulerAncestralDiscreteScheduler"),
+    "paste-heun": ("sd", {"images": True, "masks": True, "strength": 0.8}, "HeunDiscreteScheduler"),
+    "paste-dpm": (
+        "sd",
+        {"images": True, "masks": True, "guidance_scale": 1.0},
+        "DPMSolverMultistepScheduler",
+    ),
+    "xl-paste": ("sdxl", {"images": True, "masks": True}, None),
+    "xl-paste-unipc": ("sdxl", {"images": True, "masks": True, "strength": 0.6}, "UniPCMultistepScheduler"),
     "edit": ("pix2pix", {"images": True}, None),
     "edit-image-scale": ("pix2pix", {"images": True, "image_guidance_scale": 2.0}, "DDIMScheduler"),
+    "variation": ("variation", {"images": True}, None),
+    "xl-edit": ("sdxl-pix2pix", {"images": True}, None),
+    "lcm-image": ("lcm", {"images": True, "guidance_scale": 4.0, "strength": 0.8}, None),
     "ldm-text": ("ldm-text", {"guidance_scale": 5.0}, None),
     "ldm-text-without-guidance": ("ldm-text", {}, None),
     "super-resolution": ("super-resolution", {"images": True}, None),
@@ -54,7 +73,21 @@ CASES: dict[str, tuple[str, dict[str, Any], str | None]] = {
     "pixart": ("pixart", {}, None),
     "pixart-alpha": ("pixart-alpha", {"negative_prompt": "blurred"}, None),
     "sd3": ("sd3", {}, None),
-    "flux": ("flux", {"image_size": 16}, None),
+    "sd3-image": ("sd3", {"images": True}, None),
+    "sd3-paste": ("sd3-wide", {"images": True, "masks": True, "strength": 0.8}, None),
+    "flux": ("flux", {"image_size": (16, 24)}, None),
+    "flux-true": (
+        "flux",
+        {"image_size": 16, "negative_prompt": "blurred", "true_cfg_scale": 3.0, "guidance_scale": 2.0},
+        None,
+    ),
+    "flux-image": ("flux", {"image_size": (24, 16), "images": True}, None),
+    "flux-image-true": (
+        "flux",
+        {"image_size": 16, "images": True, "negative_prompt": "blurred", "true_cfg_scale": 2.0},
+        None,
+    ),
+    "flux-paste": ("flux", {"image_size": (24, 16), "images": True, "masks": True, "strength": 0.8}, None),
     "upscale": ("upscale", {"images": True}, None),
     "lcm": ("lcm", {"guidance_scale": 4.0}, None),
     "xl": ("sdxl", {}, None),
@@ -78,7 +111,7 @@ def opened(
             other = cls.from_config(source.scheduler.config, **changes)
             source = dataclasses.replace(source, scheduler=other)
         given = {key: picture_folder / key if value is True else value for key, value in choices.items()}
-        texts = () if kind in ("dit", "super-resolution") else PROMPTS
+        texts = () if kind in ("dit", "super-resolution", "variation") else PROMPTS
         prompts = Task(prompts=texts, **{k: v for k, v in given.items() if not isinstance(v, Path)})
         pictures = Task.read(**{k: v for k, v in given.items() if isinstance(v, Path)})
         return source, Task(**{**vars(prompts), "images": pictures.images, "masks": pictures.masks})
@@ -87,7 +120,7 @@ def opened(
 
 
 def pipeline_run(source: Source, task: Task, members: range, seed: int) -> tuple[list[Tensor], list[float]]:
-    """Run the real pipeline to its end; return the latents that its scheduler gave, and the timesteps."""
+    """Run the real pipeline to its end; return its latents after every step, and the timesteps."""
     pipe = open_pipeline(source, task)
     seen: list[Tensor] = []
     timesteps: list[float] = []
@@ -95,6 +128,8 @@ def pipeline_run(source: Source, task: Task, members: range, seed: int) -> tuple
 
     @functools.wraps(step)
     def spy(model_output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any) -> Any:
+        if seen:  # what the pipeline made of the step before
+            seen[-1] = sample[: len(members)]
         result = step(model_output, timestep, sample, **kwargs)
         seen.append(result[0][: len(members)])  # DiT carries every latent twice
         timesteps.append(float(timestep))
@@ -102,15 +137,17 @@ def pipeline_run(source: Source, task: Task, members: range, seed: int) -> tuple
 
     pipe.scheduler.step = spy
     arguments = call_arguments(pipe, task, members, STEPS)
-    pipe(**arguments, generator=seeded_generators([seed + k for k in members]))
+    made = pipe(**arguments, generator=seeded_generators([seed + k for k in members]))
     del pipe.scheduler.step
+    if arguments.get("output_type") == "latent" and isinstance(made.images, Tensor):
+        seen[-1] = made.images
     return seen, timesteps
 
 
 #: One case for each pipeline class; the others show further choices and schedulers.
 FAST = {
-    "text", "velocity", "image", "inpaint", "edit", "ldm-text", "super-resolution", "class", "pixart", "sd3",
-    "flux", "upscale", "lcm", "xl", "xl-image-dpm",
+    "text", "velocity", "image", "inpaint", "paste", "edit", "ldm-text", "super-resolution", "class",
+    "pixart", "sd3", "flux", "flux-true", "flux-paste", "upscale", "lcm", "xl", "xl-image-dpm", "xl-paste",
 }  # fmt: skip
 every_case = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in CASES]
@@ -131,7 +168,8 @@ def test_our_loop_is_the_pipelines_own_latent_by_latent(
         assert starter.process.timesteps == timesteps
         assert len(batch.latents) == len(theirs) + 1
         for after, expected in zip(batch.latents[1:], theirs, strict=True):
-            torch.testing.assert_close(after, expected, rtol=0, atol=0)
+            # two network calls a step are one with a batch of two here, which rounds differently
+            torch.testing.assert_close(after, expected, rtol=0, atol=2e-6 if name.endswith("true") else 0)
 
 
 @pytest.mark.parametrize(
@@ -142,6 +180,8 @@ def test_our_loop_is_the_pipelines_own_latent_by_latent(
         ("edit", "image-and-text", 7.5),
         ("class", "conditional-first", 4.0),
         ("lcm", "embedded", 4.0),
+        ("flux", "embedded", 3.5),
+        ("flux-true", "conditional-first", 3.0),
         ("super-resolution", "none", 1.0),
     ],
 )
@@ -188,24 +228,69 @@ def test_noise_alone_starts_an_unconditional_latent_pipeline(
 
 
 def test_a_pipeline_that_changes_latents_between_steps_is_refused(
-    opened: Callable[[str], tuple[Source, Task]], picture_folder: Path
+    opened: Callable[[str], tuple[Source, Task]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Inpainting with a 4-channel UNet pastes the noised original between steps."""
-    source, task = opened("image")
-    masks = Task.read(masks=picture_folder / "masks").masks
+    """As inpainting with a 4-channel UNet would be, did we not know that it pastes."""
+    source, task = opened("paste")
+    monkeypatch.setattr("accuquant.pipelines.capture._Recorder._pasting", lambda _recorder: None)
     with pytest.raises(
         CalibrationError,
         match=r"pipeline StableDiffusionInpaintPipeline: got the input of network call 2 differ",
     ):
-        open_starter(source, dataclasses.replace(task, masks=masks), steps=STEPS)
+        open_starter(source, task, steps=STEPS)
 
 
-def test_a_pipeline_that_is_not_known_is_refused_by_name(
+def test_a_step_of_pasting_errs_only_where_the_network_paints(
     opened: Callable[[str], tuple[Source, Task]],
 ) -> None:
+    source, task = opened("paste")
+    starter = open_starter(source, task, steps=STEPS)
+    (batch,) = record_from(source.network, starter.process, starter.starts(2, 2, seed=11))
+    pasting = batch.conditioning.pasting
+    assert pasting is not None
+    painted = pasting.mask.expand_as(batch.latents[0]).bool()
+    assert 0.2 < painted.float().mean() < 0.9
+    step, offset = 2, torch.tensor(0.1, requires_grad=True)
+    generators = starter.process.restore_state(batch.states[step])
+    network = batch.bind(source.network)
+    moved = dataclasses.replace(network, predict=lambda x, t: network.predict(x, t) + offset)
+    after = starter.process.step(moved, batch.latents[step], step, generators)
+    difference = (after - batch.latents[step + 1]).detach()
+    assert torch.equal(difference[~painted], torch.zeros_like(difference[~painted]))
+    assert difference[painted].abs().min() > 0
+    (gradient,) = torch.autograd.grad((after * ~painted).sum(), offset, retain_graph=True)
+    assert gradient == 0
+    assert torch.autograd.grad(after.sum(), offset)[0] != 0
+
+
+def test_the_pasted_tensors_survive_the_work_folder(
+    opened: Callable[[str], tuple[Source, Task]],
+) -> None:
+    source, task = opened("paste")
+    (start,) = open_starter(source, task, steps=STEPS).starts(2, 2, seed=11)
+    flat = start.conditioning.to_tensors()
+    again = Conditioning.from_tensors(flat).pasting
+    first = start.conditioning.rows(slice(0, 1)).pasting
+    assert again is not None
+    assert first is not None
+    assert start.conditioning.pasting is not None
+    for name, tensor in start.conditioning.pasting.to_tensors().items():
+        assert torch.equal(getattr(again, name), tensor)
+        assert torch.equal(getattr(first, name), tensor[:1])
+    assert Conditioning.from_tensors({"tensors.x": torch.ones(1, 1)}).pasting is None
+
+
+@pytest.mark.parametrize(
+    "name", ["WuerstchenPriorPipeline", "StableDiffusionControlNetPipeline", "StableUnCLIPPipeline"]
+)
+def test_a_pipeline_that_is_not_known_is_refused_by_name(
+    name: str, opened: Callable[[str], tuple[Source, Task]]
+) -> None:
     source, task = opened("text")
-    other = dataclasses.replace(source, pipeline_class="WuerstchenPriorPipeline")
-    with pytest.raises(CalibrationError, match=r"pipeline WuerstchenPriorPipeline: .* DiTPipeline"):
+    other = dataclasses.replace(source, pipeline_class=name)
+    with pytest.raises(
+        CalibrationError, match=rf"pipeline {name}: .*StableDiffusionPipeline or .*see docs/pipelines.md"
+    ):
         open_starter(other, task, steps=STEPS)
 
 

@@ -34,7 +34,8 @@ from accuquant.verification.verify import verify
 PROMPTS = ("a cat", "two dogs", "a boat at sea")
 # 7-bit weights: with 8, OpenVINO saturates on a processor without VNNI, and is not what the simulation is
 SETTINGS = CalibrationSettings(
-    steps=4, group_size=2, num_trajectories=2, batch_size=2, iterations=2, observer="minmax",
+    steps=4, group_size=2, num_trajectories=2, batch_size=2, iterations=2, shared_iterations=2,
+    observer="minmax",
     rounding="nearest", weight_bits=7,
 )  # fmt: skip
 

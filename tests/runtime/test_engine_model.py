@@ -73,6 +73,27 @@ def test_passes_conditioning_by_name(make_folder: Callable, network: Callable) -
             model(SAMPLE, 10, {"class_labels": np.array([3.5, 5])})
 
 
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize("lowering", ["rescale", "per-group"])
+def test_a_batch_smaller_than_the_engines_is_filled_up_and_cut_again(
+    engine: str, lowering: str, make_folder: Callable, network: Callable
+) -> None:
+    sample = np.random.default_rng(1).standard_normal((5, 3, 8, 8)).astype(np.float32)
+    labels = np.arange(5)
+    with EngineModel.from_folder(make_folder(batch=4, labels=True, lowering=lowering), engine) as model:
+        assert model.fixed_batch == 4
+        for rows in (1, 3, 4):
+            result = model(sample[:rows], 700, {"class_labels": labels[:rows]})
+            expected = network(sample[:rows], 700, labels=labels[:rows])
+            np.testing.assert_allclose(result, expected, atol=1e-6)
+        with pytest.raises(EngineError, match=r"got shape \[5, 3, 8, 8\].*Use batches of 4"):
+            model(sample, 700, {"class_labels": labels})
+        with pytest.raises(EngineError, match="input 'class_labels'"):
+            model(sample[:2], 700, {"class_labels": labels[:3]})
+        with pytest.raises(EngineError, match=r"got shape \[0, 3, 8, 8\]"):
+            model(sample[:0], 700, {"class_labels": labels[:0]})
+
+
 def test_refuses_files_other_than_the_exported_ones(make_folder: Callable, build_model: Callable) -> None:
     folder = make_folder()
     onnx.save(build_model(gain=9), folder / "unet" / "model.onnx")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -163,11 +164,39 @@ def test_the_runtime_cache_of_another_engine_is_left_alone(engine: Path, manifes
     assert found.content == b""
 
 
-def test_a_damaged_runtime_cache_is_refused(engine: Path, manifest: EngineManifest) -> None:
+@pytest.mark.parametrize("damage", ["empty", "header alone", "one byte less", "one byte other", "random"])
+def test_a_damaged_runtime_cache_is_refused(engine: Path, manifest: EngineManifest, damage: str) -> None:
     save_runtime_cache(Cache(b"kernels"), engine, manifest)
-    cache_path(engine).write_bytes(cache_path(engine).read_bytes()[:-1])
-    with pytest.raises(EngineError, match=r"damaged file.*Delete it"):
-        load_runtime_cache(Cache(), engine, manifest)
+    whole = cache_path(engine).read_bytes()
+    content = {
+        "empty": b"",
+        "header alone": whole[:40],
+        "one byte less": whole[:-1],
+        "one byte other": whole[:-1] + b"S",
+        "random": np.random.default_rng(0).bytes(500),
+    }[damage]
+    cache_path(engine).write_bytes(content)
+    never_filled = Cache()
+    with pytest.raises(EngineError, match=r"damaged file.*Delete it: .*\(rm '.*runtime_cache'\)") as caught:
+        load_runtime_cache(never_filled, engine, manifest)
+    assert "\n" not in str(caught.value)
+    assert never_filled.content == b"", "it is executable code"
+
+
+def test_a_full_disk_leaves_the_old_runtime_cache(
+    engine: Path, manifest: EngineManifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_runtime_cache(Cache(b"old"), engine, manifest)
+    kept = cache_path(engine).read_bytes()
+
+    def full(path: Path, content: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_runtime_cache(Cache(b"new"), engine, manifest)
+    assert cache_path(engine).read_bytes() == kept
+    assert [path for path in engine.parent.iterdir() if path.name.startswith(f".{engine.name}.run")] == []
 
 
 SPECS = (TensorSpec("x", (2, ANY_EXTENT), "float32"), TensorSpec("t", (1,), "int64"))
@@ -406,3 +435,27 @@ def test_a_pipelines_network_runs_on_cuda_tensors(make_folder: Callable[..., Pat
         predicted = on_gpu(sample.cuda(), timestep).sample
         assert predicted.is_cuda
         torch.testing.assert_close(predicted.cpu(), on_cpu(sample, timestep).sample, atol=1e-2, rtol=0)
+
+
+@pytest.mark.gpu
+def test_a_smaller_batch_is_filled_up_on_the_host_and_on_the_gpu(make_folder: Callable[..., Path]) -> None:
+    import torch
+
+    from accuquant.runtime.engine_unet import EngineUNet
+
+    folder = make_folder()
+    (job,) = list_jobs(folder, backend="tensorrt_rtx", batch_size=4)
+    build_engine(job.model, job.engine, job.options, rebuild=job.rebuild)
+    sizes = Manifest.load(folder).signature.sizes
+    sample = torch.randn(5, 3, sizes["height"], sizes["width"])
+    engine = EngineUNet.from_pretrained(folder, "tensorrt")
+    on_cpu = EngineUNet.from_pretrained(folder, "onnxruntime")
+    for rows in (1, 3, 4):
+        expected = on_cpu(sample[:rows], 700).sample
+        for device in ("cpu", "cuda"):
+            predicted = engine(sample[:rows].to(device), 700).sample
+            assert predicted.device.type == device
+            torch.testing.assert_close(predicted.cpu(), expected, atol=1e-2, rtol=0)
+    for device in ("cpu", "cuda"):
+        with pytest.raises(EngineError, match=r"\[4, 3, "):
+            engine(sample.to(device), 700)

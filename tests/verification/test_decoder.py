@@ -12,11 +12,12 @@ import torch
 from diffusers import FluxPipeline
 from torch import Tensor
 
+from accuquant.denoising.conditioning import Conditioning
 from accuquant.denoising.process import seeded_generators
-from accuquant.errors import VerificationError
 from accuquant.pipelines.families import call_arguments
 from accuquant.pipelines.real_pipeline import open_pipeline
 from accuquant.pipelines.source import Source, load_source
+from accuquant.pipelines.starts import open_starter
 from accuquant.pipelines.task import Task
 from accuquant.verification.decoder import load_decoder, unpacked
 from accuquant.verification.metrics import to_images
@@ -29,7 +30,10 @@ def test_latents_become_the_pipelines_images(
     source = load_source(tiny_text_pipeline(kind))
     prompts = () if kind in ("ldm", "super-resolution", "dit") else ("a cat", "dog")
     pictures = Task.read(images=picture_folder / "images").images if kind == "super-resolution" else ()
-    task = Task(prompts=prompts, images=pictures, image_size=16 if kind == "flux" else None)
+    task = Task(prompts=prompts, images=pictures, image_size=(24, 16) if kind == "flux" else None)
+    conditioning = Conditioning()
+    if kind == "flux":
+        conditioning = open_starter(source, task, steps=2).starts(1, 1, seed=1)[0].conditioning
     pipe = open_pipeline(source, task)
     last: list[Tensor] = []
     step = pipe.scheduler.step
@@ -43,7 +47,7 @@ def test_latents_become_the_pipelines_images(
     pipe.scheduler.step = spy
     arguments = call_arguments(pipe, task, range(2), 2) | {"output_type": "np"}
     images = pipe(**arguments, generator=seeded_generators([1, 2])).images
-    decoded = load_decoder(source)(last[0])
+    decoded = load_decoder(source)(unpacked(last[0], conditioning))
     torch.testing.assert_close(decoded, torch.as_tensor(images).permute(0, 3, 1, 2), rtol=0, atol=1e-5)
 
 
@@ -51,8 +55,15 @@ def test_pixel_pipelines_need_no_decoder(tiny_source: Source) -> None:
     assert load_decoder(tiny_source) is to_images
 
 
-def test_unpacking_is_that_of_flux() -> None:
-    packed = torch.randn(2, 9, 16)
-    torch.testing.assert_close(unpacked(packed), FluxPipeline._unpack_latents(packed, 48, 48, 8))
-    with pytest.raises(VerificationError, match="8 patches"):
-        unpacked(torch.randn(1, 8, 16))
+@pytest.mark.parametrize(("height", "width"), [(48, 48), (32, 80), (80, 32)])
+def test_unpacking_is_that_of_flux(height: int, width: int) -> None:
+    packed = torch.randn(2, (height // 16) * (width // 16), 16)
+    ids = FluxPipeline._prepare_latent_image_ids(2, height // 16, width // 16, "cpu", torch.float32)
+    conditioning = Conditioning(shared={"img_ids": ids})
+    expected = FluxPipeline._unpack_latents(packed, height, width, 8)
+    torch.testing.assert_close(unpacked(packed, conditioning), expected)
+
+
+def test_latents_that_are_no_patches_are_left_alone() -> None:
+    latents = torch.randn(1, 4, 8, 8)
+    assert unpacked(latents, Conditioning()) is latents

@@ -245,6 +245,12 @@ def test_conditioning_that_the_network_does_not_take_is_refused(folder: Path, so
         verify(folder, source, num_images=2, conditioning={"class_labels": torch.zeros(2)})
 
 
+def test_the_layers_of_a_bfloat16_export_cannot_be_compared(folder: Path, source: Source) -> None:
+    replace(Manifest.load(folder), precision="bf16").save(folder)
+    with pytest.raises(VerificationError, match=r"--layers: got a bf16 export.*Leave --layers out"):
+        verify(folder, source, num_images=2, steps=4, features="none", layers=True)
+
+
 @pytest.mark.parametrize("option", ["num_images", "steps", "batch_size"])
 def test_counts_below_one_are_refused(folder: Path, source: Source, option: str) -> None:
     with pytest.raises(UsageError, match=f"--{option.replace('_', '-')}: got 0"):

@@ -12,6 +12,13 @@ from accuquant.errors import UsageError
 from accuquant.manifest import Manifest
 
 CARD_NAME = "README.md"
+#: Where this file is there, `accuquant export --whole-pipeline` wrote every part.
+_VAE = "vae_decoder/model.onnx"
+_WITH_OPTIMUM = (
+    "Every part of the pipeline is here: Optimum's `ORTDiffusionPipeline.from_pretrained` loads this "
+    "repository, and its `OVDiffusionPipeline.from_pretrained` does with `from_onnx=True`.",
+    "",
+)
 _TAGS = ("accuquant", "quantization", "int8", "onnx", "openvino", "diffusers")
 
 
@@ -85,6 +92,7 @@ def _usage(manifest: Manifest) -> str:
             f"images = pipe(num_inference_steps={manifest.num_inference_steps}).images",
             "```",
             "",
+            *(_WITH_OPTIMUM if _VAE in manifest.files else ()),
         ]
     )
 

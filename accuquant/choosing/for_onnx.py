@@ -1,0 +1,59 @@
+"""Export a float .onnx for a target: choose what the caller left open, then export; needs no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from accuquant.choosing.candidates import FloatGraph
+from accuquant.choosing.settle import Auto, Share, keep, pick, scratch_beside, settle
+from accuquant.export import onnx_file
+from accuquant.export.lowering import Lowering, Precision, choose_opset
+from accuquant.export.onnx_source import read_model
+from accuquant.export_choice import ExportChoice
+from accuquant.progress import Progress, Silent
+from accuquant.recipe import Recipe
+
+
+def export_onnx_for(
+    path: Path,
+    recipe: Recipe,
+    output: Path,
+    target: str | None = None,
+    *,
+    lowering: Lowering | Auto = "auto",
+    precision: Precision | Auto = "auto",
+    share: Share | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> tuple[list[Path], ExportChoice | None]:
+    """Quantize the float graph at `path` by `recipe`, as suits `target` best -> the files, and the choice.
+
+    The choice is None where the caller named the lowering. Everything else as in export_pipeline_for, with
+    the options of export_onnx.
+    """
+    path, output, shown = Path(path), Path(output), progress or Silent()
+    opset = choose_opset(options.pop("opset", None), "fp16" if precision == "auto" else precision)
+    onnx_file.check_output(path, output)
+
+    def read() -> ir.Model:
+        return read_model(path, min_opset=opset)
+
+    graph = FloatGraph(read, output.name, f"{output.stem}_", **pick(options, "external_data"))
+    with scratch_beside(output) as scratch:
+        settled, chosen = settle(graph, recipe, target, (lowering, precision), options, scratch, shown)
+        shown.stage(f"exporting {path}", 100)
+        written = onnx_file.export_onnx(
+            path,
+            recipe,
+            output,
+            lowering=settled.lowering,
+            precision=settled.precision,
+            opset=opset,
+            progress=share,
+            **options,
+        )
+        keep(chosen, written[0])
+    return written, chosen.choice if chosen else None

@@ -1,0 +1,78 @@
+"""What an export for a target does around the export itself: settle what is open, keep the engine."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from accuquant.choosing.candidates import FloatGraph
+from accuquant.choosing.choose import Chosen, choose_lowering, default_precision
+from accuquant.choosing.compiled import keep_engine
+from accuquant.choosing.target import resolve_target
+from accuquant.engines import TARGETS
+from accuquant.engines.jobs import list_jobs
+from accuquant.export.lowering import Lowering, LoweringOptions, Precision
+from accuquant.progress import Progress
+from accuquant.recipe import Recipe
+
+Auto = Literal["auto"]
+#: Told what happens now and the share of the export that is done, from 0 to 1.
+Share = Callable[[str, float], None]
+
+
+def settle(
+    graph: FloatGraph,
+    recipe: Recipe,
+    target: str | None,
+    named: tuple[Lowering | Auto, Precision | Auto],
+    options: Mapping[str, Any],
+    scratch: Path,
+    progress: Progress,
+) -> tuple[LoweringOptions, Chosen | None]:
+    """Return the options with what was chosen where the caller named nothing, and why; None if he did."""
+    lowering, precision = named
+    settled = LoweringOptions(
+        lowering="rescale" if lowering == "auto" else lowering,
+        precision="fp32" if precision == "auto" else precision,
+        **pick(options, "affine", "float_weights"),
+    )
+    if lowering != "auto" and precision != "auto":
+        return settled, None
+    place = resolve_target(target)
+    if precision == "auto":
+        settled = replace(settled, precision=default_precision(place))
+    if lowering != "auto":
+        return settled, None
+    chosen = choose_lowering(graph, recipe, place, settled, scratch, progress=progress)
+    return replace(settled, lowering=chosen.lowering), chosen
+
+
+def keep(chosen: Chosen | None, exported: Path) -> None:
+    """Move the engine that was compiled to choose to where `accuquant build` looks for it."""
+    if chosen is None or chosen.engine is None:
+        return
+    manifest = chosen.engine.built.manifest
+    known = manifest.target in {target.name for target in TARGETS}  # else it is the GPU of this machine
+    job = list_jobs(exported, targets=manifest.target if known else None, backend=manifest.library)[0]
+    keep_engine(chosen.engine, job.engine, job.rebuild)
+
+
+def pick(options: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """Return those of `options` that are called one of `names`."""
+    return {name: options[name] for name in names if name in options}
+
+
+@contextmanager
+def scratch_beside(output: Path) -> Iterator[Path]:
+    """Yield a new folder beside `output`, on its disk; candidates of large networks do not fit in memory."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.choosing.", dir=output.parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
