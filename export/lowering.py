@@ -98,8 +98,7 @@ def lower(model: ir.Model, recipe: Recipe, options: LoweringOptions, digest: str
     _forget_origin(model)
     QuantizeWeightsPass(recipe.layers, scalar_conv_scales=options.precision in _HALVES)(model)
     if options.precision in _HALVES:
-        if options.precision == "fp16":
-            DecomposeNormsPass()(model)
+        DecomposeNormsPass()(model)
         HalfPrecisionPass(_HALVES[options.precision])(model)
     elif options.float_weights != "fp32":
         StoreHalfPass(above=AUTO_ABOVE if options.float_weights == "auto" else 0)(model)
@@ -126,7 +125,7 @@ def _finish(
         affine=options.affine,
         timestep_divisor=recipe.signature.timestep_divisor,
     )(model)
-    if options.precision == "fp16":
+    if options.precision in _HALVES:
         JoinProjectionsPass()(model)
         QuantizeBeforeConcatPass()(model)
     RemoveUnusedNodesPass()(model)
