@@ -6,5 +6,5 @@ from pathlib import Path
 
 #: A diffusers pipeline of 2.7 M parameters, trained on Fashion-MNIST at 32x32; see its README.md.
 FASHION_DDPM = Path(__file__).parent / "data" / "fashion-ddpm"
-#: A Stable Diffusion pipeline of 5.3 M parameters for coloured clothes at 32x32; see its README.md.
+#: A Stable Diffusion pipeline of 5.5 M parameters for coloured clothes at 32x32; see its README.md.
 FASHION_TEXT = FASHION_DDPM.with_name("fashion-text")

@@ -66,7 +66,7 @@ def open_pipeline(arm: str, arguments: argparse.Namespace) -> Any:
     parts: dict[str, Any] = dict(_EMPTY) if arguments.latents else {}
     if arm in ENGINES:
         parts["unet"] = EngineUNet.from_pretrained(arguments.out, ENGINES[arm], num_threads=arguments.threads)
-    pipe: Any = DiffusionPipeline.from_pretrained(arguments.source, torch_dtype=torch.float32, **parts)
+    pipe: Any = DiffusionPipeline.from_pretrained(arguments.source, **parts).to(torch.float32)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -34,6 +34,7 @@ CANDIDATES = {
     "modelopt": "mtq.INT8_DEFAULT_CFG, torch.onnx.export as documented (TorchScript), then our fp16 pass",
     "same-graph": "AccuQuant's placement on the float graph of that exporter, every layer in int8",
     "all-layers": "the same layers on AccuQuant's own float graph",
+    "all-hybrid": "the same, --lowering hybrid: one engine",
     "hybrid": "AccuQuant's default layers, --lowering hybrid: one engine",
     "hybrid-bf16": "the same with --precision bf16 around int8",
     "rescale": "AccuQuant's default layers, --lowering rescale: one engine",
@@ -84,8 +85,11 @@ def write_candidate(name: str, network: Network, float_path: Path, folder: Path)
         return _write_half(_modelopt(network, folder / "fp32"), path), 1
     if name == "same-graph":
         float_path = _torchscript(network, network.module, folder / "fp32")
-    every = name in ("same-graph", "all-layers")
-    lowering: Lowering = "per-group" if every else name.removesuffix("-bf16")  # type: ignore[assignment]
+    every = name in ("same-graph", "all-layers", "all-hybrid")
+    chosen = (
+        "per-group" if every and name != "all-hybrid" else name.removeprefix("all-").removesuffix("-bf16")
+    )
+    lowering: Lowering = chosen  # type: ignore[assignment]
     layers = tuple(network.scales) if every else _default_layers(network)
     recipe = _recipe(network, layers)
     precision: Precision = "bf16" if name.endswith("-bf16") else "fp16"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -275,6 +276,8 @@ def main() -> None:
             feature_extractor=None,
             requires_safety_checker=False,
         ).save_pretrained(arguments.output)
+        for name in ("vocab.json", "merges.txt"):  # what tokenizers before transformers 5 are made of
+            shutil.copy(Path(folder) / name, arguments.output / "tokenizer")
 
 
 if __name__ == "__main__":

@@ -17,9 +17,12 @@ from onnx_ir.passes.common import (
 import accuquant
 from accuquant.errors import UsageError
 from accuquant.export.correct_bias import CorrectBiasPass
+from accuquant.export.decompose_norms import DecomposeNormsPass
 from accuquant.export.half_precision import HalfPrecisionPass
+from accuquant.export.join_projections import JoinProjectionsPass
 from accuquant.export.layer_match import MatchLayersPass
 from accuquant.export.quantize_activations import QuantizeActivationsPass
+from accuquant.export.quantize_before_concat import QuantizeBeforeConcatPass
 from accuquant.export.quantize_weights import QuantizeWeightsPass
 from accuquant.export.store_half import AUTO_ABOVE, StoreHalfPass
 from accuquant.recipe import Recipe
@@ -95,6 +98,7 @@ def lower(model: ir.Model, recipe: Recipe, options: LoweringOptions, digest: str
     _forget_origin(model)
     QuantizeWeightsPass(recipe.layers, scalar_conv_scales=options.precision in _HALVES)(model)
     if options.precision in _HALVES:
+        DecomposeNormsPass()(model)
         HalfPrecisionPass(_HALVES[options.precision])(model)
     elif options.float_weights != "fp32":
         StoreHalfPass(above=AUTO_ABOVE if options.float_weights == "auto" else 0)(model)
@@ -121,6 +125,9 @@ def _finish(
         affine=options.affine,
         timestep_divisor=recipe.signature.timestep_divisor,
     )(model)
+    if options.precision in _HALVES:
+        JoinProjectionsPass()(model)
+        QuantizeBeforeConcatPass()(model)
     RemoveUnusedNodesPass()(model)
     NameFixPass()(model)
     _describe(model, recipe, options, digest, group)

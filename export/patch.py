@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,21 @@ class Patch:
             output.shape = like.shape
         self._nodes.append(node)
         return output
+
+    def split(self, value: ir.Value, widths: Sequence[int], *, like: ir.Value) -> list[ir.Value]:
+        """Make a Split along the last axis into parts of `widths`; `like` gives their type."""
+        sizes = self.constant(np.array(widths, np.int64), "widths")
+        name = f"{self.prefix}/Split"
+        node = ir.node("Split", [value, sizes], {"axis": -1}, name=name, num_outputs=len(widths))
+        for number, output in enumerate(node.outputs):
+            output.name = f"{name}_output{number}"
+            output.type = None if like.dtype is None else ir.TensorType(like.dtype)
+        self._nodes.append(node)
+        return list(node.outputs)
+
+    def __contains__(self, node: ir.Node) -> bool:
+        """Return whether `node` was made here and is not placed yet."""
+        return node in self._nodes
 
     def cast(self, value: ir.Value, dtype: np.dtype[Any], name: str) -> ir.Value:
         """Return `value` as `dtype`, by a Cast where it has another float type."""

@@ -50,12 +50,13 @@ def pair_fusions(
 ) -> tuple[PairFusion, ...]:
     """Return one PairFusion for each activation's QDQ pair and each node that reads it, in graph order.
 
+    Of a concatenation whose parts have pairs, the parts' pairs count; the one behind it repeats their levels.
     `violations` are what the linter says of the same graph: they explain layers that stayed in float.
     """
     operators = operators_of(graph)
     found = []
     for quantize in graph.select("QuantizeLinear"):
-        if graph.is_constant(input_name(quantize, 0)):
+        if graph.is_constant(input_name(quantize, 0)) or _repeats(graph, quantize):
             continue
         for reader in _readers(graph, quantize):
             found.append(_fusion(graph, engine, operators, violations, quantize, reader))
@@ -113,6 +114,15 @@ def _fusion(
     return found("fused", Reason("", ""))
 
 
+def _repeats(graph: GraphView, quantize: onnx.NodeProto) -> bool:
+    """Say whether `quantize` reads a concatenation of dequantized tensors."""
+    concat = graph.producer(quantize)
+    if concat is None or concat.op_type != "Concat":
+        return False
+    parts = [graph.producer(concat, index) for index in range(len(concat.input))]
+    return all(part is not None and part.op_type == "DequantizeLinear" for part in parts)
+
+
 def _readers(graph: GraphView, quantize: onnx.NodeProto) -> list[onnx.NodeProto]:
     """Return the nodes that read what `quantize` writes, through its DequantizeLinear."""
     found = []
@@ -120,5 +130,10 @@ def _readers(graph: GraphView, quantize: onnx.NodeProto) -> list[onnx.NodeProto]
         if read.node.op_type != "DequantizeLinear":
             found.append(read.node)
             continue
-        found.extend(inner.node for inner in graph.readers(read.node) if inner.node.op_type != "Shape")
+        for inner in graph.readers(read.node):
+            repeats = [again.node for again in graph.readers(inner.node) if _repeats(graph, again.node)]
+            if repeats:
+                found.extend(reader for again in repeats for reader in _readers(graph, again))
+            elif inner.node.op_type != "Shape":
+                found.append(inner.node)
     return found

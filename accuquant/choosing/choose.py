@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -72,7 +72,7 @@ def choose_lowering(
         except AccuQuantError as fault:
             faults.append(f"no {basis}: {fault.subject}, {fault.got}")
             continue
-        decision = decide(figures, compiler.too_large)
+        decision = _noted(decide(figures, compiler.too_large), faults)
         choice = _choice(target, options, decision, basis, figures)
         engine = next(one for one in engines if one.candidate.lowering == decision.lowering)
         return Chosen(decision.lowering, choice, engine)
@@ -86,6 +86,11 @@ _Compare = Callable[
 
 def _ways(target: ExportTarget) -> list[tuple[Basis, _Compare]]:
     return [("measurement", _measure), ("audit", _audit)] if target.is_here else [("audit", _audit)]
+
+
+def _noted(decision: Decision, faults: Sequence[str]) -> Decision:
+    """Return `decision` with what failed before it, which the user would rather have had."""
+    return replace(decision, reason=f"{decision.reason} ({'; '.join(faults)})") if faults else decision
 
 
 def _measure(

@@ -17,6 +17,7 @@ from accuquant.engines import BuildOptions, CompiledEngine, Target
 from accuquant.engines.backend import resolve_backend
 from accuquant.engines.build import BuiltEngine, build_engine
 from accuquant.engines.profile import static_profile
+from accuquant.errors import AccuQuantError
 from accuquant.export.lowering import Lowering, LoweringOptions
 from accuquant.interleave import time_interleaved
 from accuquant.progress import Progress
@@ -59,14 +60,27 @@ class Compiler:
         self.too_large: dict[Lowering, str] = {}
         self._graph, self._recipe, self._target = graph, recipe, target
         self._options, self._scratch = options, scratch
+        self._compiled: dict[str, list[CompiledCandidate] | AccuQuantError] = {}
 
     def compile(self, candidates: Sequence[Candidate], *, backend: str) -> list[CompiledCandidate]:
         """Compile the engine of each candidate, static at a batch of 1, as `accuquant build` does by default.
 
         A lowering of several engines is left out where the first candidate's size says that they would exceed
-        MAX_GROUP_BYTES by far. Raises what write_candidate and build_engine raise.
+        MAX_GROUP_BYTES by far. A library compiles once, even where it fails. Raises what write_candidate and
+        build_engine raise.
         """
         backend = resolve_backend(backend).name
+        if backend not in self._compiled:
+            try:
+                self._compiled[backend] = self._compile(candidates, backend)
+            except AccuQuantError as fault:
+                self._compiled[backend] = fault
+        compiled = self._compiled[backend]
+        if isinstance(compiled, AccuQuantError):
+            raise compiled
+        return compiled
+
+    def _compile(self, candidates: Sequence[Candidate], backend: str) -> list[CompiledCandidate]:
         compiled: list[CompiledCandidate] = []
         for candidate in candidates:
             if compiled and self._exceeds(candidate, compiled[0].built.manifest.engine_bytes):

@@ -47,8 +47,8 @@ DEMOS = {
     "fashion-ddpm": Demo(FASHION_DDPM, _CALIBRATION, _VERIFICATION),
     "fashion-text": Demo(
         FASHION_TEXT,
-        {**_CALIBRATION, "prompts": FASHION_TEXT / "prompts.txt"},
-        {**_VERIFICATION, **_OTHER_PROMPTS},
+        {**_CALIBRATION, "steps": 25, "prompts": FASHION_TEXT / "prompts.txt"},
+        {**_VERIFICATION, "steps": 25, **_OTHER_PROMPTS},
         sampling=_OTHER_PROMPTS,
     ),
 }

@@ -23,11 +23,11 @@ from accuquant.recipe import Recipe
 SCALES = {"constant": (0.05, 0.05), "grouped": (0.05, 0.03)}
 
 
-def observed(source: Any, scales: str, zero_point: int) -> Recipe:
+def observed(source: Any, scales: str, zero_point: int, include: tuple[str, ...]) -> Recipe:
     """Return a recipe of the default layers; convolutions behind a SiLU get the zero-point."""
     weights = float_weights(source.network)
     modules = quantizable_layers(source.network)
-    names = place(source.network, count_macs(source.network, source.signature)).quantized
+    names = place(source.network, count_macs(source.network, source.signature), include=include).quantized
     layers = {}
     for name in names:
         weight = weights[name]
@@ -63,8 +63,14 @@ def export_tiny(
 ) -> Callable[..., Path]:
     """Return a function that quantizes the network -> its .onnx file (that of the first step group)."""
 
-    def export(*, scales: str = "constant", zero_point: int = 0, **options: Any) -> Path:
-        recipe = observed(audit_source, scales, zero_point)
+    def export(
+        *,
+        scales: str = "constant",
+        zero_point: int = 0,
+        include: tuple[str, ...] = (),
+        **options: Any,
+    ) -> Path:
+        recipe = observed(audit_source, scales, zero_point, include)
         path = tmp_path_factory.mktemp("audited") / "model.onnx"
         return export_onnx(float_graph, recipe, path, **{"precision": "fp16"} | options)[0]
 

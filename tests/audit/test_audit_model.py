@@ -74,6 +74,17 @@ def test_constant_scales_fuse_and_run_in_int8(plain: EngineAudit, model: Path) -
     assert plain.outcomes["float"] == plain.outcomes["unknown"] == 0
 
 
+def test_a_shortcut_behind_a_concatenation_has_a_pair_on_each_part(export_tiny: Export) -> None:
+    """What a layer reads that concatenates two tensors is quantized where each of them is computed."""
+    layer = "up_blocks.0.resnets.0.conv_shortcut"
+    audit = audit_model(export_tiny(include=("*conv_shortcut",)), ADA).subject
+    assert {item.precision for item in audit.work if item.layer == layer} == {"int8"}
+    pairs = [pair for pair in audit.pairs if pair.layer == layer]
+    assert len(pairs) == 2
+    assert "part0" in pairs[0].pair
+    assert audit.outcomes["float"] == audit.outcomes["unknown"] == 0
+
+
 @pytest.mark.parametrize("target", ["sm86", "sm120"])
 def test_other_gpus_run_the_same_layers_in_int8(plain: EngineAudit, model: Path, target: str) -> None:
     other = audit_model(model, parse_target(target)).subject

@@ -20,6 +20,7 @@ from accuquant.cli.main import main
 from accuquant.engine_manifest import EngineManifest, engine_path
 from accuquant.engines import Target
 from accuquant.export import export_onnx, export_pipeline
+from accuquant.gpu import Gpu
 from accuquant.manifest import Manifest
 from accuquant.pipelines.source import Source
 from accuquant.recipe import Recipe
@@ -197,6 +198,40 @@ def test_an_onnx_file_gets_its_lowering_and_engine_too(
     engine = engine_path(tmp_path, written[0].name, "sm89", "tensorrt_rtx")
     EngineManifest.load(engine).check_engine(engine)
     assert sorted(tmp_path.iterdir()) == sorted([*written, tmp_path / "engines"])
+
+
+@pytest.mark.trt
+def test_a_graph_that_the_compiler_refuses_gets_the_rule_with_its_words(
+    float_graph: Path, make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    model = onnx.load(float_graph)
+    model.graph.node[-1].output[0] = "before"
+    model.graph.node.append(onnx.helper.make_node("Det", ["before"], [model.graph.output[0].name], "last"))
+    del model.graph.output[0].type.tensor_type.shape.dim[2:]
+    onnx.save(model, tmp_path / "float.onnx")
+    monkeypatch.setattr("accuquant.choosing.target.find_gpu", lambda: Gpu("L4", (8, 9), (13, 0)))
+    arguments = (tmp_path / "float.onnx", make_recipe(*APART), tmp_path / "int8.onnx")
+    choice = export_onnx_for(*arguments, "gpu")[1]
+    assert choice is not None
+    assert (choice.lowering, choice.basis) == ("rescale", "rule")
+    assert choice.reason.count("operators that TensorRT does not have: Det") == 2
+
+
+@pytest.mark.trt
+def test_a_gpu_that_cannot_run_the_engines_is_told_of_and_they_are_audited(
+    float_graph: Path, make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The GPU of this machine, as far as the choice knows; its driver is not there."""
+    pytest.importorskip("tensorrt_rtx")
+    runtime = pytest.importorskip("cuda.bindings.runtime")
+    if runtime.cudaDriverGetVersion()[1]:
+        pytest.skip("there is a driver")
+    monkeypatch.setattr("accuquant.choosing.target.find_gpu", lambda: Gpu("L4", (8, 9), (13, 0)))
+    choice = export_onnx_for(float_graph, make_recipe(*APART), tmp_path / "int8.onnx", "gpu")[1]
+    assert choice is not None
+    assert (choice.target, choice.basis) == ("sm89", "audit")
+    assert "(no measurement: GPU, no NVIDIA driver)" in choice.reason
 
 
 @pytest.mark.gpu
