@@ -21,8 +21,6 @@ from .trajectory import TrajectoryBatch
 
 #: When the held-out trajectories are asked, as shares of the iterations.
 _MOMENTS = (1 / 4, 1 / 2, 3 / 4, 1)
-#: How sure the held-out trajectories must be: one recipe for the whole trajectory is at stake.
-_STANDARD_ERRORS = 2.0
 #: Iterations over which the learning rate rises: Adam's first steps follow single batches.
 _WARM_UP = 10
 #: Adam remembers squared gradients for about 100 iterations, some rounds over the groups.
@@ -103,7 +101,7 @@ class _Judge:
     """Compares the end-point errors of held-out trajectories with those before learning.
 
     What is learned counts as better where the errors of a trajectory, summed over its step groups, fall by
-    more than two standard errors, trajectory by trajectory on a log scale.
+    more than one standard error, trajectory by trajectory on a log scale.
     """
 
     def __init__(self, errors: Callable[[], Tensor], parameters: Sequence[nn.Parameter]) -> None:
@@ -125,7 +123,7 @@ class _Judge:
         change = (errors.clamp_min(tiny) / self._before.clamp_min(tiny)).log()
         mean = float(change.mean())
         error_of_mean = float(change.std(correction=1)) / math.sqrt(len(change)) if len(change) > 1 else 0.0
-        if mean + _STANDARD_ERRORS * error_of_mean < 0 and mean < self._best_change:
+        if mean + error_of_mean < 0 and mean < self._best_change:
             self._best_change, self._best_loss = mean, self._last_loss
             self._best = [p.detach().clone() for p in self._parameters]
 
