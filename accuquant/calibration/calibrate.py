@@ -18,7 +18,8 @@ from accuquant.progress import Progress, Silent
 from accuquant.recipe import GroupResult, Recipe
 from accuquant.simulate import quantize_network, quantized_layers
 
-from .learning import LearningSettings, learn_group
+from .descent import LearningSettings
+from .learning import learn_group
 from .preparation import plain_config, prepare
 from .settings import CalibrationSettings
 from .shared_learning import learn_shared

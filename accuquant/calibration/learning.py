@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,22 +11,14 @@ from accuquant.denoising.process import DenoisingProcess
 from accuquant.recipe import GroupResult
 from accuquant.simulate import quantized_layers
 
-from .gradient import Segment, gradient_arm, rollout
+from .descent import HeldOutJudge, LearningSettings, descend
+from .gradient import LossFn, Segment, rollout
 from .trajectory import TrajectoryBatch
 
 #: When the held-out trajectories are asked, as shares of the iterations.
 _MOMENTS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)
 #: Moments in a row without progress that end the descent.
 _PATIENCE = 3
-
-
-@dataclass(frozen=True)
-class LearningSettings:
-    """How the scales of a group are learned: Adam on their logarithms, with a cosine schedule."""
-
-    gradient: str = "accuquant"
-    iterations: int = 100
-    learning_rate: float = 1e-3
 
 
 def sample_errors(end: Tensor, target: Tensor) -> Tensor:
@@ -75,7 +65,20 @@ def learn_group(
     initial = [layer.scale_of(group) for layer in layers]
     for layer in layers:
         layer.learning = True
-    fault = _descend(network, process, steps, batches, settings, before, seed, judge, progress)
+    optimizer = torch.optim.Adam(
+        [p for p in network.parameters() if p.requires_grad], lr=settings.learning_rate
+    )
+    fault = descend(
+        network,
+        process,
+        optimizer,
+        torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.iterations),
+        _draw(batches, steps, lambda end, target: end_point_loss(end, target, before), seed),
+        settings,
+        moments=_MOMENTS,
+        judge=judge,
+        progress=progress,
+    )
     for layer, scale in zip(layers, initial, strict=True):
         layer.learning = False
         if fault:
@@ -83,18 +86,11 @@ def learn_group(
         layer.revert(group)
     if judge.found_better and not fault:
         return GroupResult(before, judge.best_loss)
-    note = fault or (
-        f"no moment was better on held-out trajectories: loss {before:.3g}, at the end {judge.last_loss:.3g}"
-    )
-    return GroupResult(before, before, "rolled_back", note)
+    return GroupResult(before, before, "rolled_back", fault or judge.verdict())
 
 
-class _Judge:
-    """Compares a group's end-point errors on held-out trajectories with those before learning.
-
-    Scales count as better where the errors fall by more than one standard error, sample by sample on a log
-    scale: with a handful of trajectories, the lower of two medians is often luck.
-    """
+class _Judge(HeldOutJudge):
+    """Keeps the scales of a group where held-out trajectories find them the best so far."""
 
     def __init__(
         self,
@@ -107,24 +103,15 @@ class _Judge:
         self._evaluated = (network, process, steps, held_out)
         self._layers = list(quantized_layers(network).values())
         self._group = group
-        self._before = self._errors()
-        self.initial_loss = self.best_loss = self.last_loss = float(self._before.median())
-        self.found_better = False
-        self._best_change = 0.0
         self._without_progress = 0
+        super().__init__(self._errors())
 
     def _errors(self) -> Tensor:
         return held_out_errors(*self._evaluated).clamp_min(torch.finfo(torch.float32).tiny)
 
     def __call__(self) -> bool:
         """Keep the present scales where they are the best so far; return whether to go on."""
-        errors = self._errors()
-        self.last_loss = float(errors.median())
-        change = (errors / self._before).log()
-        mean = float(change.mean())
-        error_of_mean = float(change.std(correction=1)) / math.sqrt(len(change)) if len(change) > 1 else 0.0
-        if mean + error_of_mean < 0 and mean < self._best_change:
-            self._best_change, self.best_loss, self.found_better = mean, self.last_loss, True
+        if self.is_best(self._errors()):
             self._without_progress = 0
             for layer in self._layers:
                 layer.commit(self._group)
@@ -146,42 +133,11 @@ def held_out_errors(
     return torch.cat(errors)
 
 
-def _descend(
-    network: nn.Module,
-    process: DenoisingProcess,
-    steps: range,
-    batches: Sequence[TrajectoryBatch],
-    settings: LearningSettings,
-    typical: float,
-    seed: int,
-    judge: Callable[[], bool],
-    progress: Callable[[int], None] | None,
-) -> str:
-    """Run the optimizer while `judge` says so; return what went wrong, or an empty string."""
-    arm = gradient_arm(settings.gradient)
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.iterations)
+def _draw(
+    batches: Sequence[TrajectoryBatch], steps: range, loss: LossFn, seed: int
+) -> Iterator[tuple[Segment, LossFn]]:
+    """Yield the batches in a new order each time round."""
     rng = torch.Generator().manual_seed(seed)
-    moments = {math.ceil(settings.iterations * share) for share in _MOMENTS}
-    for iteration in range(settings.iterations):
-        if iteration % len(batches) == 0:
-            order = torch.randperm(len(batches), generator=rng).tolist()
-        batch = batches[order[iteration % len(batches)]]
-        optimizer.zero_grad(set_to_none=True)
-        loss = arm(
-            process,
-            batch.bind(network),
-            Segment(batch, steps),
-            lambda end, target: end_point_loss(end, target, typical),
-        )
-        if not math.isfinite(loss):
-            return f"the loss became {loss} at iteration {iteration + 1}"
-        optimizer.step()
-        schedule.step()
-        go_on = iteration + 1 not in moments or judge()
-        if progress is not None:
-            progress(1 if go_on else settings.iterations - iteration)
-        if not go_on:
-            break
-    return ""
+    while True:
+        for index in torch.randperm(len(batches), generator=rng).tolist():
+            yield Segment(batches[index], steps), loss

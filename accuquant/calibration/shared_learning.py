@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -14,8 +14,9 @@ from accuquant.network import quantizable_layers
 from accuquant.recipe import GroupResult, Recipe
 from accuquant.simulate import QuantizedLayer, quantize_network, quantized_layers
 
-from .gradient import LossFn, Segment, gradient_arm
-from .learning import LearningSettings, end_point_loss, held_out_errors
+from .descent import HeldOutJudge, LearningSettings, descend
+from .gradient import LossFn, Segment
+from .learning import end_point_loss, held_out_errors
 from .output_correction import OutputCorrection, corrected
 from .trajectory import TrajectoryBatch
 
@@ -59,8 +60,18 @@ def learn_shared(
             parameters,
         )
         rate = settings.learning_rate * _relative(judge.initial_loss, held_out)
-        settings = replace(settings, learning_rate=rate)
-        fault = _descend(simulated, process, segments, batches, settings, parameters, seed, judge, progress)
+        optimizer = torch.optim.Adam(parameters, lr=rate, betas=_BETAS)
+        fault = descend(
+            simulated,
+            process,
+            optimizer,
+            torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: _share_of_rate(i, settings.iterations)),
+            _draw(batches, segments, judge.typical, seed),
+            settings,
+            moments=_MOMENTS,
+            judge=judge,
+            progress=progress,
+        )
     if fault or not judge.restore():
         return recipe, judge.result("rolled_back", fault or judge.verdict())
     return _folded(network, recipe, layers, corrections), judge.result("learned")
@@ -97,94 +108,51 @@ def _folded(
     )
 
 
-class _Judge:
-    """Compares the end-point errors of held-out trajectories with those before learning.
-
-    What is learned counts as better where the errors of a trajectory, summed over its step groups, fall by
-    more than one standard error, trajectory by trajectory on a log scale.
-    """
+class _Judge(HeldOutJudge):
+    """Keeps parameters where held-out trajectories find them the best, by the sum over their step groups."""
 
     def __init__(self, errors: Callable[[], Tensor], parameters: Sequence[nn.Parameter]) -> None:
         """Prepare to call `errors` -> [G, N], and to keep the values of `parameters`."""
         self._errors = errors
         self._parameters = parameters
+        self._best: list[Tensor] = []
         before = errors()
         self.typical = before.median(1).values.tolist()
-        self._before = before.sum(0)
-        self.initial_loss = self._best_loss = self._last_loss = float(self._before.median())
-        self._best_change = 0.0
-        self._best: list[Tensor] = []
+        super().__init__(before.sum(0))
 
-    def __call__(self) -> None:
-        """Keep the present values of the parameters where they are the best so far."""
-        errors = self._errors().sum(0)
-        self._last_loss = float(errors.median())
-        tiny = torch.finfo(torch.float32).tiny
-        change = (errors.clamp_min(tiny) / self._before.clamp_min(tiny)).log()
-        mean = float(change.mean())
-        error_of_mean = float(change.std(correction=1)) / math.sqrt(len(change)) if len(change) > 1 else 0.0
-        if mean + error_of_mean < 0 and mean < self._best_change:
-            self._best_change, self._best_loss = mean, self._last_loss
+    def __call__(self) -> bool:
+        """Keep the present values of the parameters where they are the best so far; never end the descent."""
+        if self.is_best(self._errors().sum(0)):
             self._best = [p.detach().clone() for p in self._parameters]
+        return True
 
     @torch.no_grad()
     def restore(self) -> bool:
         """Give the parameters their best values; return whether there are better ones than the first."""
         for parameter, value in zip(self._parameters, self._best, strict=False):
             parameter.copy_(value)
-        return bool(self._best)
-
-    def verdict(self) -> str:
-        """Say why nothing was kept."""
-        before, last = f"loss {self.initial_loss:.3g}", f"at the end {self._last_loss:.3g}"
-        return f"no moment was better on held-out trajectories: {before}, {last}"
+        return self.found_better
 
     def result(self, status: str, note: str = "") -> GroupResult:
         """Return what the recipe tells about the learning."""
-        final = self._best_loss if status == "learned" else self.initial_loss
+        final = self.best_loss if status == "learned" else self.initial_loss
         return GroupResult(self.initial_loss, final, status, note)
 
 
-def _descend(
-    network: nn.Module,
-    process: DenoisingProcess,
-    segments: Sequence[range],
-    batches: Sequence[TrajectoryBatch],
-    settings: LearningSettings,
-    parameters: Sequence[nn.Parameter],
-    seed: int,
-    judge: _Judge,
-    progress: Callable[[int], None] | None,
-) -> str:
-    """Run the optimizer; return what went wrong, or an empty string."""
-    arm = gradient_arm(settings.gradient)
-    optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate, betas=_BETAS)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: _share_of_rate(i, settings.iterations))
+def _draw(
+    batches: Sequence[TrajectoryBatch], segments: Sequence[range], typical: Sequence[float], seed: int
+) -> Iterator[tuple[Segment, LossFn]]:
+    """Yield one step group of one batch at a time, the groups in a new order each time round.
+
+    `typical` are the end-point errors of the groups before learning.
+    """
     rng = torch.Generator().manual_seed(seed)
-    moments = {math.ceil(settings.iterations * share) for share in _MOMENTS}
     # losses near 1: Adam adds 1e-8 to the size of every gradient
-    size = sum(judge.typical) / len(segments) or 1.0
-    order: list[int] = []
-    for iteration in range(settings.iterations):
-        order = order or torch.randperm(len(segments), generator=rng).tolist()
-        group = order.pop()
-        batch = batches[int(torch.randint(len(batches), (), generator=rng))]
-        optimizer.zero_grad(set_to_none=True)
-        loss = arm(
-            process,
-            batch.bind(network),
-            Segment(batch, segments[group]),
-            _loss(judge.typical[group], size),
-        )
-        if not math.isfinite(loss):
-            return f"the loss became {loss} at iteration {iteration + 1}"
-        optimizer.step()
-        schedule.step()
-        if iteration + 1 in moments:
-            judge()
-        if progress is not None:
-            progress(1)
-    return ""
+    size = sum(typical) / len(segments) or 1.0
+    while True:
+        for group in reversed(torch.randperm(len(segments), generator=rng).tolist()):
+            batch = batches[int(torch.randint(len(batches), (), generator=rng))]
+            yield Segment(batch, segments[group]), _loss(typical[group], size)
 
 
 def _relative(loss: float, batches: Sequence[TrajectoryBatch]) -> float:

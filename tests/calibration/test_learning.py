@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
+from accuquant.calibration.descent import LearningSettings
 from accuquant.calibration.gradient import GRADIENT_ARMS
 from accuquant.calibration.learning import (
-    LearningSettings,
     _Judge,
     end_point_loss,
     held_out_errors,

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from accuquant.calibration.descent import LearningSettings
 from accuquant.calibration.gradient import GRADIENT_ARMS
-from accuquant.calibration.learning import LearningSettings, held_out_errors
+from accuquant.calibration.learning import held_out_errors
 from accuquant.calibration.shared_learning import _Judge, learn_shared
 from accuquant.calibration.trajectory import TrajectoryBatch
 from accuquant.denoising.process import DenoisingProcess

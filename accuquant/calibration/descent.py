@@ -1,0 +1,88 @@
+"""Gradient descent on the ends of simulated denoising steps, and who judges it: held-out trajectories."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from accuquant.denoising.process import DenoisingProcess
+
+from .gradient import LossFn, Segment, gradient_arm
+
+
+@dataclass(frozen=True)
+class LearningSettings:
+    """How much is learned, and by which gradient: `learning_rate` is Adam's at its highest."""
+
+    gradient: str = "accuquant"
+    iterations: int = 100
+    learning_rate: float = 1e-3
+
+
+class HeldOutJudge:
+    """Compares the end-point errors of held-out trajectories with those before learning.
+
+    What is learned counts as better where the errors fall by more than one standard error, trajectory by
+    trajectory on a log scale: with a handful of them, the lower of two medians is often luck.
+    """
+
+    def __init__(self, before: Tensor) -> None:
+        """Take the errors [N] before learning. Losses are medians."""
+        self._before = before
+        self.initial_loss = self.best_loss = self.last_loss = float(before.median())
+        self.found_better = False
+        self._best_change = 0.0
+
+    def is_best(self, errors: Tensor) -> bool:
+        """Return whether `errors` [N] are better than those before learning, and the best so far."""
+        self.last_loss = float(errors.median())
+        tiny = torch.finfo(torch.float32).tiny
+        change = (errors.clamp_min(tiny) / self._before.clamp_min(tiny)).log()
+        mean = float(change.mean())
+        error_of_mean = float(change.std(correction=1)) / math.sqrt(len(change)) if len(change) > 1 else 0.0
+        if not (mean + error_of_mean < 0 and mean < self._best_change):
+            return False
+        self._best_change, self.best_loss, self.found_better = mean, self.last_loss, True
+        return True
+
+    def verdict(self) -> str:
+        """Say why nothing was kept."""
+        before, last = f"loss {self.initial_loss:.3g}", f"at the end {self.last_loss:.3g}"
+        return f"no moment was better on held-out trajectories: {before}, {last}"
+
+
+def descend(
+    network: nn.Module,
+    process: DenoisingProcess,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    draws: Iterable[tuple[Segment, LossFn]],
+    settings: LearningSettings,
+    *,
+    moments: Sequence[float],
+    judge: Callable[[], bool],
+    progress: Callable[[int], None] | None,
+) -> str:
+    """Take a step for each of the first `settings.iterations` of `draws`; return what went wrong, or "".
+
+    `judge` is asked at `moments`, shares of the iterations, and ends the descent by answering False.
+    """
+    arm = gradient_arm(settings.gradient)
+    asked = {math.ceil(settings.iterations * share) for share in moments}
+    for iteration, (segment, loss_fn) in zip(range(settings.iterations), draws, strict=False):
+        optimizer.zero_grad(set_to_none=True)
+        loss = arm(process, segment.batch.bind(network), segment, loss_fn)
+        if not math.isfinite(loss):
+            return f"the loss became {loss} at iteration {iteration + 1}"
+        optimizer.step()
+        schedule.step()
+        go_on = iteration + 1 not in asked or judge()
+        if progress is not None:
+            progress(1 if go_on else settings.iterations - iteration)
+        if not go_on:
+            break
+    return ""
