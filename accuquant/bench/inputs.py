@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,13 +34,12 @@ def make_inputs(manifest: Manifest, batch_size: int) -> Inputs:
     signature = manifest.signature
     sizes = {**signature.sizes, "batch": batch_size}
     rng = np.random.default_rng(0)
-
-    def array(spec: TensorSpec) -> Array:
-        shape, dtype = spec.resolve(sizes), np.dtype(spec.dtype)
-        if dtype.kind == "f":
-            return rng.standard_normal(shape).astype(dtype)
-        return np.zeros(shape, dtype)
-
     middle = float(int((manifest.groups.edges[0] + manifest.groups.edges[-1]) / 2))
-    conditioning = {spec.name: array(spec) for spec in signature.conditioning}
-    return Inputs(array(signature.sample), middle, conditioning)
+    conditioning = {spec.name: noise(spec, sizes, rng) for spec in signature.conditioning}
+    return Inputs(noise(signature.sample, sizes, rng), middle, conditioning)
+
+
+def noise(spec: TensorSpec, sizes: Mapping[str, int], rng: np.random.Generator) -> Array:
+    """Return normal noise for a float tensor, zeros for another: the time does not depend on the values."""
+    shape, dtype = spec.resolve(sizes), np.dtype(spec.dtype)
+    return rng.standard_normal(shape).astype(dtype) if dtype.kind == "f" else np.zeros(shape, dtype)

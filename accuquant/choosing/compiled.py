@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from accuquant.audit.engine_audit import audit_engine
+from accuquant.bench.inputs import noise
 from accuquant.choosing.candidates import Candidate, FloatGraph, write_candidate
 from accuquant.choosing.decide import MAX_GROUP_BYTES, EngineFigures
 from accuquant.engines import BuildOptions, CompiledEngine, Target
@@ -129,7 +129,11 @@ def timed(compiled: Sequence[CompiledCandidate], progress: Progress) -> list[Eng
     """
     with ExitStack() as stack:
         runners = {one.candidate.lowering: _activated(one.built.path, stack) for one in compiled}
-        feeds = {name: _feeds(runner) for name, runner in runners.items()}
+        rng = np.random.default_rng(0)
+        feeds = {
+            name: {spec.name: noise(spec, {}, rng) for spec in runner.input_specs}
+            for name, runner in runners.items()
+        }
         progress.stage("timing the lowerings", _ROUNDS + _WARM_UP)
         times = time_interleaved(
             {name: lambda n=name: runners[n].infer(feeds[n]) for name in runners},  # type: ignore[misc]
@@ -154,19 +158,6 @@ def _activated(engine: Path, stack: ExitStack) -> Runner:
     stack.callback(runner.deactivate)
     runner.activate()
     return runner
-
-
-def _feeds(runner: Runner) -> Mapping[str, Any]:
-    """Return noise for float inputs, zeros for the others: the time does not depend on the values."""
-    rng = np.random.default_rng(0)
-    return {
-        spec.name: (
-            rng.standard_normal(spec.resolve({})).astype(spec.dtype)
-            if np.dtype(spec.dtype).kind == "f"
-            else np.zeros(spec.resolve({}), spec.dtype)
-        )
-        for spec in runner.input_specs
-    }
 
 
 def keep_engine(compiled: CompiledCandidate, engine: Path, rebuild: str) -> None:

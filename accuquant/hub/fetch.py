@@ -7,7 +7,7 @@ from pathlib import Path
 
 from accuquant.errors import MissingDependencyError
 
-from ._client import client, refused
+from .client import client, refused
 
 
 def local_folder(source: str | os.PathLike[str], *, revision: str | None = None) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 from accuquant.errors import UsageError
 from accuquant.manifest import Manifest
 
-from ._client import client, refused
+from .client import client, refused
 
 #: Left out of an upload: what other programs put beside an export.
 _IGNORED = ["*.partial/*", ".*", "*/.*"]

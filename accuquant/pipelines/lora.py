@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from accuquant._files import sha256_of_file
-from accuquant.errors import MissingDependencyError, RecipeError, SourceError, UsageError
+from accuquant.errors import RecipeError, SourceError, UsageError
+from accuquant.hub.client import client
 
 _SUFFIX = ".safetensors"
 _USUAL_NAME = "pytorch_lora_weights.safetensors"  # what diffusers' save_lora_weights writes
@@ -123,19 +124,11 @@ def _only_file(name: str, folder: Path) -> Path:
 
 
 def _download(hub_id: str, file: str) -> Path:
-    try:
-        import huggingface_hub
-    except ImportError as fault:
-        raise MissingDependencyError(
-            f"LoRA '{hub_id}'",
-            got="no package huggingface_hub",
-            expected="the Hub's client",
-            remedy="pip install 'accuquant[hub]', or pass a file",
-        ) from fault
+    hub = client()
     try:
         if file:
-            return Path(huggingface_hub.hf_hub_download(hub_id, file))
-        folder = huggingface_hub.snapshot_download(hub_id, allow_patterns=[f"*{_SUFFIX}"])
+            return Path(hub.hf_hub_download(hub_id, file))
+        folder = hub.snapshot_download(hub_id, allow_patterns=[f"*{_SUFFIX}"])
     except Exception as fault:  # the Hub client raises many unrelated kinds
         raise SourceError(
             f"LoRA '{hub_id}'",
