@@ -11,6 +11,7 @@ import argparse
 import gzip
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -78,29 +79,48 @@ def update_average(average: nn.Module, network: nn.Module, step: int) -> None:
         mean.lerp_(live, 1 - decay)
 
 
-def train(images: Tensor, *, minutes: float, batch_size: int, base_rate: float) -> UNet2DModel:
-    """Train for `minutes` and return the averaged network."""
-    network, average = build_network(), build_network()
-    average.load_state_dict(network.state_dict())
-    optimizer = torch.optim.AdamW(network.parameters(), base_rate, weight_decay=1e-4, betas=(0.9, 0.99))
-    scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
-    weights = min_snr_weights(scheduler)
+def train_for(
+    minutes: float,
+    live: nn.Module,
+    average: nn.Module,
+    loss_of_step: Callable[[int], Tensor],
+    *,
+    base_rate: float,
+    weight_decay: float = 1e-4,
+    name: str = "network",
+) -> None:
+    """Train `live` by the losses of steps 0, 1, ..., for `minutes`; `average` gets its moving average."""
+    average.load_state_dict(live.state_dict())
+    optimizer = torch.optim.AdamW(live.parameters(), base_rate, weight_decay=weight_decay, betas=(0.9, 0.99))
     start, step, losses = time.monotonic(), 0, []
     while (progress := (time.monotonic() - start) / (60 * minutes)) < 1:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(base_rate, step, progress)
-        batch = images[torch.randint(len(images), (batch_size,))].float() / 127.5 - 1
-        loss = loss_of_batch(network, batch.flip(-1) if step % 2 else batch, scheduler, weights)
+        loss = loss_of_step(step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(live.parameters(), 1.0)
         optimizer.step()
-        update_average(average, network, step)
+        update_average(average, live, step)
         losses.append(loss.item())
         step += 1
         if step % 50 == 0:
-            print(f"step {step}  {progress:4.0%}  loss {np.mean(losses[-500:]):.5f}", flush=True)
-    return average.eval()
+            print(f"{name}, step {step}  {progress:4.0%}  loss {np.mean(losses[-500:]):.5f}", flush=True)
+    average.eval()
+
+
+def train(images: Tensor, *, minutes: float, batch_size: int, base_rate: float) -> UNet2DModel:
+    """Train for `minutes` and return the averaged network."""
+    network, average = build_network(), build_network()
+    scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
+    weights = min_snr_weights(scheduler)
+
+    def loss_of_step(step: int) -> Tensor:
+        batch = images[torch.randint(len(images), (batch_size,))].float() / 127.5 - 1
+        return loss_of_batch(network, batch.flip(-1) if step % 2 else batch, scheduler, weights)
+
+    train_for(minutes, network, average, loss_of_step, base_rate=base_rate)
+    return average
 
 
 def main() -> None:

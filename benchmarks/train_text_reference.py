@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,7 +29,7 @@ from diffusers import (
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from train_features import read_dataset
-from train_reference import learning_rate, min_snr_weights, update_average
+from train_reference import min_snr_weights, train_for
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 #: What Fashion-MNIST's labels 0 to 9 are called in a prompt.
@@ -158,27 +157,17 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 def train_autoencoder(gray: Tensor, *, minutes: float, batch_size: int, base_rate: float) -> AutoencoderKL:
     """Train the autoencoder on newly dyed clothes, for `minutes`, and return its average."""
     vae, average = build_autoencoder(), build_autoencoder()
-    average.load_state_dict(vae.state_dict())
-    optimizer = torch.optim.AdamW(vae.parameters(), base_rate, betas=(0.9, 0.99))
-    start, step = time.monotonic(), 0
-    while (progress := (time.monotonic() - start) / (60 * minutes)) < 1:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(base_rate, step, progress)
+
+    def loss_of_step(_step: int) -> Tensor:
         images = dye(gray[torch.randint(len(gray), (batch_size,))], random_colors(batch_size)[1])
         with torch.autocast("cpu", torch.bfloat16):
             posterior = vae.encode(images).latent_dist
             decoded = vae.decode(posterior.sample()).sample
         error = (decoded.float() - images).square().mean()
-        loss = error + 1e-4 * posterior.kl().float().mean() / images[0].numel()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        update_average(average, vae, step)
-        step += 1
-        if step % 50 == 0:
-            print(f"autoencoder, step {step}  {progress:4.0%}  squared error {error.item():.5f}", flush=True)
-    return average.eval()
+        return error + 1e-4 * posterior.kl().float().mean() / images[0].numel()
+
+    train_for(minutes, vae, average, loss_of_step, base_rate=base_rate, weight_decay=1e-2, name="autoencoder")
+    return average
 
 
 @torch.no_grad()
@@ -203,15 +192,11 @@ def train_unet(
     """Train the UNet and its text encoder for `minutes` and return their averages."""
     live = nn.ModuleList([build_unet(), build_text_encoder(tokenizer)])
     average = nn.ModuleList([build_unet(), build_text_encoder(tokenizer)])
-    average.load_state_dict(live.state_dict())
     unet, encoder = live
-    optimizer = torch.optim.AdamW(live.parameters(), base_rate, weight_decay=1e-4, betas=(0.9, 0.99))
     scheduler = DDPMScheduler(num_train_timesteps=1000, **NOISE)
     weights = min_snr_weights(scheduler)
-    start, step, losses = time.monotonic(), 0, []
-    while (progress := (time.monotonic() - start) / (60 * minutes)) < 1:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(base_rate, step, progress)
+
+    def loss_of_step(_step: int) -> Tensor:
         chosen = torch.randint(len(data.latents), (batch_size,))
         latents, timesteps = data.latents[chosen].float(), torch.randint(0, 1000, (batch_size,))
         noise = torch.randn_like(latents)
@@ -221,17 +206,10 @@ def train_unet(
         ).input_ids
         with torch.autocast("cpu", torch.bfloat16):
             predicted = unet(noisy, timesteps, encoder(tokens)[0]).sample
-        loss = ((predicted.float() - noise).square().mean((1, 2, 3)) * weights[timesteps]).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(live.parameters(), 1.0)
-        optimizer.step()
-        update_average(average, live, step)
-        losses.append(loss.item())
-        step += 1
-        if step % 50 == 0:
-            print(f"UNet, step {step}  {progress:4.0%}  loss {np.mean(losses[-500:]):.5f}", flush=True)
-    return average[0].eval(), average[1].eval()
+        return ((predicted.float() - noise).square().mean((1, 2, 3)) * weights[timesteps]).mean()
+
+    train_for(minutes, live, average, loss_of_step, base_rate=base_rate, name="UNet")
+    return average[0], average[1]
 
 
 def main() -> None:
