@@ -6,6 +6,8 @@ import os
 
 # The tensors of these tests are tiny: a second thread costs more than it gives, most of all under xdist.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What is printed must not depend on the terminal that the tests run in.
+os.environ["COLUMNS"] = "80"
 
 from collections.abc import Callable
 from pathlib import Path

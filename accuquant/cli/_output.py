@@ -37,10 +37,13 @@ def write_json(target: str, text: str) -> None:
 
 
 def console_beside_json(json_file: str | None) -> Console:
-    """Return the console for people: stdout, or stderr where stdout carries the JSON."""
+    """Return the console for people: stdout, or stderr where stdout carries the JSON.
+
+    A sentence is one line, which the terminal wraps, so that it can be searched for and copied.
+    """
     from rich.console import Console
 
-    return Console(stderr=json_file == STDOUT, highlight=False)
+    return Console(stderr=json_file == STDOUT, highlight=False, soft_wrap=True)
 
 
 def print_table(
@@ -61,10 +64,10 @@ def print_table(
     for row in rows:
         table.add_row(*row)
     if unbroken is None:
-        console.print(table)
+        console.print(table, soft_wrap=False)
         return
     roomy = console.options.update(max_width=10_000)
     width = console.width
     console.width = max(width, Measurement.get(console, roomy, table).maximum)
-    console.print(table, crop=False)
+    console.print(table, crop=False, soft_wrap=False)
     console.width = width

@@ -90,7 +90,7 @@ def print_report(console: Console, report: AuditReport, *, layers: bool) -> None
         print_table(console, ("kernel", "kind", "precision", "ONNX nodes"), _kernel_rows(subject))
     for audit in audits:
         for text in audit.not_understood:
-            console.print(f"{audit.name}: not understood: {text}", markup=False, soft_wrap=True)
+            console.print(f"{audit.name}: not understood: {text}", markup=False)
 
 
 def _summary(audits: list[EngineAudit]) -> Iterator[list[str]]:
@@ -116,7 +116,7 @@ def _print_pairs(console: Console, audit: EngineAudit, *, every: bool) -> None:
             f"  layers: {_names(pairs, every=every)}",
         )
         for line in lines:
-            console.print(f"  {line}", markup=False, soft_wrap=True)
+            console.print(f"  {line}", markup=False)
     console.print()
 
 
