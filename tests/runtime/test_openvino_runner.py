@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,10 +13,31 @@ FEEDS = {"sample": np.ones((1, 3, 8, 8), np.float32), "timestep": np.zeros(1, np
 
 def test_floats_stay_float32_on_every_processor(model_path: Path) -> None:
     with OpenVinoRunner(model_path, num_threads=1) as runner:
-        compiled = runner._request.get_compiled_model()
+        runner.infer(FEEDS)
+        (compiled,) = compiled_models(runner)
         assert compiled.get_property("INFERENCE_PRECISION_HINT").to_string() == "f32"
         assert compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") == 0
         assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
+
+
+def test_a_call_runs_in_a_model_compiled_for_its_shapes(model_path: Path, network: Callable) -> None:
+    shapes = [(1, 3, 8, 8), (2, 3, 8, 8), (1, 3, 8, 8), (2, 3, 16, 8), (1, 3, 8, 8)]
+    with OpenVinoRunner(model_path) as runner:
+        assert runner.input_specs[0].shape[0] == "?", "the model itself takes any batch"
+        for shape in shapes:
+            sample = np.random.default_rng(0).standard_normal(shape, np.float32)
+            result = runner.infer({**FEEDS, "sample": sample})["out_sample"]
+            np.testing.assert_allclose(result, network(sample, 0), atol=1e-6)
+            newest = compiled_models(runner)[-1]
+            assert [tuple(port.shape) for port in newest.inputs] == [shape, (1,)]
+            assert tuple(newest.outputs[0].shape) == result.shape
+        kept = [tuple(compiled.inputs[0].shape) for compiled in compiled_models(runner)]
+        assert kept == [(2, 3, 16, 8), (1, 3, 8, 8)], "memory must not grow with the number of shapes"
+
+
+def compiled_models(runner: OpenVinoRunner) -> list[Any]:
+    """Return what is compiled, the latest used last."""
+    return [request.get_compiled_model() for request in runner._requests.values()]
 
 
 def test_the_cache_never_serves_an_engine_of_replaced_weights(
