@@ -16,6 +16,7 @@ _LEVEL_TYPES: dict[int, int] = {
     TensorProto.INT4: 21,
     TensorProto.FLOAT4E2M1: 23,
 }
+_EXPORT_SHIFT = "Export with --affine shift, or quantize symmetrically: signed int8 levels with zero_point 0"
 _RE_EXPORT_SYMMETRIC = "Quantize symmetrically: signed int8 levels with zero_point 0"
 
 
@@ -33,7 +34,7 @@ def zero_point(graph: GraphView) -> Iterator[Violation]:
             found = f"zero_point is {values.flat[values.ravel().nonzero()[0][0]]:g}"
         else:
             continue
-        yield Violation("zero-point", label(node), f"{found}, expected constant zeros", _RE_EXPORT_SYMMETRIC)
+        yield Violation("zero-point", label(node), f"{found}, expected constant zeros", _EXPORT_SHIFT)
 
 
 def level_type(graph: GraphView) -> Iterator[Violation]:

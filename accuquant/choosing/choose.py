@@ -22,6 +22,7 @@ from accuquant.recipe import Recipe
 #: three times as much memory (10.8 GB for the 3.4 GB of Stable Diffusion 1.5's UNet), and minutes.
 MAX_FLOAT_BYTES = 6e9
 _ON_CPU = "one graph that rounds as calibrated, and float32 around int8, which engines for CPUs compute in"
+_IN_PAIRS = "and zero-points inside QDQ pairs, which they fuse and TensorRT does not take"
 _ALIKE = "no other lowering would make another graph of this recipe"
 
 
@@ -56,7 +57,8 @@ def choose_lowering(
     ExportError where the graph cannot carry the recipe.
     """
     if target.gpu is None:
-        return _by_rule(target, options, Decision("rescale", _ON_CPU))
+        pairs = f", {_IN_PAIRS}" if options.affine == "zero_point" else ""
+        return _by_rule(target, options, Decision("rescale", _ON_CPU + pairs))
     candidates = list_candidates(graph, recipe)
     if len(candidates) == 1:
         return _by_rule(target, options, Decision("rescale", _ALIKE))

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from accuquant.choosing.candidates import FloatGraph
 from accuquant.choosing.settle import Auto, Share, keep, pick, scratch_beside, settle
 from accuquant.export import onnx_file
-from accuquant.export.lowering import Lowering, Precision, choose_opset
+from accuquant.export.lowering import Affine, Lowering, Precision, choose_opset
 from accuquant.export.onnx_source import read_model
 from accuquant.export_choice import ExportChoice
 from accuquant.progress import Progress, Silent
@@ -25,6 +25,7 @@ def export_onnx_for(
     *,
     lowering: Lowering | Auto = "auto",
     precision: Precision | Auto = "auto",
+    affine: Affine | Auto = "auto",
     share: Share | None = None,
     progress: Progress | None = None,
     **options: Any,
@@ -43,7 +44,9 @@ def export_onnx_for(
 
     graph = FloatGraph(read, output.name, f"{output.stem}_", **pick(options, "external_data"))
     with scratch_beside(output) as scratch:
-        settled, chosen = settle(graph, recipe, target, (lowering, precision), options, scratch, shown)
+        settled, chosen = settle(
+            graph, recipe, target, (lowering, precision, affine), options, scratch, shown
+        )
         shown.stage(f"exporting {path}", 100)
         written = onnx_file.export_onnx(
             path,
@@ -51,6 +54,7 @@ def export_onnx_for(
             output,
             lowering=settled.lowering,
             precision=settled.precision,
+            affine=settled.affine,
             opset=opset,
             progress=share,
             **options,

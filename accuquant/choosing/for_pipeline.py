@@ -12,7 +12,7 @@ from accuquant.choosing.candidates import FloatGraph
 from accuquant.choosing.settle import Auto, Share, keep, pick, scratch_beside, settle
 from accuquant.export import pipeline_folder
 from accuquant.export.float_graph import trace
-from accuquant.export.lowering import Lowering, Precision, choose_opset
+from accuquant.export.lowering import Affine, Lowering, Precision, choose_opset
 from accuquant.manifest import Manifest
 from accuquant.network import float_weights
 from accuquant.pipelines.source import Source
@@ -28,6 +28,7 @@ def export_pipeline_for(
     *,
     lowering: Lowering | Auto = "auto",
     precision: Precision | Auto = "auto",
+    affine: Affine | Auto = "auto",
     share: Share | None = None,
     progress: Progress | None = None,
     **options: Any,
@@ -56,7 +57,9 @@ def export_pipeline_for(
         **pick(options, "external_data"),
     )
     with scratch_beside(output) as scratch:
-        settled, chosen = settle(graph, recipe, target, (lowering, precision), options, scratch, shown)
+        settled, chosen = settle(
+            graph, recipe, target, (lowering, precision, affine), options, scratch, shown
+        )
         shown.stage(f"exporting {source.name}", 100)
         manifest = pipeline_folder.export_pipeline(
             source,
@@ -64,6 +67,7 @@ def export_pipeline_for(
             output,
             lowering=settled.lowering,
             precision=settled.precision,
+            affine=settled.affine,
             choice=chosen.choice if chosen else None,
             graph=traced() if traced.cache_info().currsize else None,
             opset=opset,

@@ -16,7 +16,8 @@ from accuquant.choosing.compiled import keep_engine
 from accuquant.choosing.target import resolve_target
 from accuquant.engines import TARGETS
 from accuquant.engines.jobs import list_jobs
-from accuquant.export.lowering import Lowering, LoweringOptions, Precision
+from accuquant.export.lowering import Affine, Lowering, LoweringOptions, Precision
+from accuquant.export_choice import CPU
 from accuquant.progress import Progress
 from accuquant.recipe import Recipe
 
@@ -29,17 +30,21 @@ def settle(
     graph: FloatGraph,
     recipe: Recipe,
     target: str | None,
-    named: tuple[Lowering | Auto, Precision | Auto],
+    named: tuple[Lowering | Auto, Precision | Auto, Affine | Auto],
     options: Mapping[str, Any],
     scratch: Path,
     progress: Progress,
 ) -> tuple[LoweringOptions, Chosen | None]:
-    """Return the options with what was chosen where the caller named nothing, and why; None if he did."""
-    lowering, precision = named
+    """Return the options with what was chosen where the caller named nothing, and why.
+
+    The reason is that of the lowering; None where the caller named lowering and precision.
+    """
+    lowering, precision, affine = named
     settled = LoweringOptions(
         lowering="rescale" if lowering == "auto" else lowering,
         precision="fp32" if precision == "auto" else precision,
-        **pick(options, "affine", "float_weights"),
+        affine=_default_affine(target) if affine == "auto" else affine,
+        **pick(options, "float_weights"),
     )
     if lowering != "auto" and precision != "auto":
         return settled, None
@@ -50,6 +55,14 @@ def settle(
         return settled, None
     chosen = choose_lowering(graph, recipe, place, settled, scratch, progress=progress)
     return replace(settled, lowering=chosen.lowering), chosen
+
+
+def _default_affine(target: str | None) -> Affine:
+    """Return where zero-points go: CPUs fuse them into pairs, TensorRT takes none there.
+
+    A graph without a named target is one for every engine.
+    """
+    return "zero_point" if target == CPU else "shift"
 
 
 def keep(chosen: Chosen | None, exported: Path) -> None:

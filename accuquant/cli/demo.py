@@ -91,7 +91,7 @@ def run(demo: Demo, folder: Path) -> Report:
     _heading(1, "Calibrate: int8 scales for every group of denoising steps")
     calibrate.print_summary(calibrate.run(source, recipe, _for_processor(demo.calibration)), recipe)
     _heading(2, "Export to ONNX with int8 weights and QDQ pairs")
-    export.run(source, recipe, model, {"target": "cpu"})
+    export.run(source, recipe, model, {"target": "cpu", "affine": "shift"})  # also for audit and build
     _heading(3, f"Sample {demo.num_samples} images with {ENGINE}")
     _sample(demo, model, folder / "images")
     _heading(4, f"Verify: {demo.verification['num_images']} seeds through FP32, simulation and {ENGINE}")

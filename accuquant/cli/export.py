@@ -60,9 +60,10 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--affine",
-    type=click.Choice(("shift", "zero_point")),
-    default="shift",
-    help="Zero-points as an addition around a symmetric QDQ pair (for every engine) or inside it.",
+    type=click.Choice(("auto", "shift", "zero_point")),
+    default="auto",
+    help="Zero-points as an addition around a symmetric QDQ pair (for every engine), or inside it, which is faster "
+    "on a CPU and nothing for TensorRT; auto is zero_point with --target cpu, else shift.",
 )
 @click.option(
     "--float-weights",
@@ -164,12 +165,11 @@ def run(source: str, recipe: Path | None, output: Path, options: dict[str, Any])
 
 
 def _check_target(options: dict[str, Any]) -> None:
-    """Refuse a target that is not there before anything takes long, and look for none where none is used."""
-    target = options.get("target")
-    if target is not None or "auto" in (options.get("lowering", "auto"), options.get("precision", "auto")):
+    """Refuse a target that is not there before anything takes long."""
+    if options.get("target") is not None:
         from accuquant.choosing.target import resolve_target
 
-        options["target"] = resolve_target(target).name
+        options["target"] = resolve_target(options["target"]).name
 
 
 def _write_graph(source: str, recipe: Recipe, output: Path, **options: Any) -> ExportChoice | None:

@@ -20,6 +20,7 @@ from accuquant.cli.main import main
 from accuquant.engine_manifest import EngineManifest, engine_path
 from accuquant.engines import Target
 from accuquant.export import export_onnx, export_pipeline
+from accuquant.export.check_model import check_model
 from accuquant.gpu import Gpu
 from accuquant.manifest import Manifest
 from accuquant.pipelines.source import Source
@@ -57,6 +58,23 @@ def test_a_cpu_gets_one_exact_graph_in_float32(
     assert sorted(tmp_path.iterdir()) == sorted(written)
     (named,) = export_onnx(float_graph, recipe, tmp_path / "b.onnx", lowering="rescale", precision="fp32")
     assert written[0].read_bytes() == named.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("target", "affine", "inside"),
+    [("cpu", "auto", True), (None, "auto", False), ("sm89", "auto", False), ("cpu", "shift", False)],
+)
+def test_only_a_named_cpu_gets_zero_points_inside_the_pairs(
+    float_graph: Path, make_recipe: MakeRecipe, tmp_path: Path, target: str | None, affine: Any, inside: bool
+) -> None:
+    recipe = make_recipe(0.05, 0.05)
+    layers = {name: replace(layer, zero_point=-100) for name, layer in recipe.layers.items()}
+    written, choice = export_onnx_for(
+        float_graph, replace(recipe, layers=layers), tmp_path / "q.onnx", target, affine=affine
+    )
+    assert {violation.rule for violation in check_model(written[0])} == ({"zero-point"} if inside else set())
+    assert choice is not None
+    assert ("zero-points inside QDQ pairs" in choice.reason) == inside
 
 
 def test_what_is_named_costs_nothing_and_is_not_a_choice(

@@ -127,6 +127,8 @@ def test_export_takes_an_onnx_file_with_and_without_a_recipe(
     recipe, quantized = str(output / "recipe.safetensors"), tmp_path / "int8.onnx"
     arguments = ["export", str(tmp_path / "float.onnx"), "--recipe", recipe, "-o", str(quantized)]
     assert main([*arguments, "--target", "cpu"]) == 0
+    assert main(["check", str(quantized)]) == 1, "zero-points inside pairs are for CPUs"
+    assert main([*arguments, "--target", "cpu", "--affine", "shift"]) == 0
     assert main(["check", str(quantized)]) == 0
     assert "Chosen for cpu: --precision fp32 --lowering rescale" in capsys.readouterr().out
     named = ["--lowering", "per-group", "--precision", "fp16"]
@@ -144,7 +146,7 @@ def test_an_export_says_what_was_chosen_and_why(
 ) -> None:
     arguments = ["export", str(tiny_pipeline), "--recipe", str(output / "recipe.safetensors")]
     config, folder = tmp_path / "options.toml", tmp_path / "model"
-    config.write_text('[export]\ntarget = "cpu"\n')
+    config.write_text('[export]\ntarget = "cpu"\naffine = "shift"\n')
     assert main([*arguments, "-o", str(folder), "--config", str(config)]) == 0
     first, second, last = capsys.readouterr().out.splitlines()
     assert first == "Chosen for cpu: --precision fp32 --lowering rescale"
