@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
-from accuquant.errors import MissingDependencyError
+from accuquant.errors import EngineError, MissingDependencyError
 from accuquant.runtime.runner import ANY_EXTENT, Array, ModelSpecs, Runner
 from accuquant.signature import TensorSpec
 
@@ -25,7 +25,8 @@ class OpenVinoRunner(Runner):
     A model with dynamic extents is compiled for the shapes of a call, at the first call with them:
     OpenVINO computes the same with extents that it knows in fewer and faster kernels. The two latest
     sets of shapes stay compiled. `num_threads` None uses all cores. `cache_dir` keeps compiled
-    models, keyed by their content and shapes.
+    models, keyed by their content and shapes. `precision` "bf16" lets what is float run in bfloat16,
+    for comparisons: activate() raises EngineError on a processor without it.
     """
 
     engine = "openvino"
@@ -37,10 +38,12 @@ class OpenVinoRunner(Runner):
         name: str | None = None,
         num_threads: int | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
+        precision: Literal["fp32", "bf16"] = "fp32",
     ) -> None:
         super().__init__(path, name=name)
         self.num_threads = num_threads
         self.cache_dir = cache_dir
+        self.precision = precision
         self._core: Any = None
         self._model: Any = None
         self._requests: OrderedDict[tuple[tuple[int, ...], ...], Any] = OrderedDict()
@@ -57,6 +60,8 @@ class OpenVinoRunner(Runner):
                 remedy="Install it: pip install openvino",
             ) from fault
         self._core = openvino.Core()
+        if self.precision == "bf16":
+            self._require_bfloat16()
         # Compiling the model object rather than its path keys the cache by content: an export that
         # replaces the file cannot meet a stale engine.
         self._model = self._core.read_model(self.path)
@@ -93,10 +98,21 @@ class OpenVinoRunner(Runner):
         self._requests.move_to_end(shapes)
         return request
 
+    def _require_bfloat16(self) -> None:
+        """Raise EngineError where OpenVINO has no kernels for bfloat16: it would go on in float32."""
+        capabilities = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if "BF16" not in capabilities:
+            raise EngineError(
+                self.name,
+                got=f"a processor with {', '.join(capabilities)}",
+                expected="one that computes in bfloat16",
+                remedy="Use fp32 here",
+            )
+
     def _properties(self) -> dict[str, Any]:
         properties: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": "bf16" if self.precision == "bf16" else "f32",
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
         }
         if self.num_threads is not None:

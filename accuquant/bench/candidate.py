@@ -8,7 +8,7 @@ from typing import Literal
 
 from accuquant.errors import AccuQuantError
 
-Precision = Literal["int8", "fp16", "fp32"]
+Precision = Literal["int8", "fp16", "bf16", "fp32"]
 Device = Literal["cpu", "cuda"]
 
 

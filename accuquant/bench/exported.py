@@ -55,7 +55,8 @@ def float_candidates(
 ) -> Iterator[Candidate | LeftOut]:
     """Yield the network of the folder as it costs without int8: `twin`, its graph without QDQ pairs.
 
-    OpenVINO computes it in float32, TensorRT in float16, in an engine that is compiled beside `twin`.
+    OpenVINO computes it in float32 and, where the processor can, in bfloat16; TensorRT in float16, in an
+    engine that is compiled beside `twin`.
     """
 
     def ready(engine: str, precision: Precision, runner: Runner) -> Candidate:
@@ -64,8 +65,9 @@ def float_candidates(
         feeds = _feeds(manifest, runner, inputs)
         return Candidate(engine, precision, _DEVICES[engine], lambda: runner.infer(feeds))
 
-    def openvino() -> Candidate:
-        return ready("openvino", "fp32", make_runner(twin, "openvino", num_threads=num_threads))
+    def openvino(precision: Precision) -> Candidate:
+        runner = make_runner(twin, "openvino", num_threads=num_threads, precision=precision)
+        return ready("openvino", precision, runner)
 
     def tensorrt() -> Candidate:
         target = Target(*find_gpu().capability)
@@ -74,7 +76,8 @@ def float_candidates(
         build_engine(twin, engine, BuildOptions(target, profile=profile), rebuild="", progress=progress)
         return ready("tensorrt", "fp16", make_runner(engine, "tensorrt"))
 
-    yield attempt("openvino fp32", openvino)
+    yield attempt("openvino fp32", lambda: openvino("fp32"))
+    yield attempt("openvino bf16", lambda: openvino("bf16"))
     yield attempt("tensorrt fp16", tensorrt)
 
 

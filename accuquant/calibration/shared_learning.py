@@ -36,29 +36,35 @@ def learn_shared(
     held_out: Sequence[TrajectoryBatch],
     settings: LearningSettings,
     *,
+    steps: int,
     seed: int,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[Recipe, GroupResult]:
     """Learn the weight scales and biases of `recipe`, and with them the activation scales of all groups.
 
-    `network` is the float network. An iteration takes one step group and one of `batches`; the groups come in
-    turn, in a new order each time round, and the loss of each is that of its end point (arXiv 2510.20348).
-    So what the groups share follows the sum of the errors that they add to a trajectory. `held_out` chooses
-    among four moments. Where none is better, and where the loss turns NaN, the recipe comes back as it was
-    and the result says so. The losses in the result are medians of that sum.
+    `network` is the float network. An iteration takes one of `batches` and one window: step groups in a row,
+    at least `steps` sampler steps long, and the loss is that of its end point (arXiv 2510.20348). What is
+    shared may look beyond the end of a group, and gains by it: an error of the same sign in every step grows
+    with their number, one that is drawn anew hardly does. The windows come in turn, in a new order each time
+    round. `held_out` chooses among four moments, by the sum over windows that tile a trajectory. Where none
+    is better, and where the loss turns NaN, the recipe comes back as it was and the result says so. The
+    losses in the result are medians of that sum.
 
     The learning rate counts in the relative error that quantization leaves at first: 0.1 moves scales by
     0.3 % an iteration where the latents err by 3 %, as with 4-bit weights, and by 0.1 % where by 1 %.
     """
     simulated = quantize_network(network, recipe.layers.values(), recipe.groups)
     layers = quantized_layers(simulated)
-    segments = [range(steps[0], steps[-1] + 1) for steps in recipe.groups.steps_of(process.timesteps)]
+    windows, tiles = windows_of(recipe.groups.steps_of(process.timesteps), steps)
     with corrected(layers) as corrections:
         parameters = _parameters(layers, corrections)
         judge = _Judge(
-            lambda: torch.stack([held_out_errors(simulated, process, s, held_out) for s in segments]),
+            lambda: torch.stack([held_out_errors(simulated, process, tile, held_out) for tile in tiles]).sum(
+                0
+            ),
             parameters,
         )
+        typical = [float(held_out_errors(simulated, process, w, held_out[:1]).median()) for w in windows]
         rate = settings.learning_rate * _relative(judge.initial_loss, held_out)
         optimizer = torch.optim.Adam(parameters, lr=rate, betas=_BETAS)
         fault = descend(
@@ -66,7 +72,7 @@ def learn_shared(
             process,
             optimizer,
             torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: _share_of_rate(i, settings.iterations)),
-            _draw(batches, segments, judge.typical, seed),
+            _draw(batches, windows, typical, seed),
             settings,
             moments=_MOMENTS,
             judge=judge,
@@ -75,6 +81,28 @@ def learn_shared(
     if fault or not judge.restore():
         return recipe, judge.result("rolled_back", fault or judge.verdict())
     return _folded(network, recipe, layers, corrections), judge.result("learned")
+
+
+def windows_of(groups: Sequence[Sequence[int]], steps: int) -> tuple[list[range], list[range]]:
+    """Return the windows to learn from and those that tile a trajectory, as ranges of loop indices.
+
+    `groups` are the loop indices of each step group, in order. A window holds whole groups, as few as make
+    `steps` steps. One begins at every group behind which there are enough, and one ends with the trajectory.
+    """
+    starts, stops = [members[0] for members in groups], [members[-1] + 1 for members in groups]
+    end = stops[-1]
+    windows = [
+        range(start, next(stop for stop in stops if stop - start >= steps))
+        for start in starts
+        if end - start >= steps
+    ]
+    if not windows or windows[-1].stop < end:
+        last = max((start for start in starts if end - start >= steps), default=starts[0])
+        windows.append(range(last, end))
+    tiles = [windows[0]]
+    while (start := tiles[-1].stop) < end:
+        tiles.append(next((w for w in windows if w.start == start), range(start, end)))
+    return windows, tiles
 
 
 def _parameters(
@@ -109,20 +137,18 @@ def _folded(
 
 
 class _Judge(HeldOutJudge):
-    """Keeps parameters where held-out trajectories find them the best, by the sum over their step groups."""
+    """Keeps parameters where held-out trajectories find them the best."""
 
     def __init__(self, errors: Callable[[], Tensor], parameters: Sequence[nn.Parameter]) -> None:
-        """Prepare to call `errors` -> [G, N], and to keep the values of `parameters`."""
+        """Prepare to call `errors` -> [N], and to keep the values of `parameters`."""
         self._errors = errors
         self._parameters = parameters
         self._best: list[Tensor] = []
-        before = errors()
-        self.typical = before.median(1).values.tolist()
-        super().__init__(before.sum(0))
+        super().__init__(errors())
 
     def __call__(self) -> bool:
         """Keep the present values of the parameters where they are the best so far; never end the descent."""
-        if self.is_best(self._errors().sum(0)):
+        if self.is_best(self._errors()):
             self._best = [p.detach().clone() for p in self._parameters]
         return True
 
@@ -140,19 +166,19 @@ class _Judge(HeldOutJudge):
 
 
 def _draw(
-    batches: Sequence[TrajectoryBatch], segments: Sequence[range], typical: Sequence[float], seed: int
+    batches: Sequence[TrajectoryBatch], windows: Sequence[range], typical: Sequence[float], seed: int
 ) -> Iterator[tuple[Segment, LossFn]]:
-    """Yield one step group of one batch at a time, the groups in a new order each time round.
+    """Yield one window of one batch at a time, the windows in a new order each time round.
 
-    `typical` are the end-point errors of the groups before learning.
+    `typical` are the end-point errors of the windows before learning.
     """
     rng = torch.Generator().manual_seed(seed)
     # losses near 1: Adam adds 1e-8 to the size of every gradient
-    size = sum(typical) / len(segments) or 1.0
+    size = sum(typical) / len(windows) or 1.0
     while True:
-        for group in reversed(torch.randperm(len(segments), generator=rng).tolist()):
+        for window in reversed(torch.randperm(len(windows), generator=rng).tolist()):
             batch = batches[int(torch.randint(len(batches), (), generator=rng))]
-            yield Segment(batch, segments[group]), _loss(typical[group], size)
+            yield Segment(batch, windows[window]), _loss(typical[window], size)
 
 
 def _relative(loss: float, batches: Sequence[TrajectoryBatch]) -> float:

@@ -42,6 +42,12 @@ _COUNT = click.IntRange(min=1)
     default=100,
     help="Learning steps for what all groups share: weight scales and biases.",
 )
+@click.option(
+    "--shared-steps",
+    type=_COUNT,
+    default=25,
+    help="Sampler steps between the fork and the end point of such a learning step, in whole groups.",
+)
 @click.option("--batch-size", type=_COUNT, default=8, help="Images a learning step.")
 @click.option("--weight-bits", type=_BITS, default=8, help="Bits of a weight.")
 @click.option("--activation-bits", type=_BITS, default=8, help="Bits of an activation.")

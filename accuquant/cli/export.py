@@ -62,8 +62,8 @@ if TYPE_CHECKING:
     "--affine",
     type=click.Choice(("auto", "shift", "zero_point")),
     default="auto",
-    help="Zero-points as an addition around a symmetric QDQ pair (for every engine), or inside it, which is faster "
-    "on a CPU and nothing for TensorRT; auto is zero_point with --target cpu, else shift.",
+    help="Zero-points as an addition around a symmetric QDQ pair (for every engine), or inside it, which is "
+    "faster on a CPU and nothing for TensorRT; auto is zero_point with --target cpu, else shift.",
 )
 @click.option(
     "--float-weights",

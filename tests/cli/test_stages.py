@@ -229,7 +229,7 @@ def test_bench_times_every_engine_that_is_here_and_recommends_one(
     assert {"openvino int8", "openvino fp32", "onnxruntime int8"} <= set(timed)
     assert all(len(result["ms"]) == 3 and min(result["ms"]) > 0 for result in timed.values())
     named = {*timed, *(entry["name"] for entry in report["left_out"])}
-    assert {"tensorrt int8", "tensorrt fp16", "torch.compile fp16"} <= named
+    assert {"tensorrt int8", "tensorrt fp16", "torch.compile fp16", "openvino bf16"} <= named
     assert report["recommendation"] in captured.err.splitlines(), "a sentence is not broken into lines"
 
 

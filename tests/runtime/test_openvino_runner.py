@@ -4,8 +4,10 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from onnx import helper
 
+from accuquant.errors import EngineError
 from accuquant.runtime.openvino_runner import OpenVinoRunner
 
 FEEDS = {"sample": np.ones((1, 3, 8, 8), np.float32), "timestep": np.zeros(1, np.int64)}
@@ -18,6 +20,32 @@ def test_floats_stay_float32_on_every_processor(model_path: Path) -> None:
         assert compiled.get_property("INFERENCE_PRECISION_HINT").to_string() == "f32"
         assert compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") == 0
         assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
+
+
+def test_bfloat16_is_used_or_refused(model_path: Path) -> None:
+    import openvino
+
+    runner = OpenVinoRunner(model_path, precision="bf16")
+    if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        with runner:
+            runner.infer(FEEDS)
+            (compiled,) = compiled_models(runner)
+            assert compiled.get_property("INFERENCE_PRECISION_HINT").to_string() == "bf16"
+    else:
+        with pytest.raises(EngineError, match="bfloat16"):
+            runner.activate()
+
+
+def test_bfloat16_is_refused_where_the_processor_has_none(
+    model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import openvino
+
+    monkeypatch.setattr(openvino.Core, "get_property", lambda *_: ["FP32", "INT8"])
+    with pytest.raises(
+        EngineError, match="a processor with FP32, INT8, expected one that computes in bfloat16"
+    ):
+        OpenVinoRunner(model_path, precision="bf16").activate()
 
 
 def test_a_call_runs_in_a_model_compiled_for_its_shapes(model_path: Path, network: Callable) -> None:
