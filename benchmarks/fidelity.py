@@ -62,7 +62,6 @@ def parse_arguments() -> argparse.Namespace:
     add("--num-trajectories", type=int, default=defaults.num_trajectories)
     add("--iterations", type=int, default=defaults.iterations)
     add("--shared-iterations", type=int, default=defaults.shared_iterations)
-    add("--shared-steps", type=int, default=defaults.shared_steps)
     add("--batch-size", type=int, default=defaults.batch_size)
     add("--calibration-seed", type=int, default=0)
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="a field of CalibrationSettings")
@@ -92,7 +91,6 @@ def make_study(arguments: argparse.Namespace) -> Study:
         num_trajectories=arguments.num_trajectories,
         iterations=arguments.iterations,
         shared_iterations=arguments.shared_iterations,
-        shared_steps=arguments.shared_steps,
         batch_size=arguments.batch_size,
         exclude=tuple(arguments.exclude),
         float_budget=arguments.float_budget,

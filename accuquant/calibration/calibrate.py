@@ -137,8 +137,7 @@ def _learn_shared(
     recipe, result = learn_shared(
         source.network, process, initial, *batches,
         LearningSettings(settings.gradient, settings.shared_iterations, settings.shared_learning_rate),
-        steps=settings.shared_steps, seed=settings.seed * 10_007 + len(initial.groups),
-        progress=shown.advance,
+        seed=settings.seed * 10_007 + len(initial.groups), progress=shown.advance,
     )  # fmt: skip
     shown.message(f"weight scales and biases: {_describe(result)}")
     recipe = replace(recipe, calibration={**recipe.calibration, "shared_learning": vars(result)})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from accuquant.denoising.process import DenoisingProcess
 
 from .gradient import LossFn, Segment, gradient_arm
+from .trajectory import TrajectoryBatch
 
 
 @dataclass(frozen=True)
@@ -86,3 +87,13 @@ def descend(
         if not go_on:
             break
     return ""
+
+
+def draw_segments(
+    batches: Sequence[TrajectoryBatch], steps: range, loss: LossFn, seed: int
+) -> Iterator[tuple[Segment, LossFn]]:
+    """Yield `steps` of one batch at a time with `loss`, the batches in a new order each time round."""
+    rng = torch.Generator().manual_seed(seed)
+    while True:
+        for index in torch.randperm(len(batches), generator=rng).tolist():
+            yield Segment(batches[index], steps), loss

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,8 @@ from accuquant.denoising.process import DenoisingProcess
 from accuquant.recipe import GroupResult
 from accuquant.simulate import quantized_layers
 
-from .descent import HeldOutJudge, LearningSettings, descend
-from .gradient import LossFn, Segment, rollout
+from .descent import HeldOutJudge, LearningSettings, descend, draw_segments
+from .gradient import Segment, rollout
 from .trajectory import TrajectoryBatch
 
 #: When the held-out trajectories are asked, as shares of the iterations.
@@ -73,7 +73,7 @@ def learn_group(
         process,
         optimizer,
         torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.iterations),
-        _draw(batches, steps, lambda end, target: end_point_loss(end, target, before), seed),
+        draw_segments(batches, steps, lambda end, target: end_point_loss(end, target, before), seed),
         settings,
         moments=_MOMENTS,
         judge=judge,
@@ -131,13 +131,3 @@ def held_out_errors(
         end = rollout(process, batch.bind(network), segment)[0][-1]
         errors.append(sample_errors(end, segment.target))
     return torch.cat(errors)
-
-
-def _draw(
-    batches: Sequence[TrajectoryBatch], steps: range, loss: LossFn, seed: int
-) -> Iterator[tuple[Segment, LossFn]]:
-    """Yield the batches in a new order each time round."""
-    rng = torch.Generator().manual_seed(seed)
-    while True:
-        for index in torch.randperm(len(batches), generator=rng).tolist():
-            yield Segment(batches[index], steps), loss

@@ -17,10 +17,10 @@ class CalibrationSettings:
     """How a network is calibrated; the defaults suit W8A8.
 
     `steps` and `group_size` count sampler steps; `float_budget` is a share of all multiply-accumulates,
-    0 to 1. `shared_iterations` learn what all step groups share (weight scales and biases) from end points
-    at least `shared_steps` away, `iterations` a group's activation scales; `learning_rate` is Adam's step on
-    the logarithms of the latter, `shared_learning_rate` its step for the former in units of the error that
-    there is at first.
+    0 to 1. `shared_iterations` learn what all step groups share (weight scales and biases) from the ends of
+    whole trajectories, `iterations` a group's activation scales from the group's end; `learning_rate` is
+    Adam's step on the logarithms of the latter, `shared_learning_rate` its step for the former in units of
+    the error that there is at first.
     `rounding` is "gptq" (rounding errors compensate each other, and the bias their mean) or "nearest".
     `refine` moves each scale to where its layer's output errs least, on real inputs.
     `affine` lets one-sided activations (after SiLU) use a zero_point; False gives symmetric ranges only.
@@ -31,7 +31,6 @@ class CalibrationSettings:
     num_trajectories: int = 64
     iterations: int = 100
     shared_iterations: int = 100
-    shared_steps: int = 25
     batch_size: int = 8
     weight_bits: int = 8
     activation_bits: int = 8
@@ -44,7 +43,7 @@ class CalibrationSettings:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     learning_rate: float = 1e-3
-    shared_learning_rate: float = 0.1
+    shared_learning_rate: float = 0.01
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -72,7 +71,6 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("num_trajectories", 1, 1_000_000),
     ("iterations", 0, 1_000_000),
     ("shared_iterations", 0, 1_000_000),
-    ("shared_steps", 1, 10_000),
     ("batch_size", 1, 4096),
     ("weight_bits", 2, 8),
     ("activation_bits", 2, 8),

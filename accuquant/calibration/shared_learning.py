@@ -1,9 +1,9 @@
-"""Learn what all step groups share, weight scales and biases, from the ends of several denoising steps."""
+"""Learn what all step groups share, weight scales and biases, from the ends of whole trajectories."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -14,17 +14,15 @@ from accuquant.network import quantizable_layers
 from accuquant.recipe import GroupResult, Recipe
 from accuquant.simulate import QuantizedLayer, quantize_network, quantized_layers
 
-from .descent import HeldOutJudge, LearningSettings, descend
-from .gradient import LossFn, Segment
+from .descent import HeldOutJudge, LearningSettings, descend, draw_segments
 from .learning import end_point_loss, held_out_errors
 from .output_correction import OutputCorrection, corrected
 from .trajectory import TrajectoryBatch
 
 #: When the held-out trajectories are asked, as shares of the iterations.
-_MOMENTS = (1 / 4, 1 / 2, 3 / 4, 1)
+_MOMENTS = tuple((eighth + 1) / 8 for eighth in range(8))
 #: Iterations over which the learning rate rises: Adam's first steps follow single batches.
-_WARM_UP = 10
-#: Adam remembers squared gradients for about 100 iterations, some rounds over the groups.
+_WARM_UP = 3
 _BETAS = (0.9, 0.99)
 
 
@@ -36,35 +34,27 @@ def learn_shared(
     held_out: Sequence[TrajectoryBatch],
     settings: LearningSettings,
     *,
-    steps: int,
     seed: int,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[Recipe, GroupResult]:
     """Learn the weight scales and biases of `recipe`, and with them the activation scales of all groups.
 
-    `network` is the float network. An iteration takes one of `batches` and one window: step groups in a row,
-    at least `steps` sampler steps long, and the loss is that of its end point (arXiv 2510.20348). What is
-    shared may look beyond the end of a group, and gains by it: an error of the same sign in every step grows
-    with their number, one that is drawn anew hardly does. The windows come in turn, in a new order each time
-    round. `held_out` chooses among four moments, by the sum over windows that tile a trajectory. Where none
-    is better, and where the loss turns NaN, the recipe comes back as it was and the result says so. The
-    losses in the result are medians of that sum.
+    `network` is the float network. An iteration takes one of `batches` through all steps, and the loss is
+    that of the trajectory's end point: what every step shares may look as far as every step reaches, and
+    gains by it, because an error that has the same sign in each of them adds up (arXiv 2510.20348, with M
+    as large as it can be). `held_out` chooses among eight moments. Where none is better, and where the loss
+    turns NaN, the recipe comes back as it was and the result says so. The losses in the result are medians.
 
-    The learning rate counts in the relative error that quantization leaves at first: 0.1 moves scales by
-    0.3 % an iteration where the latents err by 3 %, as with 4-bit weights, and by 0.1 % where by 1 %.
+    The learning rate counts in the relative error that quantization leaves at first: 0.01 moves scales by
+    0.03 % an iteration where the latents err by 3 %, and by 0.01 % where by 1 %.
     """
     simulated = quantize_network(network, recipe.layers.values(), recipe.groups)
     layers = quantized_layers(simulated)
-    windows, tiles = windows_of(recipe.groups.steps_of(process.timesteps), steps)
+    steps = range(len(process))
     with corrected(layers) as corrections:
         parameters = _parameters(layers, corrections)
-        judge = _Judge(
-            lambda: torch.stack([held_out_errors(simulated, process, tile, held_out) for tile in tiles]).sum(
-                0
-            ),
-            parameters,
-        )
-        typical = [float(held_out_errors(simulated, process, w, held_out[:1]).median()) for w in windows]
+        judge = _Judge(lambda: held_out_errors(simulated, process, steps, held_out), parameters)
+        typical = judge.initial_loss or 1.0
         rate = settings.learning_rate * _relative(judge.initial_loss, held_out)
         optimizer = torch.optim.Adam(parameters, lr=rate, betas=_BETAS)
         fault = descend(
@@ -72,7 +62,10 @@ def learn_shared(
             process,
             optimizer,
             torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: _share_of_rate(i, settings.iterations)),
-            _draw(batches, windows, typical, seed),
+            # losses near 1: Adam adds 1e-8 to the size of every gradient
+            draw_segments(
+                batches, steps, lambda end, target: end_point_loss(end, target, typical) / typical, seed
+            ),
             settings,
             moments=_MOMENTS,
             judge=judge,
@@ -81,28 +74,6 @@ def learn_shared(
     if fault or not judge.restore():
         return recipe, judge.result("rolled_back", fault or judge.verdict())
     return _folded(network, recipe, layers, corrections), judge.result("learned")
-
-
-def windows_of(groups: Sequence[Sequence[int]], steps: int) -> tuple[list[range], list[range]]:
-    """Return the windows to learn from and those that tile a trajectory, as ranges of loop indices.
-
-    `groups` are the loop indices of each step group, in order. A window holds whole groups, as few as make
-    `steps` steps. One begins at every group behind which there are enough, and one ends with the trajectory.
-    """
-    starts, stops = [members[0] for members in groups], [members[-1] + 1 for members in groups]
-    end = stops[-1]
-    windows = [
-        range(start, next(stop for stop in stops if stop - start >= steps))
-        for start in starts
-        if end - start >= steps
-    ]
-    if not windows or windows[-1].stop < end:
-        last = max((start for start in starts if end - start >= steps), default=starts[0])
-        windows.append(range(last, end))
-    tiles = [windows[0]]
-    while (start := tiles[-1].stop) < end:
-        tiles.append(next((w for w in windows if w.start == start), range(start, end)))
-    return windows, tiles
 
 
 def _parameters(
@@ -165,30 +136,10 @@ class _Judge(HeldOutJudge):
         return GroupResult(self.initial_loss, final, status, note)
 
 
-def _draw(
-    batches: Sequence[TrajectoryBatch], windows: Sequence[range], typical: Sequence[float], seed: int
-) -> Iterator[tuple[Segment, LossFn]]:
-    """Yield one window of one batch at a time, the windows in a new order each time round.
-
-    `typical` are the end-point errors of the windows before learning.
-    """
-    rng = torch.Generator().manual_seed(seed)
-    # losses near 1: Adam adds 1e-8 to the size of every gradient
-    size = sum(typical) / len(windows) or 1.0
-    while True:
-        for window in reversed(torch.randperm(len(windows), generator=rng).tolist()):
-            batch = batches[int(torch.randint(len(batches), (), generator=rng))]
-            yield Segment(batch, windows[window]), _loss(typical[window], size)
-
-
 def _relative(loss: float, batches: Sequence[TrajectoryBatch]) -> float:
     """Return the root of a squared error per element, as a share of the size of the latents."""
     power = torch.stack([batch.latents.square().mean() for batch in batches]).mean()
     return math.sqrt(loss / max(float(power), 1e-12))
-
-
-def _loss(typical: float, size: float) -> LossFn:
-    return lambda end, target: end_point_loss(end, target, typical) / size
 
 
 def _share_of_rate(iteration: int, iterations: int) -> float:

@@ -42,12 +42,6 @@ _COUNT = click.IntRange(min=1)
     default=100,
     help="Learning steps for what all groups share: weight scales and biases.",
 )
-@click.option(
-    "--shared-steps",
-    type=_COUNT,
-    default=25,
-    help="Sampler steps between the fork and the end point of such a learning step, in whole groups.",
-)
 @click.option("--batch-size", type=_COUNT, default=8, help="Images a learning step.")
 @click.option("--weight-bits", type=_BITS, default=8, help="Bits of a weight.")
 @click.option("--activation-bits", type=_BITS, default=8, help="Bits of an activation.")
@@ -95,7 +89,7 @@ _COUNT = click.IntRange(min=1)
 @click.option(
     "--shared-learning-rate",
     type=click.FloatRange(1e-8, 1),
-    default=0.1,
+    default=0.01,
     help="Adam's step on what all groups share, in units of the relative error before it.",
 )
 @click.option(

@@ -20,7 +20,6 @@ from accuquant.errors import UsageError
         ("num_trajectories", 0),
         ("iterations", -1),
         ("shared_iterations", -1),
-        ("shared_steps", 0),
         ("batch_size", 0),
         ("weight_bits", 1),
         ("weight_bits", 9),

@@ -13,7 +13,7 @@ from torch import nn
 from accuquant.calibration.descent import LearningSettings
 from accuquant.calibration.gradient import GRADIENT_ARMS
 from accuquant.calibration.learning import held_out_errors
-from accuquant.calibration.shared_learning import _Judge, learn_shared, windows_of
+from accuquant.calibration.shared_learning import _Judge, learn_shared
 from accuquant.calibration.trajectory import TrajectoryBatch
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.groups import StepGroups
@@ -52,24 +52,21 @@ def learn(pointwise: nn.Module, process: DenoisingProcess, batches: list[Traject
         recipe: Recipe,
         settings: LearningSettings,
         *,
-        steps: int = 1,
         seed: int = 0,
         progress: Callable[[int], None] | None = None,
     ) -> tuple[Recipe, GroupResult]:
         return learn_shared(
-            pointwise, process, recipe, batches[:3], batches[3:], settings,
-            steps=steps, seed=seed, progress=progress,
-        )  # fmt: skip
+            pointwise, process, recipe, batches[:3], batches[3:], settings, seed=seed, progress=progress
+        )
 
     return run
 
 
-@pytest.mark.parametrize("steps", [1, 6])
 @pytest.mark.parametrize("gradient", GRADIENT_ARMS)
 def test_a_wrong_weight_scale_and_bias_are_put_right(
-    gradient: str, steps: int, learn: Learn, make_recipe: Callable[[float, float], Recipe]
+    gradient: str, learn: Learn, make_recipe: Callable[[float, float], Recipe]
 ) -> None:
-    recipe, result = learn(make_recipe(1.2, 0.08), LearningSettings(gradient, 240, 0.3), steps=steps)
+    recipe, result = learn(make_recipe(1.2, 0.08), LearningSettings(gradient, 240, 0.3))
     assert result.status == "learned"
     assert result.final_loss < result.initial_loss / 50
     layer = recipe.layers["conv"]
@@ -80,10 +77,7 @@ def test_a_wrong_weight_scale_and_bias_are_put_right(
     assert layer.weight_levels.item() == LEVELS
 
 
-@pytest.mark.parametrize(("steps", "tiles"), [(3, (range(0, 3), range(3, 6))), (4, (range(0, 6),))])
 def test_the_recipe_has_the_loss_that_the_result_says(
-    steps: int,
-    tiles: tuple[range, ...],
     learn: Learn,
     make_recipe: Callable[[float, float], Recipe],
     pointwise: nn.Module,
@@ -91,12 +85,11 @@ def test_the_recipe_has_the_loss_that_the_result_says(
     batches: list[TrajectoryBatch],
 ) -> None:
     start = make_recipe(1.2, 0.08)
-    recipe, result = learn(start, LearningSettings(iterations=20, learning_rate=0.2), steps=steps)
+    recipe, result = learn(start, LearningSettings(iterations=20, learning_rate=0.2))
 
     def loss(recipe: Recipe) -> float:
         network = quantize_network(pointwise, recipe.layers.values(), recipe.groups)
-        errors = [held_out_errors(network, process, tile, batches[3:]) for tile in tiles]
-        return float(torch.stack(errors).sum(0).median())
+        return float(held_out_errors(network, process, range(6), batches[3:]).median())
 
     assert loss(start) == pytest.approx(result.initial_loss, rel=1e-4)
     assert loss(recipe) == pytest.approx(result.final_loss, rel=1e-3)
@@ -183,21 +176,3 @@ def test_the_judge_wants_more_than_one_standard_error() -> None:
     assert parameter.item() == 2.0
     assert judge.result("learned") == GroupResult(1.0, pytest.approx(0.8), "learned")
     assert dataclasses.asdict(judge.result("rolled_back"))["final_loss"] == 1.0
-
-
-@pytest.mark.parametrize(
-    ("sizes", "steps", "windows", "tiles"),
-    [
-        ([3, 3], 1, [(0, 3), (3, 6)], [(0, 3), (3, 6)]),
-        ([2, 2, 2, 2, 2], 4, [(0, 4), (2, 6), (4, 8), (6, 10)], [(0, 4), (4, 8), (8, 10)]),
-        ([2, 2, 2, 2], 3, [(0, 4), (2, 6), (4, 8)], [(0, 4), (4, 8)]),
-        ([1, 4, 2], 3, [(0, 5), (1, 5), (1, 7)], [(0, 5), (5, 7)]),
-        ([5, 5], 100, [(0, 10)], [(0, 10)]),
-    ],
-)
-def test_windows_hold_whole_groups_and_tiles_cover_every_step_once(
-    sizes: list[int], steps: int, windows: list[tuple[int, int]], tiles: list[tuple[int, int]]
-) -> None:
-    bounds = np.cumsum([0, *sizes])
-    groups = [range(*pair) for pair in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)]
-    assert windows_of(groups, steps) == ([range(*w) for w in windows], [range(*t) for t in tiles])
