@@ -30,7 +30,7 @@ class CalibrationSettings:
     group_size: int = 5
     num_trajectories: int = 64
     iterations: int = 100
-    shared_iterations: int = 100
+    shared_iterations: int = 16
     batch_size: int = 8
     weight_bits: int = 8
     activation_bits: int = 8

@@ -45,9 +45,12 @@ def learn_shared(
     as large as it can be). `held_out` chooses among eight moments. Where none is better, and where the loss
     turns NaN, the recipe comes back as it was and the result says so. The losses in the result are medians.
 
-    The learning rate counts in the relative error that quantization leaves at first: 0.01 moves scales by
-    0.03 % an iteration where the latents err by 3 %, and by 0.01 % where by 1 %.
+    `settings.gradient` "exact" is computed as "checkpoint": the same gradient, in memory that does not grow
+    with the number of steps. The learning rate counts in the relative error that quantization leaves at
+    first: 0.01 moves scales by 0.03 % an iteration where the latents err by 3 %, and by 0.01 % where by 1 %.
     """
+    if settings.gradient == "exact":
+        settings = replace(settings, gradient="checkpoint")
     simulated = quantize_network(network, recipe.layers.values(), recipe.groups)
     layers = quantized_layers(simulated)
     steps = range(len(process))

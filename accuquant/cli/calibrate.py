@@ -39,8 +39,8 @@ _COUNT = click.IntRange(min=1)
 @click.option(
     "--shared-iterations",
     type=click.IntRange(min=0),
-    default=100,
-    help="Learning steps for what all groups share: weight scales and biases.",
+    default=16,
+    help="Learning steps, through whole trajectories, for what all groups share: weight scales and biases.",
 )
 @click.option("--batch-size", type=_COUNT, default=8, help="Images a learning step.")
 @click.option("--weight-bits", type=_BITS, default=8, help="Bits of a weight.")

@@ -114,10 +114,9 @@ def test_a_recipe_that_only_gets_worse_comes_back_as_it_was(
     assert "no moment was better on held-out trajectories" in result.note
 
 
-@pytest.mark.parametrize(("gradient", "iteration"), [("exact", 1), ("accuquant", 2)])
+@pytest.mark.parametrize("gradient", ["exact", "accuquant"])
 def test_a_loss_that_is_not_a_number_is_reported(
     gradient: str,
-    iteration: int,
     learn: Learn,
     make_recipe: Callable[[float, float], Recipe],
     pointwise: nn.Module,
@@ -126,8 +125,8 @@ def test_a_loss_that_is_not_a_number_is_reported(
     start = make_recipe(1.2, 0.0)
     recipe, result = learn(start, LearningSettings(gradient, iterations=5))
     assert recipe is start
-    # the copied gradient is NaN although the loss, taken without gradients, is not yet
-    assert (result.status, result.note) == ("rolled_back", f"the loss became nan at iteration {iteration}")
+    # a step's own gradient is NaN although the loss, taken without gradients, is not yet
+    assert (result.status, result.note) == ("rolled_back", "the loss became nan at iteration 2")
 
 
 def test_the_seed_decides_the_order_and_nothing_else_does(
