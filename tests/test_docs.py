@@ -11,7 +11,7 @@ import pytest
 DOCS = Path(__file__).parent.parent / "docs"
 #: What the documentation says -> what is run instead; each must be there.
 QUICK = {
-    "steps=50, group_size=5, num_trajectories=64, iterations=100": (
+    "steps=50, group_size=5, num_trajectories=64": (
         "steps=4, group_size=2, num_trajectories=8, iterations=1, shared_iterations=1, refine=False"
     ),
     "steps=50": "steps=4",

@@ -20,7 +20,7 @@ class LearningSettings:
     """How much is learned, and by which gradient: `learning_rate` is Adam's at its highest."""
 
     gradient: str = "accuquant"
-    iterations: int = 100
+    iterations: int = 32
     learning_rate: float = 1e-3
 
 

@@ -29,7 +29,7 @@ class CalibrationSettings:
     steps: int = 50
     group_size: int = 5
     num_trajectories: int = 64
-    iterations: int = 100
+    iterations: int = 32
     shared_iterations: int = 16
     batch_size: int = 8
     weight_bits: int = 8

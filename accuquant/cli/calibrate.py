@@ -35,7 +35,7 @@ _COUNT = click.IntRange(min=1)
 @click.option("--steps", type=_COUNT, default=50, help="Sampler steps to simulate.")
 @click.option("--group-size", type=_COUNT, default=5, help="Consecutive steps that share scales.")
 @click.option("--num-trajectories", type=_COUNT, default=64, help="Full-precision images to learn from.")
-@click.option("--iterations", type=click.IntRange(min=0), default=100, help="Learning steps a group.")
+@click.option("--iterations", type=click.IntRange(min=0), default=32, help="Learning steps a group.")
 @click.option(
     "--shared-iterations",
     type=click.IntRange(min=0),
