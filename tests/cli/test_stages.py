@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -14,6 +15,7 @@ from accuquant.cli.main import main
 from accuquant.engine_manifest import EngineManifest, engine_path
 from accuquant.manifest import Manifest
 from accuquant.recipe import Recipe
+from accuquant.verification.report import Report
 
 TINY = [
     "--steps",
@@ -114,6 +116,21 @@ def test_verify_fails_by_its_thresholds(
     assert main(["verify", *arguments, "--min-psnr", "none", "--min-lowering-psnr", "none"]) == 0
 
 
+def test_verify_says_its_verdict_even_where_the_page_cannot_be_written(
+    output: Path, tiny_pipeline: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Report, "write_html", full)
+    arguments = [str(output / "model"), "--reference", str(tiny_pipeline), "--html", "page.html"]
+    arguments += ["--num-images", "2", "--steps", "4", "--features", "none", "--min-psnr", "200"]
+    assert main(["verify", *arguments]) == 1
+    captured = capsys.readouterr()
+    assert "FAILED" in captured.out
+    assert "disk is full" in captured.err
+
+
 def test_export_takes_an_onnx_file_with_and_without_a_recipe(
     output: Path, tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -185,6 +202,9 @@ def test_check_names_the_violations_of_a_float_graph(
             2,
             "cpu or gpu",
         ),
+        (["calibrate", "{tmp}/none", "-o", "{tmp}"], 2, "--output: got"),
+        (["verify", "{model}", "--reference", "{tmp}/none", "--html", "{tmp}"], 2, "--html: got"),
+        (["verify", "{model}", "--reference", "{tmp}/none", "--json", "{tmp}"], 2, "is a directory"),
         (["sample", "{pipeline}"], 1, "accuquant.json"),
         (["verify", "{pipeline}", "--reference", "{pipeline}"], 1, "accuquant.json"),
         (["check", "{pipeline}/model_index.json"], 1, "model_index.json"),
@@ -200,6 +220,7 @@ def test_bad_input_is_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     names = {"tmp": tmp_path, "pipeline": tiny_pipeline, "recipe": output / "recipe.safetensors"}
+    names["model"] = output / "model"
     assert main(["--quiet", *(argument.format(**names) for argument in arguments)]) == code
     error = capsys.readouterr().err
     assert error.count("\n") == 1
