@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -225,6 +228,27 @@ def test_noise_alone_starts_an_unconditional_latent_pipeline(
     pipe(batch_size=2, generator=seeded_generators([5, 6]), num_inference_steps=STEPS)
     for ours, theirs in zip(batch.latents[1:], seen, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("saved", ["DDPMScheduler", "DPMSolverMultistepScheduler"])
+def test_a_ddim_pipeline_samples_with_ddim_whatever_scheduler_was_saved(
+    saved: str, tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_pipeline, tmp_path / "pipeline"))
+    getattr(diffusers, saved)().save_pretrained(folder / "scheduler")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", saved]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    source = load_source(folder)
+    starter = open_starter(source, Task(), steps=STEPS)
+    (batch,) = record_from(source.network, starter.process, starter.starts(2, 2, seed=5))
+    pipe = diffusers.DDIMPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    made = pipe(
+        batch_size=2, generator=seeded_generators([5, 6]), num_inference_steps=STEPS, output_type="np"
+    )
+    ours = (batch.latents[-1] / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    np.testing.assert_allclose(ours, made.images, atol=1e-5)
 
 
 def test_a_pipeline_that_changes_latents_between_steps_is_refused(
