@@ -17,6 +17,7 @@ from accuquant.cli._options import (
     new_path,
     num_images_option,
     seed_option,
+    steps_option,
 )
 from accuquant.cli._task import take_task, task_options
 from accuquant.errors import UsageError
@@ -44,9 +45,7 @@ class _ClassLabels(click.ParamType):  # type: ignore[type-arg]  # no generic bef
 @click.argument("folder", type=existing_folder, metavar="OUT")
 @engine_option
 @num_images_option(16)
-@click.option(
-    "--steps", type=click.IntRange(min=1), show_default="as calibrated", help="Sampler steps an image."
-)
+@steps_option
 @seed_option(0)
 @click.option(
     "--batch-size", type=click.IntRange(min=1), show_default="as the model allows", help="Images at a time."

@@ -110,7 +110,7 @@ def run(folder: Path, reference: str, options: dict[str, Any]) -> Report:
 
 
 def print_verdict(console: Console, report: Report) -> None:
-    """Print each check and the verdict."""
+    """Print each check, what a reader should know, and the verdict."""
     rows = [
         (
             check.name,
@@ -121,4 +121,6 @@ def print_verdict(console: Console, report: Report) -> None:
         for check in report.verdict.checks
     ]
     print_table(console, ("check", "measured", "wanted", ""), rows)
+    for note in report.notes:
+        console.print(f"Note: {note}", markup=False)
     console.print("[bold green]PASSED[/bold green]" if report.passed else "[bold red]FAILED[/bold red]")
