@@ -92,7 +92,18 @@ class Task:
         return values
 
     def with_defaults(self, recorded: Mapping[str, Any]) -> Task:
-        """Fill what was not chosen with the numbers and negative prompt of a task that `to_dict` wrote."""
+        """Fill what was not chosen with the numbers and negative prompt of a task that `to_dict` wrote.
+
+        Raises UsageError where that task had images or masks and this one has none.
+        """
+        for kind in ("images", "masks"):
+            if recorded.get(kind) and not getattr(self, kind):
+                raise UsageError(
+                    option(kind),
+                    got="none",
+                    expected=f"{kind}: it was calibrated with some",
+                    remedy=f"Give {option(kind)}",
+                )
         names = ("negative_prompt", *_RANGES)
         chosen = {name: getattr(self, name) for name in names}
         filled = {name: recorded.get(name) if value is None else value for name, value in chosen.items()}

@@ -60,3 +60,14 @@ def test_what_is_left_open_comes_from_the_recorded_task() -> None:
     assert (filled.guidance_scale, filled.strength, filled.negative_prompt) == (3.0, 0.7, "blurred")
     assert filled.prompts == ("a",)
     assert Task().with_defaults({}) == Task()
+
+
+def test_what_was_calibrated_with_images_or_masks_is_not_sampled_without(picture_folder: Path) -> None:
+    whole = Task.read(images=picture_folder / "images", masks=picture_folder / "masks", strength=0.5)
+    images = Task.read(images=picture_folder / "images")
+    message = r"--images: got none, expected images: it was calibrated with some"
+    with pytest.raises(UsageError, match=message):
+        Task(prompts=("a",)).with_defaults(Task(images=images.images, strength=0.5).to_dict())
+    with pytest.raises(UsageError, match=r"--masks: got none, .*with some\. Give --masks"):
+        images.with_defaults(whole.to_dict())
+    assert whole.with_defaults(whole.to_dict()) == whole
