@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,6 +112,30 @@ def call_arguments(pipe: Any, task: Task, indices: Sequence[int], num_steps: int
     if "output_type" in accepted:
         arguments["output_type"] = "latent"
     return arguments
+
+
+@contextmanager
+def refusals_of(pipe: Any) -> Iterator[None]:
+    """Turn the ValueError of a pipeline that does not take its arguments into a UsageError."""
+    try:
+        yield
+    except ValueError as fault:
+        raise UsageError(
+            f"pipeline {type(pipe).__name__}",
+            got=f"{(str(fault).splitlines() or ['a ValueError'])[0].rstrip('. ')}",
+            expected="a choice of size, strength, steps and guidance that it takes",
+            remedy="Change the choice that it names",
+        ) from fault
+
+
+def no_step_left(pipe: Any) -> UsageError:
+    """Return the error for a strength so low that no denoising step is left."""
+    return UsageError(
+        f"pipeline {type(pipe).__name__}",
+        got="a strength at which no step is left",
+        expected="at least one denoising step",
+        remedy="Raise --strength or --steps",
+    )
 
 
 def default_of(pipe: Any, name: str, otherwise: float) -> float:
