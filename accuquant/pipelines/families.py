@@ -155,6 +155,13 @@ def _check_choices(name: str, task: Task, accepted: Any) -> None:
             expected=f"none: {name} does not take it",
             remedy="Leave it out, or use another pipeline class",
         )
+    if (task.true_cfg_scale or 0) > 1 and task.negative_prompt is None:
+        raise UsageError(
+            "--true-cfg-scale",
+            got=f"{task.true_cfg_scale:g} without a negative prompt",
+            expected="a negative prompt too: without one, the pipeline ignores the scale",
+            remedy="Give --negative-prompt, '' for an empty one",
+        )
 
 
 def _nth(pipeline: str, choice: str, values: Sequence[str], index: int) -> str:
