@@ -202,7 +202,7 @@ def _open(path: str, mode: str, size: tuple[int, int]) -> Any:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        image = Image.open(path).convert(mode)
+        image = ImageOps.exif_transpose(Image.open(path)).convert(mode)  # as diffusers.utils.load_image
     except (OSError, UnidentifiedImageError) as fault:
         raise UsageError(
             f"image '{path}'",

@@ -14,6 +14,8 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from diffusers.utils import load_image
+from PIL import Image
 from torch import Tensor
 
 from accuquant.calibration.trajectory import record_from
@@ -360,6 +362,22 @@ def test_a_file_that_is_no_image_is_named(
     source, task = opened("edit")
     with pytest.raises(UsageError, match=r"image '.*broken.png': got UnidentifiedImageError"):
         open_starter(source, dataclasses.replace(task, images=(str(tmp_path / "broken.png"),)), steps=3)
+
+
+def test_a_photo_is_turned_as_its_camera_was_held(
+    opened: Callable[[str], tuple[Source, Task]], tmp_path: Path
+) -> None:
+    pixels = np.zeros((16, 16, 3), np.uint8)
+    pixels[:, :8] = 255  # white on the left, which is above once it is turned by 90 degrees
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    source, task = opened("edit")
+    turned = dataclasses.replace(task, images=(str(tmp_path / "turned.png"),))
+    (image,) = call_arguments(open_pipeline(source, turned), turned, range(1), 2)["image"]
+    ours, theirs = np.asarray(image), np.asarray(load_image(str(tmp_path / "turned.png")))
+    np.testing.assert_array_equal(ours, theirs)
+    assert ours[0].min() == 255
 
 
 def test_the_network_and_the_scheduler_are_left_as_they_were(
