@@ -97,7 +97,8 @@ def _sample(folder: Path, task: Task, options: dict[str, Any], progress: Callabl
     pipeline, given = options.pop("pipeline", None), options.pop("loras", ())
     labels = options.pop("class_labels", None)
     if runs_without_torch(folder, Manifest.load(folder)):
-        chosen = [*task.given(), *(["lora"] if given else [])]
+        unused = {"lora": given, "pipeline": pipeline}
+        chosen = [*task.given(), *(name for name, value in unused.items() if value)]
         if chosen:
             raise UsageError(
                 ", ".join(f"--{name.replace('_', '-')}" for name in chosen),

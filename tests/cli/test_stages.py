@@ -240,6 +240,7 @@ def test_check_names_the_violations_of_a_float_graph(
         (["verify", "{model}", "--reference", "{tmp}/none", "--html", "{tmp}"], 2, "--html: got"),
         (["verify", "{model}", "--reference", "{tmp}/none", "--json", "{tmp}"], 2, "is a directory"),
         (["sample", "{pipeline}"], 1, "accuquant.json"),
+        (["sample", "{model}", "--pipeline", "{pipeline}"], 2, "--pipeline: got a choice, expected none"),
         (["sample", "{model}", "--class-labels", "1"], 2, "class labels: got labels 1, 1, 1, 1, ..."),
         (["verify", "{pipeline}", "--reference", "{pipeline}"], 1, "accuquant.json"),
         (["check", "{pipeline}/model_index.json"], 1, "model_index.json"),
