@@ -119,7 +119,8 @@ def option(name: str) -> str:
 
 def _read_prompts(path: Path) -> tuple[str, ...]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # a line ends where an editor shows it to end: splitlines would also split at U+2028 and the like
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as fault:
         raise UsageError(
             f"--prompts '{path}'", got=str(fault), expected="a UTF-8 text file", remedy="Correct the file"

@@ -16,6 +16,12 @@ def test_prompts_are_the_lines_that_hold_text(tmp_path: Path) -> None:
     assert Task.read(prompts=file).prompts == ("a cat", "a dog, running")
 
 
+def test_a_prompt_ends_at_the_end_of_its_line_alone(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_bytes("\ufeffa cat\r\na dog\x0bon a hill\u2028at night\n".encode())
+    assert Task.read(prompts=file).prompts == ("a cat", "a dog\x0bon a hill\u2028at night")
+
+
 def test_images_are_listed_in_order(picture_folder: Path) -> None:
     names = [Path(path).name for path in Task.read(images=picture_folder / "images").images]
     assert names == ["0.png", "1.png", "2.png"]
