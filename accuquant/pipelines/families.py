@@ -199,14 +199,14 @@ def _image_size(pipe: Any, task: Task) -> tuple[int, int]:
 
 
 def _open(path: str, mode: str, size: tuple[int, int]) -> Any:
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     try:
         image = ImageOps.exif_transpose(Image.open(path)).convert(mode)  # as diffusers.utils.load_image
-    except (OSError, UnidentifiedImageError) as fault:
+    except Exception as fault:  # Pillow raises many unrelated kinds for damaged and for huge files
         raise UsageError(
             f"image '{path}'",
-            got=f"{type(fault).__name__}: {str(fault).splitlines()[0]}",
+            got=f"{type(fault).__name__}: {(str(fault).splitlines() or [''])[0]}",
             expected="an image that can be read",
             remedy="Remove the file, or save it again",
         ) from fault

@@ -42,6 +42,14 @@ class Task:
     image_size: int | tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
+        for name in ("prompts", "images", "masks"):
+            if isinstance(getattr(self, name), str):
+                raise UsageError(
+                    f"Task.{name}",
+                    got="one text",
+                    expected="a tuple of texts",
+                    remedy=f"Write Task({name}=(text,))",
+                )
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             for number in value if isinstance(value, tuple) else (value,):
@@ -137,7 +145,8 @@ def _read_prompts(path: Path) -> tuple[str, ...]:
 
 
 def _list_images(name: str, folder: Path) -> tuple[str, ...]:
-    found = sorted(str(path) for path in folder.iterdir() if path.suffix.lower() in _IMAGES)
+    files = (path for path in folder.iterdir() if path.is_file())
+    found = sorted(str(path) for path in files if path.suffix.lower() in _IMAGES)
     if not found:
         raise UsageError(
             f"{name} '{folder}'",

@@ -364,6 +364,15 @@ def test_a_file_that_is_no_image_is_named(
         open_starter(source, dataclasses.replace(task, images=(str(tmp_path / "broken.png"),)), steps=3)
 
 
+def test_an_image_that_is_too_large_is_named(
+    opened: Callable[[str], tuple[Source, Task]], picture_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    source, task = opened("edit")
+    with pytest.raises(UsageError, match=r"image '.*0.png': got DecompressionBombError: .*exceeds limit"):
+        open_starter(source, task, steps=3)
+
+
 def test_a_photo_is_turned_as_its_camera_was_held(
     opened: Callable[[str], tuple[Source, Task]], tmp_path: Path
 ) -> None:

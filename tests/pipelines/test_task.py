@@ -27,6 +27,18 @@ def test_images_are_listed_in_order(picture_folder: Path) -> None:
     assert names == ["0.png", "1.png", "2.png"]
 
 
+def test_a_folder_that_is_named_like_an_image_is_none(tmp_path: Path) -> None:
+    (tmp_path / "a.png").mkdir()
+    (tmp_path / "b.png").touch()
+    assert Task.read(images=tmp_path).images == (str(tmp_path / "b.png"),)
+
+
+@pytest.mark.parametrize("name", ["prompts", "images", "masks"])
+def test_one_text_is_no_tuple_of_texts(name: str) -> None:
+    with pytest.raises(UsageError, match=rf"Task\.{name}: got one text, expected a tuple of texts"):
+        Task(**{name: "a cat"})
+
+
 @pytest.mark.parametrize("text", [b"", b"\n  \n", b"\xff\xfe\xfa"])
 def test_a_file_without_a_prompt_is_refused(text: bytes, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_bytes(text)
