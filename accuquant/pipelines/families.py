@@ -155,6 +155,13 @@ def _check_choices(name: str, task: Task, accepted: Any) -> None:
             expected=f"none: {name} does not take it",
             remedy="Leave it out, or use another pipeline class",
         )
+    if task.guidance_rescale and FAMILIES.get(name, Family()).guidance == "image-and-text":
+        raise UsageError(
+            "--guidance-rescale",
+            got=f"{task.guidance_rescale:g}",
+            expected=f"none: the guidance of {name}, by image and text, is simulated without it",
+            remedy="Leave it out",
+        )
     if (task.true_cfg_scale or 0) > 1 and task.negative_prompt is None:
         raise UsageError(
             "--true-cfg-scale",

@@ -328,6 +328,7 @@ def test_a_pipeline_that_is_not_known_is_refused_by_name(
         ("edit", {"images": ()}, r"got no images.*Give --images"),
         ("text", {"strength": 0.5}, r"--strength: .*StableDiffusionPipeline does not take it"),
         ("class", {"prompts": ("a",)}, r"--prompts: .*DiTPipeline does not take it"),
+        ("xl-edit", {"guidance_rescale": 0.7}, r"--guidance-rescale: got 0.7, .*XLInstructPix2PixPipeline"),
         ("flux", {"true_cfg_scale": 4.0}, r"--true-cfg-scale: got 4 without a .*Give --negative-prompt"),
         ("xl-image", {"strength": 0.02}, r"got a strength at which no step is left, .*Raise --strength or"),
         ("inpaint", {"strength": 0.02}, r"pipeline StableDiffusionInpaintPipeline: got After adjusting the"),
