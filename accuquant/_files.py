@@ -9,26 +9,43 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from accuquant.errors import UsageError
+
+
+def check_new_file(subject: str, path: str | os.PathLike[str]) -> None:
+    """Raise UsageError where no file can be written to `path`, before the work whose result goes there."""
+    target = Path(path)
+    parent = next((folder for folder in target.absolute().parents if folder.exists()), None)
+    if target.is_dir():
+        got = f"'{target}', a folder"
+    elif parent is not None and not parent.is_dir():
+        got = f"'{target}', inside of a file"
+    else:
+        return
+    raise UsageError(subject, got=got, expected="the path of a file", remedy="Choose another path")
+
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it onto `path` if the block succeeds.
 
     The parent folder is created. The temporary file keeps the suffix of `path` and is removed when
-    the block raises.
+    the block raises. An OSError names `path`.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=target.suffix, dir=target.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o666 & ~_umask())
-        _sync(temporary)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    prefix = f".{target.stem}."
+    with _errors_name(target, prefix):
+        handle, name = tempfile.mkstemp(prefix=prefix, suffix=target.suffix, dir=target.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            temporary.chmod(0o666 & ~_umask())
+            _sync(temporary)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -44,6 +61,19 @@ def sha256_of_file(path: str | os.PathLike[str]) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+@contextmanager
+def _errors_name(target: Path, prefix: str) -> Iterator[None]:
+    """Give an OSError the name of `target` where it has none, or that of the temporary file."""
+    try:
+        yield
+    except OSError as fault:
+        named = fault.filename
+        hidden = isinstance(named, str | os.PathLike) and Path(named).name.startswith(prefix)
+        if fault.errno is None or not (named is None or hidden):
+            raise
+        raise OSError(fault.errno, fault.strerror, str(target)) from fault
 
 
 def _umask() -> int:

@@ -14,8 +14,9 @@ from accuquant.errors import UsageError
 class StepGroups:
     """Contiguous, disjoint ranges of timestep values, the noisiest first.
 
-    `edges` [G + 1] falls strictly; group g holds the timesteps `edges[g + 1] <= t < edges[g]`. It is
-    keyed by timestep value, not by loop index, so another number of steps still finds its group:
+    `edges` [G + 1] falls strictly; group g holds the timesteps `edges[g + 1] <= t < edges[g]`, and group 0
+    `edges[0]` too: flow matching starts at the end of its training schedule. It is keyed by timestep value,
+    not by loop index, so another number of steps still finds its group:
 
         StepGroups.from_timesteps([900, 600, 300, 0], group_size=2, num_train_timesteps=1000)
         -> edges (1000.0, 450.0, 0.0): t = 999 is in group 0, t = 449 in group 1
@@ -46,11 +47,11 @@ class StepGroups:
     def find(self, timestep: float) -> int:
         """Return the group of `timestep`; raise UsageError where it was not calibrated."""
         t = float(timestep)
-        if not self.edges[-1] <= t < self.edges[0]:
+        if not self.edges[-1] <= t <= self.edges[0]:
             raise UsageError(
                 f"timestep {t:g}",
                 got="a value outside the calibrated range",
-                expected=f"a timestep in [{self.edges[-1]:g}, {self.edges[0]:g})",
+                expected=f"a timestep in [{self.edges[-1]:g}, {self.edges[0]:g}]",
                 remedy="Sample inside that range, or calibrate again with a schedule that covers it",
             )
         return sum(t < edge for edge in self.interior_edges)

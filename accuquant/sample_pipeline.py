@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from accuquant.denoising.process import seeded_generators
 from accuquant.manifest import RECIPE_NAME
-from accuquant.pipelines.families import call_arguments
+from accuquant.pipelines.families import call_arguments, no_step_left, refusals_of
 from accuquant.pipelines.lora import Lora, loras_of_recipe
 from accuquant.pipelines.real_pipeline import open_pipeline
 from accuquant.pipelines.source import Source, load_component, local_folder
@@ -71,8 +71,10 @@ def sample_pipeline(
         members = range(first, min(first + size, num_images))
         arguments = call_arguments(pipe, whole, members, count) | {"output_type": "np"}
         generators = seeded_generators([seed + k for k in members])
-        with watch:
+        with watch, refusals_of(pipe):
             batches.append(np.asarray(pipe(**arguments, generator=generators).images, np.float32))
+        if not watch.done:
+            raise no_step_left(pipe)
     return np.concatenate(batches)
 
 
@@ -81,16 +83,16 @@ class _Ticker:
 
     def __init__(self, pipe: Any, progress: Progress | None, batches: int) -> None:
         self._scheduler, self._progress, self._batches = pipe.scheduler, progress, batches
-        self._done = 0
+        self.done = 0
 
     def __enter__(self) -> None:
         step = self._scheduler.step
 
         def ticking(*args: Any, **kwargs: Any) -> Any:
             result = step(*args, **kwargs)
-            self._done += 1
+            self.done += 1
             if self._progress is not None:
-                self._progress(self._done, len(self._scheduler.timesteps) * self._batches)
+                self._progress(self.done, len(self._scheduler.timesteps) * self._batches)
             return result
 
         ticking.__wrapped__ = step  # type: ignore[attr-defined]  # pipelines read the signature

@@ -145,8 +145,9 @@ def config_text(
 def _parameters(manifest: Manifest, group: int | None) -> dict[str, str]:
     edges = manifest.groups.edges
     high, low = (edges[0], edges[-1]) if group is None else (edges[group], edges[group + 1])
+    below = "<" if group else "<="  # the first group has its upper edge too
     return {
-        "accuquant.timesteps": f"{low:g} <= timestep < {high:g}",
+        "accuquant.timesteps": f"{low:g} <= timestep {below} {high:g}",
         "accuquant.model_hash": manifest.model_hash,
     }
 

@@ -131,6 +131,24 @@ class EngineUNet(ModelMixin):
             remedy="Copy the exported folder",
         )
 
+    def load_lora_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse: the weights are int8 levels, to which nothing can be added."""
+        raise UsageError(
+            "EngineUNet.load_lora_adapter",
+            got="a LoRA for a compiled engine",
+            expected="a LoRA that was fused before the weights were quantized",
+            remedy="Give it to `accuquant calibrate --lora`, and export again",
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> EngineUNet:
+        """Refuse: an engine and its memory cannot be copied."""
+        raise UsageError(
+            "copy.deepcopy(EngineUNet)",
+            got="a compiled engine",
+            expected="one EngineUNet that pipelines share, or a second one from the folder",
+            remedy="Call EngineUNet.from_pretrained(folder) again",
+        )
+
     def _predict_on_device(
         self, sample: torch.Tensor, timestep: float, arguments: dict[str, Any]
     ) -> torch.Tensor:

@@ -12,6 +12,7 @@ import numpy as np
 
 from accuquant.errors import EngineError, UsageError
 from accuquant.manifest import Manifest
+from accuquant.runtime.class_labels import class_labels as labels_of_images
 from accuquant.runtime.engine_model import EngineModel
 from accuquant.runtime.noise_schedule import FloatArray
 from accuquant.runtime.runner import Array
@@ -43,22 +44,23 @@ def sample_images(
 
     Image k comes from seed + k: the same image in any batch size, and the one that a diffusers
     pipeline makes with generator=[torch.Generator().manual_seed(seed + k), ...]. `steps` None takes
-    the calibrated number. `class_labels` has one label an image. `callback(step, timestep, latents)`
+    the calibrated number. `class_labels` has one label an image, for a class-conditional network; None
+    gives image k the class k modulo the number of classes. `callback(step, timestep, latents)`
     runs after each step of each batch, batches in order. `options` go to the engine. Raises
     UsageError for a folder whose pipeline or scheduler the numpy loop does not know.
     """
     with EngineModel.from_folder(folder, engine, **options) as model:
         config = sampler_config(Path(folder), model.manifest)
         schedule = Schedule.create(config, model.manifest.num_inference_steps if steps is None else steps)
-        _check_counts(num_images, batch_size, class_labels)
+        _check_counts(num_images, batch_size)
+        labels = labels_of_images(Path(folder), model.manifest, num_images, class_labels)
         size = batch_size or _default_batch(model, num_images)
         ticker = _Ticker(progress, callback, len(schedule.timesteps) * -(-num_images // size))
         batches = []
         for first in range(0, num_images, size):
             indices = range(first, min(first + size, num_images))
-            labels = None if class_labels is None else np.array([class_labels[k] for k in indices], np.int64)
             seeds = [seed + k for k in indices]
-            conditioning = {} if labels is None else {"class_labels": labels}
+            conditioning = {} if labels is None else {"class_labels": labels[indices.start : indices.stop]}
             batches.append(sample_latents(model, schedule, seeds, conditioning, eta=eta, callback=ticker))
     return to_images(np.concatenate(batches))
 
@@ -146,15 +148,8 @@ def _default_batch(model: EngineModel, num_images: int) -> int:
     return model.fixed_batch or min(num_images, _DEFAULT_BATCH)
 
 
-def _check_counts(num_images: int, batch_size: int | None, class_labels: Sequence[int] | None) -> None:
+def _check_counts(num_images: int, batch_size: int | None) -> None:
     for option, value in (("--num-images", num_images), ("--batch-size", batch_size)):
         if value is not None and value < 1:
             remedy = f"Give {option} 4, for example"
             raise UsageError(option, got=str(value), expected="at least 1", remedy=remedy)
-    if class_labels is not None and len(class_labels) != num_images:
-        raise UsageError(
-            "class labels",
-            got=f"{len(class_labels)} labels",
-            expected=f"{num_images}, one an image",
-            remedy="Give one class label for each image",
-        )

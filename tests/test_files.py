@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from accuquant._files import atomic_write, sha256_of_file, write_text
+from accuquant._files import atomic_write, check_new_file, sha256_of_file, write_text
+from accuquant.errors import UsageError
 
 
 def test_the_target_appears_when_the_block_ends_and_not_before(tmp_path: Path) -> None:
@@ -84,3 +85,32 @@ def test_sha256_reads_files_larger_than_one_block(tmp_path: Path) -> None:
     assert sha256_of_file(tmp_path / "a.bin") == hashlib.sha256(data).hexdigest()
     (tmp_path / "empty").touch()
     assert sha256_of_file(tmp_path / "empty") == hashlib.sha256(b"").hexdigest()
+
+
+@pytest.mark.parametrize("function", ["fsync", "replace"])
+def test_an_error_names_the_file_that_was_to_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
+    def denied(*paths: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", *map(str, paths[: function == "replace"]))
+
+    monkeypatch.setattr(os, function, denied)
+    with pytest.raises(PermissionError, match=r"Permission denied: '.*a\.txt'") as fault:
+        write_text(tmp_path / "a.txt", "new")
+    assert fault.value.filename == str(tmp_path / "a.txt")
+
+
+def test_an_error_about_another_file_keeps_its_name(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as fault, atomic_write(tmp_path / "a.txt"):
+        (tmp_path / "other.txt").read_text()
+    assert str(fault.value.filename) == str(tmp_path / "other.txt")
+
+
+def test_a_folder_is_named_before_a_result_is_to_be_written_there(tmp_path: Path) -> None:
+    check_new_file("--html", tmp_path / "new" / "page.html")
+    (tmp_path / "page.html").touch()
+    check_new_file("--html", tmp_path / "page.html")
+    with pytest.raises(UsageError, match=r"--html: got '.*', a folder, expected the path of a file"):
+        check_new_file("--html", tmp_path)
+    with pytest.raises(UsageError, match=r"--html: got '.*page.html/x/y', inside of a file"):
+        check_new_file("--html", tmp_path / "page.html" / "x" / "y")

@@ -27,10 +27,17 @@ def test_an_edge_belongs_to_the_noisier_group() -> None:
     assert [groups.find(t) for t in (999, 450, 449.9, 449, 0)] == [0, 0, 1, 1, 1]
 
 
-@pytest.mark.parametrize("timestep", [1000, 1000.5, -1, -0.001, float("nan"), float("inf")])
+@pytest.mark.parametrize("timestep", [1000.001, 1000.5, -1, -0.001, float("nan"), float("inf")])
 def test_rejects_a_timestep_outside_the_calibrated_range(timestep: float) -> None:
-    with pytest.raises(UsageError, match=r"timestep .*expected a timestep in \[0, 1000\)"):
+    with pytest.raises(UsageError, match=r"timestep .*expected a timestep in \[0, 1000\]"):
         StepGroups((1000, 450, 0)).find(timestep)
+
+
+def test_the_first_group_has_the_end_of_the_training_schedule() -> None:
+    """Image-to-image with flow matching is calibrated below it; strength 1 and text-to-image start there."""
+    groups = StepGroups.from_timesteps([850.0, 600.0, 300.0], group_size=2, num_train_timesteps=1000)
+    assert groups.edges[0] == 1000.0
+    assert groups.find(1000.0) == 0
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import accuquant
+from accuquant._files import check_new_file
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.groups import StepGroups
 from accuquant.network import model_hash
@@ -41,8 +42,9 @@ def calibrate(
     The same settings give the same file bit for bit. Finished parts are kept in `<output>.partial/`;
     a run that was interrupted goes on at its first unfinished step group. AccuQuant
     (arXiv 2510.20348): both branches fork from the full-precision latent at the start of a group,
-    the loss compares the end points.
+    the loss compares the end points. Raises UsageError where `output` is a folder.
     """
+    check_new_file("output", output)
     shown = progress or Silent()
     task = task or Task()
     starter = open_starter(source, task, steps=settings.steps)

@@ -42,7 +42,7 @@ def lora_option(otherwise: str) -> Callable[[Function], Function]:
 def steps_option(function: Function) -> Function:
     """Add --steps."""
     return click.option(
-        "--steps", type=click.IntRange(min=1), default=50, show_default=True, help="Sampler steps an image."
+        "--steps", type=click.IntRange(min=1), show_default="as calibrated", help="Sampler steps an image."
     )(function)
 
 

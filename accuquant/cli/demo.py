@@ -96,9 +96,9 @@ def run(demo: Demo, folder: Path) -> Report:
     _sample(demo, model, folder / "images")
     _heading(4, f"Verify: {demo.verification['num_images']} seeds through FP32, simulation and {ENGINE}")
     report = verify.run(model, source, {"engine": ENGINE, **demo.verification})
+    verify.print_verdict(console_beside_json(None), report)
     report.write_json(folder / "report.json")
     report.write_html(folder / "report.html")
-    verify.print_verdict(console_beside_json(None), report)
     return report
 
 

@@ -17,6 +17,7 @@ from accuquant.cli._options import (
     new_path,
     num_images_option,
     seed_option,
+    steps_option,
 )
 from accuquant.cli._task import take_task, task_options
 from accuquant.errors import UsageError
@@ -25,13 +26,26 @@ if TYPE_CHECKING:
     from accuquant.pipelines.task import Task
 
 
+class _ClassLabels(click.ParamType):  # type: ignore[type-arg]  # no generic before click 8.2
+    """Whole numbers, separated by commas."""
+
+    name = "class labels"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """Return the numbers."""
+        labels = [label.strip() for label in str(value).split(",")]
+        if not all(label.isdecimal() for label in labels):
+            self.fail(f"'{value}' is no list of whole numbers such as 3,5,7.", param, ctx)
+        return tuple(map(int, labels))
+
+
 @click.command("sample", cls=Command, short_help="Sample images from an exported model.")
 @click.argument("folder", type=existing_folder, metavar="OUT")
 @engine_option
 @num_images_option(16)
-@click.option(
-    "--steps", type=click.IntRange(min=1), show_default="as calibrated", help="Sampler steps an image."
-)
+@steps_option
 @seed_option(0)
 @click.option(
     "--batch-size", type=click.IntRange(min=1), show_default="as the model allows", help="Images at a time."
@@ -44,6 +58,13 @@ if TYPE_CHECKING:
     metavar="SOURCE",
     show_default="where it was exported from",
     help="The pipeline whose text encoder and decoder are used.",
+)
+@click.option(
+    "--class-labels",
+    type=_ClassLabels(),
+    metavar="N,N,...",
+    show_default="every class in turn",
+    help="The classes of the images, from the first again where there are fewer.",
 )
 @lora_option("those that OUT was calibrated with by default")
 @task_options
@@ -74,8 +95,10 @@ def _sample(folder: Path, task: Task, options: dict[str, Any], progress: Callabl
     from accuquant.runtime.sample import runs_without_torch, sample_images
 
     pipeline, given = options.pop("pipeline", None), options.pop("loras", ())
+    labels = options.pop("class_labels", None)
     if runs_without_torch(folder, Manifest.load(folder)):
-        chosen = [*task.given(), *(["lora"] if given else [])]
+        unused = {"lora": given, "pipeline": pipeline}
+        chosen = [*task.given(), *(name for name, value in unused.items() if value)]
         if chosen:
             raise UsageError(
                 ", ".join(f"--{name.replace('_', '-')}" for name in chosen),
@@ -83,7 +106,16 @@ def _sample(folder: Path, task: Task, options: dict[str, Any], progress: Callabl
                 expected="none: this pipeline starts from seeds alone",
                 remedy="Leave it out",
             )
+        if labels is not None:
+            options["class_labels"] = [labels[k % len(labels)] for k in range(options["num_images"])]
         return sample_images(folder, progress=progress, **options)
+    if labels is not None:
+        raise UsageError(
+            "--class-labels",
+            got="a choice",
+            expected="none: this is not a class-conditional DDIM or DDPM pipeline",
+            remedy="Leave it out",
+        )
     if any(importlib.util.find_spec(name) is None for name in ("torch", "diffusers")):
         raise UsageError(
             f"pipeline {Manifest.load(folder).pipeline_class}",

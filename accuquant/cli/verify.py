@@ -18,7 +18,7 @@ from accuquant.cli._options import (
     seed_option,
     steps_option,
 )
-from accuquant.cli._output import console_beside_json, json_option, print_table, write_json
+from accuquant.cli._output import STDOUT, console_beside_json, json_option, print_table, write_json
 from accuquant.cli._task import take_task, task_options
 
 if TYPE_CHECKING:
@@ -69,14 +69,24 @@ def command(
 
     Exits with 1 where a threshold (--min-..., --max-...) fails; `none` switches one off.
     """
+    _check_files(json_file, html_file)
     report = run(folder, reference, options)
+    print_verdict(console_beside_json(json_file), report)
     if json_file:
         write_json(json_file, report.to_json())
     if html_file:
         report.write_html(html_file)
-    print_verdict(console_beside_json(json_file), report)
     if not report.passed:
         ctx.exit(1)
+
+
+def _check_files(json_file: str | None, html_file: Path | None) -> None:
+    from accuquant._files import check_new_file
+
+    if json_file and json_file != STDOUT:
+        check_new_file("--json", json_file)
+    if html_file:
+        check_new_file("--html", html_file)
 
 
 def run(folder: Path, reference: str, options: dict[str, Any]) -> Report:
@@ -100,7 +110,7 @@ def run(folder: Path, reference: str, options: dict[str, Any]) -> Report:
 
 
 def print_verdict(console: Console, report: Report) -> None:
-    """Print each check and the verdict."""
+    """Print each check, what a reader should know, and the verdict."""
     rows = [
         (
             check.name,
@@ -111,4 +121,6 @@ def print_verdict(console: Console, report: Report) -> None:
         for check in report.verdict.checks
     ]
     print_table(console, ("check", "measured", "wanted", ""), rows)
+    for note in report.notes:
+        console.print(f"Note: {note}", markup=False)
     console.print("[bold green]PASSED[/bold green]" if report.passed else "[bold red]FAILED[/bold red]")

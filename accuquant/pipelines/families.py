@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,6 +114,30 @@ def call_arguments(pipe: Any, task: Task, indices: Sequence[int], num_steps: int
     return arguments
 
 
+@contextmanager
+def refusals_of(pipe: Any) -> Iterator[None]:
+    """Turn the ValueError of a pipeline that does not take its arguments into a UsageError."""
+    try:
+        yield
+    except ValueError as fault:
+        raise UsageError(
+            f"pipeline {type(pipe).__name__}",
+            got=f"{(str(fault).splitlines() or ['a ValueError'])[0].rstrip('. ')}",
+            expected="a choice of size, strength, steps and guidance that it takes",
+            remedy="Change the choice that it names",
+        ) from fault
+
+
+def no_step_left(pipe: Any) -> UsageError:
+    """Return the error for a strength so low that no denoising step is left."""
+    return UsageError(
+        f"pipeline {type(pipe).__name__}",
+        got="a strength at which no step is left",
+        expected="at least one denoising step",
+        remedy="Raise --strength or --steps",
+    )
+
+
 def default_of(pipe: Any, name: str, otherwise: float) -> float:
     """Return the default of an argument of `pipe.__call__`."""
     parameter = inspect.signature(pipe.__call__).parameters.get(name)
@@ -129,6 +154,20 @@ def _check_choices(name: str, task: Task, accepted: Any) -> None:
             got="a choice",
             expected=f"none: {name} does not take it",
             remedy="Leave it out, or use another pipeline class",
+        )
+    if task.guidance_rescale and FAMILIES.get(name, Family()).guidance == "image-and-text":
+        raise UsageError(
+            "--guidance-rescale",
+            got=f"{task.guidance_rescale:g}",
+            expected=f"none: the guidance of {name}, by image and text, is simulated without it",
+            remedy="Leave it out",
+        )
+    if (task.true_cfg_scale or 0) > 1 and task.negative_prompt is None:
+        raise UsageError(
+            "--true-cfg-scale",
+            got=f"{task.true_cfg_scale:g} without a negative prompt",
+            expected="a negative prompt too: without one, the pipeline ignores the scale",
+            remedy="Give --negative-prompt, '' for an empty one",
         )
 
 
@@ -167,14 +206,14 @@ def _image_size(pipe: Any, task: Task) -> tuple[int, int]:
 
 
 def _open(path: str, mode: str, size: tuple[int, int]) -> Any:
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     try:
-        image = Image.open(path).convert(mode)
-    except (OSError, UnidentifiedImageError) as fault:
+        image = ImageOps.exif_transpose(Image.open(path)).convert(mode)  # as diffusers.utils.load_image
+    except Exception as fault:  # Pillow raises many unrelated kinds for damaged and for huge files
         raise UsageError(
             f"image '{path}'",
-            got=f"{type(fault).__name__}: {str(fault).splitlines()[0]}",
+            got=f"{type(fault).__name__}: {(str(fault).splitlines() or [''])[0]}",
             expected="an image that can be read",
             remedy="Remove the file, or save it again",
         ) from fault

@@ -63,10 +63,19 @@ def load_source(source: str | Path, loras: Sequence[Lora] = ()) -> Source:
         pipeline_class=pipeline_class,
         component=component,
         network=network,
-        scheduler=_load_part(folder, index, "scheduler"),
+        scheduler=_as_the_pipeline_has_it(pipeline_class, _load_part(folder, index, "scheduler")),
         signature=signature_of(network),
         loras=tuple(loras),
     )
+
+
+def _as_the_pipeline_has_it(pipeline_class: str, scheduler: Any) -> Any:
+    """Return the scheduler that the pipeline samples with: DDIMPipeline makes DDIM of whatever was saved."""
+    from diffusers import DDIMScheduler
+
+    if pipeline_class != "DDIMPipeline" or type(scheduler) is DDIMScheduler:
+        return scheduler
+    return DDIMScheduler.from_config(scheduler.config)  # type: ignore[no-untyped-call]
 
 
 def load_component(folder: Path, part: str) -> Any:

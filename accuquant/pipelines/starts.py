@@ -20,7 +20,14 @@ from accuquant.denoising.process import DenoisingProcess
 from accuquant.denoising.start import Start, seeded_starts
 from accuquant.errors import CalibrationError, UsageError
 from accuquant.pipelines.capture import Captured, capture
-from accuquant.pipelines.families import FAMILIES, SEEDED, call_arguments, default_of
+from accuquant.pipelines.families import (
+    FAMILIES,
+    SEEDED,
+    call_arguments,
+    default_of,
+    no_step_left,
+    refusals_of,
+)
 from accuquant.pipelines.real_pipeline import open_pipeline
 from accuquant.pipelines.source import Source
 from accuquant.pipelines.task import Task, option
@@ -126,15 +133,19 @@ class PipelineStarter:
         seeds = range(seed + members.start, seed + members.stop)
         steps = _CHECKED_STEPS if real else 1
         specs = self._source.signature.conditioning
-        return capture(
-            self._pipe,
-            self._source.component,
-            arguments,
-            seeds,
-            steps=steps,
-            real=real,
-            shared={spec.name for spec in specs if spec.shape[0] != "batch"},
-        )
+        with refusals_of(self._pipe):
+            captured = capture(
+                self._pipe,
+                self._source.component,
+                arguments,
+                seeds,
+                steps=steps,
+                real=real,
+                shared={spec.name for spec in specs if spec.shape[0] != "batch"},
+            )
+        if not captured.steps:
+            raise no_step_left(self._pipe)
+        return captured
 
 
 def from_noise_alone(source: Source) -> bool:

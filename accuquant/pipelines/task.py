@@ -42,6 +42,14 @@ class Task:
     image_size: int | tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
+        for name in ("prompts", "images", "masks"):
+            if isinstance(getattr(self, name), str):
+                raise UsageError(
+                    f"Task.{name}",
+                    got="one text",
+                    expected="a tuple of texts",
+                    remedy=f"Write Task({name}=(text,))",
+                )
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             for number in value if isinstance(value, tuple) else (value,):
@@ -92,7 +100,18 @@ class Task:
         return values
 
     def with_defaults(self, recorded: Mapping[str, Any]) -> Task:
-        """Fill what was not chosen with the numbers and negative prompt of a task that `to_dict` wrote."""
+        """Fill what was not chosen with the numbers and negative prompt of a task that `to_dict` wrote.
+
+        Raises UsageError where that task had images or masks and this one has none.
+        """
+        for kind in ("images", "masks"):
+            if recorded.get(kind) and not getattr(self, kind):
+                raise UsageError(
+                    option(kind),
+                    got="none",
+                    expected=f"{kind}: it was calibrated with some",
+                    remedy=f"Give {option(kind)}",
+                )
         names = ("negative_prompt", *_RANGES)
         chosen = {name: getattr(self, name) for name in names}
         filled = {name: recorded.get(name) if value is None else value for name, value in chosen.items()}
@@ -108,7 +127,8 @@ def option(name: str) -> str:
 
 def _read_prompts(path: Path) -> tuple[str, ...]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # a line ends where an editor shows it to end: splitlines would also split at U+2028 and the like
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as fault:
         raise UsageError(
             f"--prompts '{path}'", got=str(fault), expected="a UTF-8 text file", remedy="Correct the file"
@@ -125,7 +145,8 @@ def _read_prompts(path: Path) -> tuple[str, ...]:
 
 
 def _list_images(name: str, folder: Path) -> tuple[str, ...]:
-    found = sorted(str(path) for path in folder.iterdir() if path.suffix.lower() in _IMAGES)
+    files = (path for path in folder.iterdir() if path.is_file())
+    found = sorted(str(path) for path in files if path.suffix.lower() in _IMAGES)
     if not found:
         raise UsageError(
             f"{name} '{folder}'",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.denoising.start import Start
+from accuquant.manifest import Manifest
 from accuquant.network import Conditioning, call
 from accuquant.pipelines.source import Source
 from accuquant.pipelines.task import Task
@@ -40,7 +41,7 @@ def verify(
     *,
     engine: str = "openvino",
     num_images: int = 64,
-    steps: int = 50,
+    steps: int | None = None,
     seed: int = 10_000,
     batch_size: int = 16,
     features: str = "auto",
@@ -55,14 +56,16 @@ def verify(
 ) -> Report:
     """Compare the exported `folder` with the pipeline it came from and judge it by `thresholds`.
 
+    `steps` None takes the calibrated number.
     `task` holds prompts, images and guidance; what it leaves open is as it was calibrated. `conditioning`,
     tensors [num_images, ...] by name, is for a network without its pipeline. `decode` maps latents to images
     [N, C, H, W] in [0, 1]; the pipeline's own decoder by default. `float_engine` is a float32 engine to time
     beside the others.
     Raises VerificationError where the folder belongs to another model or scheduler.
     """
+    count = Manifest.load(Path(folder)).num_inference_steps if steps is None else steps
     settings = VerificationSettings(
-        engine, num_images, steps, seed, batch_size, features, layers, allow_other_scheduler
+        engine, num_images, count, seed, batch_size, features, layers, allow_other_scheduler
     )
     limits, shown = thresholds or Thresholds(), progress or Silent()
     subject = Subject.load(Path(folder), reference, settings)

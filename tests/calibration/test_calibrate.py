@@ -362,6 +362,14 @@ def test_another_scheduler_is_refused_before_anything_is_written(tiny_source: So
     assert os.listdir(output.parent) == []
 
 
+def test_a_recipe_that_would_be_a_folder_is_refused_before_anything_is_done(
+    tiny_source: Source, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=r"output: got '.*', a folder"):
+        calibrate(tiny_source, CalibrationSettings(), output=tmp_path)
+    assert not tmp_path.with_name(tmp_path.name + ".partial").exists()
+
+
 def test_a_class_conditional_network_with_ddpm_is_calibrated(
     tiny_source: Source, output: Path, make_unet: Callable[..., nn.Module]
 ) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from PIL import Image
@@ -14,6 +17,10 @@ from accuquant.cli.main import main
 from accuquant.engine_manifest import EngineManifest, engine_path
 from accuquant.manifest import Manifest
 from accuquant.recipe import Recipe
+from accuquant.verification.report import Report
+
+if TYPE_CHECKING:
+    from torch import nn
 
 TINY = [
     "--steps",
@@ -93,6 +100,34 @@ def test_sample_writes_the_same_images_in_any_batch_size(output: Path, tmp_path:
         assert first == second
 
 
+def test_a_class_conditional_pipeline_goes_the_whole_way(
+    make_unet: Callable[..., nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from diffusers import DDPMPipeline, DDPMScheduler
+
+    source, recipe, model = tmp_path / "source", tmp_path / "recipe.safetensors", tmp_path / "model"
+    DDPMPipeline(make_unet(num_class_embeds=3), DDPMScheduler()).save_pretrained(source)
+    start = ["--observer", "minmax", "--rounding", "nearest", "--no-refine", "--weight-bits", "7"]
+    assert main(["calibrate", str(source), "-o", str(recipe), *start, *TINY]) == 0
+    assert main(["export", str(source), "--recipe", str(recipe), "-o", str(model), "--target", "cpu"]) == 0
+
+    def sample(name: str, *labels: str) -> list[bytes]:
+        arguments = ["sample", str(model), "--num-images", "4", "--output-dir", str(tmp_path / name), *labels]
+        assert main(arguments) == 0
+        return [Image.open(tmp_path / name / f"{k:05d}.png").tobytes() for k in range(4)]
+
+    spread, other = sample("spread"), sample("other", "--class-labels", "0, 2")
+    assert spread == sample("named", "--class-labels", "0,1,2,0")
+    assert [a == b for a, b in zip(spread, other, strict=True)] == [True, False, False, False]
+    capsys.readouterr()
+    for labels, message in (("3", "label 3, expected labels from 0 to 2"), ("cat", "no list of whole num")):
+        assert main(["--quiet", "sample", str(model), "--class-labels", labels]) == 2
+        assert message in capsys.readouterr().err
+    limits = ["--min-psnr", "none", "--min-lowering-psnr", "35", "--features", "none"]
+    arguments = [str(model), "--reference", str(source), "--num-images", "4", "--layers"]
+    assert main(["verify", *arguments, *limits]) == 0
+
+
 def test_verify_fails_by_its_thresholds(
     output: Path, tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -112,6 +147,22 @@ def test_verify_fails_by_its_thresholds(
     assert json.loads(report.read_text())["passed"] is False
     assert page.is_file()
     assert main(["verify", *arguments, "--min-psnr", "none", "--min-lowering-psnr", "none"]) == 0
+
+
+def test_verify_says_its_verdict_even_where_the_page_cannot_be_written(
+    output: Path, tiny_pipeline: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Report, "write_html", full)
+    arguments = [str(output / "model"), "--reference", str(tiny_pipeline), "--html", "page.html"]
+    arguments += ["--num-images", "2", "--steps", "3", "--features", "none", "--min-psnr", "200"]
+    assert main(["verify", *arguments]) == 1
+    captured = capsys.readouterr()
+    assert "FAILED" in captured.out
+    assert "Note: Sampled with 3 steps; the recipe was calibrated with 4." in captured.out.splitlines()
+    assert "disk is full" in captured.err
 
 
 def test_export_takes_an_onnx_file_with_and_without_a_recipe(
@@ -185,7 +236,12 @@ def test_check_names_the_violations_of_a_float_graph(
             2,
             "cpu or gpu",
         ),
+        (["calibrate", "{tmp}/none", "-o", "{tmp}"], 2, "--output: got"),
+        (["verify", "{model}", "--reference", "{tmp}/none", "--html", "{tmp}"], 2, "--html: got"),
+        (["verify", "{model}", "--reference", "{tmp}/none", "--json", "{tmp}"], 2, "is a directory"),
         (["sample", "{pipeline}"], 1, "accuquant.json"),
+        (["sample", "{model}", "--pipeline", "{pipeline}"], 2, "--pipeline: got a choice, expected none"),
+        (["sample", "{model}", "--class-labels", "1"], 2, "class labels: got labels 1, 1, 1, 1, ..."),
         (["verify", "{pipeline}", "--reference", "{pipeline}"], 1, "accuquant.json"),
         (["check", "{pipeline}/model_index.json"], 1, "model_index.json"),
     ],
@@ -200,6 +256,7 @@ def test_bad_input_is_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     names = {"tmp": tmp_path, "pipeline": tiny_pipeline, "recipe": output / "recipe.safetensors"}
+    names["model"] = output / "model"
     assert main(["--quiet", *(argument.format(**names) for argument in arguments)]) == code
     error = capsys.readouterr().err
     assert error.count("\n") == 1

@@ -13,6 +13,7 @@ from onnx import TensorProto
 SPATIAL = ["conv", "strided", "dilated", "same", "grouped", "pointwise", "biasless", "transposed"]
 LAYERS = [*SPATIAL, "transposed-groups", "gemm", "gemm-in-out", "matmul", "matmul-biasless"]
 TIMESTEPS = (999, 400, 3)
+TOP_EDGE = 1000
 
 
 @pytest.mark.parametrize("zero_point", [0, -100])
@@ -42,6 +43,18 @@ def test_one_graph_a_group_follows_the_recipe(
         result = run_graph(path, network.sample(), [timestep])
         expected = network.expected(network.sample(), layer, timestep)
         np.testing.assert_allclose(result, expected, rtol=1e-4, atol=2e-5)
+
+
+def test_the_top_edge_is_in_the_first_group_of_the_graph_too(
+    one_layer: Any, run_graph: Any, recipe_of: Any
+) -> None:
+    network = one_layer("conv")
+    groups = recipe_of(network.layer()).groups
+    (path,) = network.lower(network.layer())
+    assert (groups.edges[0], groups.find(TOP_EDGE)) == (TOP_EDGE, 0)
+    at_the_edge, below = (run_graph(path, network.sample(), [t]) for t in (TOP_EDGE, 999))
+    np.testing.assert_array_equal(at_the_edge, below)
+    assert not np.array_equal(below, run_graph(path, network.sample(), [400]))
 
 
 @pytest.mark.parametrize("name", ["conv", "transposed", "matmul"])

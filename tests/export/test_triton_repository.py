@@ -167,10 +167,10 @@ def test_a_model_of_one_step_group_says_which_timesteps_are_its_own(export: Path
         for model in models
     ]
     if len(models) == 1:
-        assert found == ["0 <= timestep < 1000"]
+        assert found == ["0 <= timestep <= 1000"]
         assert models == ["unet-onnxruntime"]
     else:
-        assert found == ["500 <= timestep < 1000", "0 <= timestep < 500"]
+        assert found == ["500 <= timestep <= 1000", "0 <= timestep < 500"]
         assert models == ["unet-group-00-onnxruntime", "unet-group-01-onnxruntime"]
 
 

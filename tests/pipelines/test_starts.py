@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 import torch
+from diffusers.utils import load_image
+from PIL import Image
 from torch import Tensor
 
 from accuquant.calibration.trajectory import record_from
@@ -227,6 +232,27 @@ def test_noise_alone_starts_an_unconditional_latent_pipeline(
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("saved", ["DDPMScheduler", "DPMSolverMultistepScheduler"])
+def test_a_ddim_pipeline_samples_with_ddim_whatever_scheduler_was_saved(
+    saved: str, tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_pipeline, tmp_path / "pipeline"))
+    getattr(diffusers, saved)().save_pretrained(folder / "scheduler")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", saved]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    source = load_source(folder)
+    starter = open_starter(source, Task(), steps=STEPS)
+    (batch,) = record_from(source.network, starter.process, starter.starts(2, 2, seed=5))
+    pipe = diffusers.DDIMPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    made = pipe(
+        batch_size=2, generator=seeded_generators([5, 6]), num_inference_steps=STEPS, output_type="np"
+    )
+    ours = (batch.latents[-1] / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    np.testing.assert_allclose(ours, made.images, atol=1e-5)
+
+
 def test_a_pipeline_that_changes_latents_between_steps_is_refused(
     opened: Callable[[str], tuple[Source, Task]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -302,6 +328,11 @@ def test_a_pipeline_that_is_not_known_is_refused_by_name(
         ("edit", {"images": ()}, r"got no images.*Give --images"),
         ("text", {"strength": 0.5}, r"--strength: .*StableDiffusionPipeline does not take it"),
         ("class", {"prompts": ("a",)}, r"--prompts: .*DiTPipeline does not take it"),
+        ("xl-edit", {"guidance_rescale": 0.7}, r"--guidance-rescale: got 0.7, .*XLInstructPix2PixPipeline"),
+        ("flux", {"true_cfg_scale": 4.0}, r"--true-cfg-scale: got 4 without a .*Give --negative-prompt"),
+        ("xl-image", {"strength": 0.02}, r"got a strength at which no step is left, .*Raise --strength or"),
+        ("inpaint", {"strength": 0.02}, r"pipeline StableDiffusionInpaintPipeline: got After adjusting the"),
+        ("text", {"image_size": 10}, r"pipeline StableDiffusionPipeline: got .*divisible by 8"),
     ],
 )
 def test_a_task_that_does_not_fit_is_one_clear_line(
@@ -332,6 +363,31 @@ def test_a_file_that_is_no_image_is_named(
     source, task = opened("edit")
     with pytest.raises(UsageError, match=r"image '.*broken.png': got UnidentifiedImageError"):
         open_starter(source, dataclasses.replace(task, images=(str(tmp_path / "broken.png"),)), steps=3)
+
+
+def test_an_image_that_is_too_large_is_named(
+    opened: Callable[[str], tuple[Source, Task]], picture_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    source, task = opened("edit")
+    with pytest.raises(UsageError, match=r"image '.*0.png': got DecompressionBombError: .*exceeds limit"):
+        open_starter(source, task, steps=3)
+
+
+def test_a_photo_is_turned_as_its_camera_was_held(
+    opened: Callable[[str], tuple[Source, Task]], tmp_path: Path
+) -> None:
+    pixels = np.zeros((16, 16, 3), np.uint8)
+    pixels[:, :8] = 255  # white on the left, which is above once it is turned by 90 degrees
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    source, task = opened("edit")
+    turned = dataclasses.replace(task, images=(str(tmp_path / "turned.png"),))
+    (image,) = call_arguments(open_pipeline(source, turned), turned, range(1), 2)["image"]
+    ours, theirs = np.asarray(image), np.asarray(load_image(str(tmp_path / "turned.png")))
+    np.testing.assert_array_equal(ours, theirs)
+    assert ours[0].min() == 255
 
 
 def test_the_network_and_the_scheduler_are_left_as_they_were(

@@ -16,9 +16,27 @@ def test_prompts_are_the_lines_that_hold_text(tmp_path: Path) -> None:
     assert Task.read(prompts=file).prompts == ("a cat", "a dog, running")
 
 
+def test_a_prompt_ends_at_the_end_of_its_line_alone(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_bytes("\ufeffa cat\r\na dog\x0bon a hill\u2028at night\n".encode())
+    assert Task.read(prompts=file).prompts == ("a cat", "a dog\x0bon a hill\u2028at night")
+
+
 def test_images_are_listed_in_order(picture_folder: Path) -> None:
     names = [Path(path).name for path in Task.read(images=picture_folder / "images").images]
     assert names == ["0.png", "1.png", "2.png"]
+
+
+def test_a_folder_that_is_named_like_an_image_is_none(tmp_path: Path) -> None:
+    (tmp_path / "a.png").mkdir()
+    (tmp_path / "b.png").touch()
+    assert Task.read(images=tmp_path).images == (str(tmp_path / "b.png"),)
+
+
+@pytest.mark.parametrize("name", ["prompts", "images", "masks"])
+def test_one_text_is_no_tuple_of_texts(name: str) -> None:
+    with pytest.raises(UsageError, match=rf"Task\.{name}: got one text, expected a tuple of texts"):
+        Task(**{name: "a cat"})
 
 
 @pytest.mark.parametrize("text", [b"", b"\n  \n", b"\xff\xfe\xfa"])
@@ -60,3 +78,14 @@ def test_what_is_left_open_comes_from_the_recorded_task() -> None:
     assert (filled.guidance_scale, filled.strength, filled.negative_prompt) == (3.0, 0.7, "blurred")
     assert filled.prompts == ("a",)
     assert Task().with_defaults({}) == Task()
+
+
+def test_what_was_calibrated_with_images_or_masks_is_not_sampled_without(picture_folder: Path) -> None:
+    whole = Task.read(images=picture_folder / "images", masks=picture_folder / "masks", strength=0.5)
+    images = Task.read(images=picture_folder / "images")
+    message = r"--images: got none, expected images: it was calibrated with some"
+    with pytest.raises(UsageError, match=message):
+        Task(prompts=("a",)).with_defaults(Task(images=images.images, strength=0.5).to_dict())
+    with pytest.raises(UsageError, match=r"--masks: got none, .*with some\. Give --masks"):
+        images.with_defaults(whole.to_dict())
+    assert whole.with_defaults(whole.to_dict()) == whole

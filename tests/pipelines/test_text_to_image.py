@@ -19,7 +19,7 @@ from torch import Tensor
 from accuquant.calibration import CalibrationSettings, calibrate
 from accuquant.cli.main import main
 from accuquant.denoising.process import seeded_generators
-from accuquant.errors import CalibrationError
+from accuquant.errors import CalibrationError, UsageError
 from accuquant.export import export_pipeline
 from accuquant.pipelines.source import Source, load_source
 from accuquant.pipelines.task import Task
@@ -207,6 +207,11 @@ def test_sample_runs_the_pipeline_with_prompts(exported: Exported, tmp_path: Pat
     saved = [np.asarray(Image.open(file), np.float64) for file in files]
     for image in images:
         assert min(np.abs(other - 255 * image).mean() for other in saved if other.shape == image.shape) < 1
+
+
+def test_what_the_pipeline_refuses_while_sampling_is_one_clear_line(exported: Exported) -> None:
+    with pytest.raises(UsageError, match=r"pipeline StableDiffusionPipeline: got .*divisible by 8"):
+        sample_pipeline(exported.folder, Task(prompts=("a cat",), image_size=10), num_images=1)
 
 
 def test_sample_is_what_the_users_script_makes(exported: Exported, pipe: Any) -> None:

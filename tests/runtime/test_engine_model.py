@@ -42,15 +42,22 @@ def test_activate_loads_every_group(make_folder: Callable) -> None:
 
 
 @pytest.mark.parametrize("lowering", ["rescale", "per-group"])
-@pytest.mark.parametrize("timestep", [-1, 1000])
+@pytest.mark.parametrize("timestep", [-1, 1001])
 def test_refuses_a_timestep_outside_the_calibrated_range(
     lowering: str, timestep: int, make_folder: Callable
 ) -> None:
     with (
         EngineModel.from_folder(make_folder(lowering=lowering)) as model,
-        pytest.raises(UsageError, match=rf"timestep {timestep}: .*expected a timestep in \[0, 1000\)"),
+        pytest.raises(UsageError, match=rf"timestep {timestep}: .*expected a timestep in \[0, 1000\]"),
     ):
         model(SAMPLE, timestep)
+
+
+def test_the_end_of_the_training_schedule_is_in_the_first_group(
+    make_folder: Callable, network: Callable
+) -> None:
+    with EngineModel.from_folder(make_folder(lowering="per-group")) as model:
+        np.testing.assert_allclose(model(SAMPLE, 1000), network(SAMPLE, 1000, 0.5), atol=1e-6)
 
 
 def test_never_rounds_a_fractional_timestep(make_folder: Callable) -> None:

@@ -1,3 +1,4 @@
+import copy
 import json
 import warnings
 from collections.abc import Callable, Iterator
@@ -158,6 +159,13 @@ def test_a_saved_pipeline_loads_with_the_engine_in_place(
     assert pipe.unet.config.in_channels == 3
     with pytest.raises(UsageError, match="Copy the exported folder"):
         pipe.unet.save_pretrained(tmp_path)
+
+
+def test_what_an_engine_cannot_do_says_what_to_do_instead(engine: EngineUNet) -> None:
+    with pytest.raises(UsageError, match="accuquant calibrate --lora"):
+        engine.load_lora_adapter({}, prefix="unet")
+    with pytest.raises(UsageError, match=r"Call EngineUNet\.from_pretrained\(folder\) again"):
+        copy.deepcopy(engine)
 
 
 def test_config_reads_like_the_original(unet: Any, engine: EngineUNet) -> None:

@@ -11,6 +11,7 @@ import torch
 from accuquant.errors import EngineError, UsageError
 from accuquant.runtime.sample import sample_images, to_images
 
+UNET = {"_class_name": "UNet2DModel", "sample_size": 8, "in_channels": 3, "out_channels": 3}
 DDPM = {"_class_name": "DDPMScheduler", "num_train_timesteps": 1000}
 
 
@@ -91,6 +92,30 @@ def test_each_image_gets_its_class_label(make_folder: Callable, network: Callabl
     np.testing.assert_allclose(images, expected, atol=1e-5)
     with pytest.raises(UsageError, match="class labels: got 2 labels, expected 3"):
         sample_images(folder, num_images=3, steps=4, class_labels=[0, 1])
+
+
+def test_labels_are_spread_evenly_where_none_are_chosen(make_folder: Callable, network: Callable) -> None:
+    folder = make_folder(labels=True, unet=UNET | {"num_class_embeds": 2})
+    images = sample_images(folder, num_images=3, steps=4, batch_size=2)
+    expected = reference(diffusers.DDIMScheduler(), network, [0, 1, 2], 4, labels=[0, 1, 0])
+    np.testing.assert_allclose(images, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("folder", "labels", "message"),
+    [
+        ({"labels": True}, [0, 2], r"got label 2, expected labels from 0 to 1"),
+        ({"labels": True}, [-1, 0], r"got label -1, expected labels from 0 to 1"),
+        ({"labels": True, "unet": UNET}, None, r"got none, expected one for each image.*--class-labels"),
+        ({}, [0, 1], r"got labels 0, 1, expected none: this network takes no classes"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(
+    make_folder: Callable, folder: dict[str, Any], labels: list[int] | None, message: str
+) -> None:
+    exported = make_folder(**({"unet": UNET | {"num_class_embeds": 2}} | folder))
+    with pytest.raises(UsageError, match=f"class labels: {message}"):
+        sample_images(exported, num_images=2, steps=2, class_labels=labels)
 
 
 def test_a_fixed_batch_takes_a_smaller_last_one_and_refuses_a_larger(

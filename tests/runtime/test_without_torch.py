@@ -31,7 +31,8 @@ def test_an_engine_and_the_loop_run_where_torch_is_not_installed(
 ) -> None:
     from accuquant.runtime.sample import sample_images
 
-    folder, out = make_folder(), tmp_path / "images"
+    unet = {"_class_name": "UNet2DModel", "num_class_embeds": 3}
+    folder, out = make_folder(labels=engine == "onnxruntime", unet=unet), tmp_path / "images"
     command = [sys.executable, "-c", PROGRAM, str(folder), engine, str(out)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr

@@ -138,6 +138,11 @@ def test_the_report_tells_what_was_run(folder: Path, source: Source) -> None:
     assert [latency.name for latency in report.latencies] == ["FP32 PyTorch", "int8 openvino"]
 
 
+def test_the_calibrated_number_of_steps_is_the_default(folder: Path, source: Source) -> None:
+    report = verify(folder, source, num_images=2, features="none", thresholds=NO_LIMITS)
+    assert (len(report.timesteps), report.settings["steps"], report.notes) == (4, 4, ())
+
+
 def test_the_same_seeds_give_the_same_figures(folder: Path, source: Source) -> None:
     first = verify(folder, source, num_images=3, batch_size=3, steps=3, features="none", thresholds=NO_LIMITS)
     again = verify(folder, source, num_images=3, batch_size=3, steps=3, features="none", thresholds=NO_LIMITS)
