@@ -149,7 +149,7 @@ def test_refuses_two_timesteps_in_one_batch() -> None:
 
 def test_refuses_a_timestep_that_was_not_calibrated() -> None:
     with pytest.raises(UsageError, match=r"outside the calibrated range"):
-        ActiveGroup(GROUPS).select(torch.tensor(1000))
+        ActiveGroup(GROUPS).select(torch.tensor(1001))
 
 
 class TwoLayers(nn.Module):

@@ -232,8 +232,8 @@ def test_refuses_different_timesteps_in_one_batch(engine: EngineUNet) -> None:
 
 
 def test_refuses_a_timestep_outside_the_calibrated_range(engine: EngineUNet) -> None:
-    with pytest.raises(UsageError, match="timestep 1000: got a value outside the calibrated range"):
-        engine(torch.zeros(2, 3, 8, 8), 1000)
+    with pytest.raises(UsageError, match="timestep 1001: got a value outside the calibrated range"):
+        engine(torch.zeros(2, 3, 8, 8), 1001)
 
 
 def test_refuses_arguments_that_the_graph_cannot_honour(engine: EngineUNet) -> None:
