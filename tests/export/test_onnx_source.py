@@ -11,6 +11,7 @@ import pytest
 from onnx import helper
 
 from accuquant.errors import ExportError, SourceError
+from accuquant.export import export_onnx
 from accuquant.export.onnx_source import read_model, read_proto
 
 
@@ -190,3 +191,18 @@ def test_an_older_graph_keeps_its_external_data_when_it_is_converted(
     assert read.opset_imports[""] == 21
     (constant,) = [v.const_value for v in read.graph.initializers.values() if v.const_value is not None]
     assert np.array_equal(constant.numpy(), weight)
+
+
+@pytest.mark.parametrize("data", ["out.onnx_data", "out.onnx", "out_group_00.onnx"])
+def test_an_export_never_overwrites_the_weights_of_its_source(
+    one_layer: Any, recipe_of: Any, data: str
+) -> None:
+    network = one_layer("conv")
+    onnx.save(
+        onnx.load(network.path), network.path, save_as_external_data=True, location=data, size_threshold=0
+    )
+    weights = (network.path.parent / data).read_bytes()
+    for output in (network.path, network.path.parent / "out.onnx"):
+        with pytest.raises(ExportError, match="the source itself" if output == network.path else data):
+            export_onnx(network.path, recipe_of(network.layer()), output, external_data=True)
+    assert (network.path.parent / data).read_bytes() == weights
