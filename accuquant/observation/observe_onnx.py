@@ -26,7 +26,7 @@ from accuquant.observation.onnx_inputs import (
     timestep_values,
 )
 from accuquant.observation.onnx_layers import OnnxLayer, find_layers, place_layers
-from accuquant.qparams import WEIGHT_AXIS, LayerQParams, fingerprint
+from accuquant.qparams import WEIGHT_AXIS, LayerQParams
 from accuquant.recipe import Recipe
 
 #: What recipes, files and the command line call the result.
@@ -103,16 +103,24 @@ def _record(
 ) -> Samples:
     """Run every feed and keep some values, and the extremes, of each layer's input."""
     session = _session(model, path, layers)
-    values = {layer.name: layer.node.inputs[0] for layer in layers}
-    names = list(dict.fromkeys(str(value.name) for value in values.values() if value is not None))
+    inputs = {layer.name: _inputs_of(layer) for layer in layers}
+    names = list(dict.fromkeys(name for several in inputs.values() for name in several))
     rng = np.random.default_rng(seed)
     kept: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in names}
     for number, feed in enumerate(feeds):
         say(f"observing call {number + 1} of {len(feeds)}", 0.5 * number / len(feeds))
         for name, array in zip(names, _run(session, path, names, feed), strict=True):
             kept[name].append(_draw(array.reshape(-1), rng))
-    merged = {name: np.concatenate(arrays) for name, arrays in kept.items()}
-    return {layer: [merged[str(value.name)]] for layer, value in values.items() if value is not None}
+    return {
+        layer: [np.concatenate([array for name in several for array in kept[name]])]
+        for layer, several in inputs.items()
+    }
+
+
+def _inputs_of(layer: OnnxLayer) -> list[str]:
+    """Return the names of the tensors that the layer's nodes read, each once."""
+    values = [node.inputs[0] for node in layer.nodes]
+    return list(dict.fromkeys(str(value.name) for value in values if value is not None))
 
 
 def _draw(flat: npt.NDArray[Any], rng: np.random.Generator) -> npt.NDArray[np.float32]:
@@ -133,10 +141,8 @@ def _session(model: ir.Model, path: Path, layers: Sequence[OnnxLayer]) -> Any:
         ) from fault
     proto = ir.to_proto(model)
     shown = {value.name for value in proto.graph.output}
-    for layer in layers:
-        name = str(layer.node.inputs[0].name) if layer.node.inputs[0] is not None else ""
-        if name and name not in shown:
-            shown.add(name)
+    for name in dict.fromkeys(name for layer in layers for name in _inputs_of(layer)):
+        if name not in shown:
             proto.graph.output.append(onnx.ValueInfoProto(name=name))
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -171,7 +177,7 @@ def _qparams(
         name=layer.name,
         kind=layer.kind,
         weight_shape=tuple(weight.shape),
-        fingerprint=fingerprint(weight),
+        fingerprint=layer.fingerprint,
         weight_scale=weight_scale(weight, weight_bits, WEIGHT_AXIS[layer.kind]),
         activation_scale=np.array([scale], np.float32),
         weight_bits=weight_bits,

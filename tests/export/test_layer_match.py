@@ -218,3 +218,13 @@ def test_nodes_that_share_a_weight_keep_their_own_biases_and_padding(
     sample = np.abs(rng.normal(0, 1, (2, 4, 6, 6) if operator == "Conv" else (2, 3, 4))).astype(np.float32)
     error = run_graph(written, sample, [3]) - run_graph(path, sample, [3])
     assert np.abs(error).max() < 1
+
+
+def test_layers_that_are_alike_in_everything_need_no_node_each(
+    one_layer: Any, recipe_of: Any, tmp_path: Path
+) -> None:
+    network = one_layer("pointwise")
+    path = twins(network, tmp_path / "twins.onnx", ("Conv_0", "Conv_1"))
+    first, _ = twin_layers(network)
+    (written,) = export_onnx(path, recipe_of(first, replace(first, name="b.conv")), tmp_path / "out.onnx")
+    assert [node.op_type for node in onnx.load(written).graph.node].count("QuantizeLinear") == 2

@@ -205,3 +205,69 @@ def test_a_graph_of_first_and_last_layers_has_nothing_to_quantize(tmp_path: Path
     path = save_graph(tmp_path / "m.onnx", nodes, [("sample", [1, 4]), ("timestep", [1])])
     with pytest.raises(SourceError, match="no layer with a constant weight between"):
         observe_onnx(path)
+
+
+def convolutions(path: Path, middle: list[Any], *, half: bool = False, **constants: Array) -> Path:
+    """Write sample -> a convolution -> the nodes `middle`, from h to r -> a convolution -> y."""
+    rng = np.random.default_rng(0)
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT16 if half else onnx.TensorProto.FLOAT
+    tensors = {
+        "first.weight": rng.normal(0, 0.3, (8, 4, 3, 3)),
+        "mid.weight": rng.normal(0, 0.15, (8, 8, 3, 3)),
+        "last.weight": rng.normal(0, 0.1, (4, 8, 3, 3)),
+        **constants,
+    }
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["sample", "first.weight"], ["h"], "first", pads=[1] * 4),
+            *middle,
+            helper.make_node("Conv", ["r", "last.weight"], ["p"], "last", pads=[1] * 4),
+            helper.make_node("Mul", ["p", "timestep"], ["y"], "scaled"),
+        ],
+        "g",
+        [
+            helper.make_tensor_value_info("sample", kind, ["batch", 4, "height", "width"]),
+            helper.make_tensor_value_info("timestep", kind, [1]),
+        ],
+        [helper.make_tensor_value_info("y", kind, ["batch", 4, "height", "width"])],
+        [
+            onnx.numpy_helper.from_array(np.asarray(array, np.float16 if half else np.float32), name)
+            for name, array in tensors.items()
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    onnx.save(model, path)
+    return path
+
+
+def middle_convolution(source: str, output: str) -> Any:
+    return onnx.helper.make_node("Conv", [source, "mid.weight"], [output], output, pads=[1] * 4)
+
+
+SAMPLE = np.random.default_rng(1).normal(0, 1, (1, 4, 16, 16)).astype(np.float32)
+
+
+def relative_error(path: Path, quantized: Path, dtype: type = np.float32) -> float:
+    """Return the error of the quantized graph, run with optimizations as a user runs it."""
+    sessions = [
+        onnxruntime.InferenceSession(p, providers=["CPUExecutionProvider"]) for p in (path, quantized)
+    ]
+    feeds = {"sample": SAMPLE.astype(dtype), "timestep": np.ones(1, dtype)}
+    expected, result = (session.run(None, feeds)[0].astype(np.float32) for session in sessions)
+    return float(np.linalg.norm(result - expected) / np.linalg.norm(expected))
+
+
+def test_nodes_with_one_weight_are_one_layer(tmp_path: Path) -> None:
+    node = onnx.helper.make_node
+    first, second = middle_convolution("a", "b"), middle_convolution("c", "r")
+    path = convolutions(
+        tmp_path / "m.onnx",
+        [node("Tanh", ["h"], ["a"]), first, node("Mul", ["b", "four"], ["c"]), second],
+        four=4,
+    )
+    recipe = observe_onnx(path, calls=2, observer="minmax")
+    assert list(recipe.layers) == ["mid"]
+    layer = recipe.layers["mid"]
+    assert layer.activation_scale[0] * (127 + abs(layer.zero_point)) > 2, "both inputs are seen"
+    (quantized,) = export_onnx(path, recipe, tmp_path / "int8.onnx")
+    assert relative_error(path, quantized) < 0.1
