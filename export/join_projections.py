@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 
 from accuquant.export.layer_match import LAYER_KEY, constant_array
+from accuquant.export.matmul_bias import bias_shape
 from accuquant.export.patch import Patch, dtype_of
 from accuquant.qparams import FloatArray
 
@@ -61,8 +62,7 @@ def _join(graph: ir.Graph, nodes: Sequence[ir.Node]) -> bool:
         value = patch.op("Mul", [value, factor], name="Mul")
     if any(tail.bias is not None for tail in tails):
         parts = [np.zeros(w) if t.bias is None else t.bias for t, w in zip(tails, widths, strict=True)]
-        # [1, 1, O] as in LayerOutput: ONNX Runtime would fuse [O] with a product and break the pair
-        bias = np.concatenate(parts).astype(dtype_of(like)).reshape(1, 1, -1)
+        bias = np.concatenate(parts).astype(dtype_of(like)).reshape(bias_shape(nodes[0]))
         value = patch.op("Add", [value, patch.constant(bias, "bias")], name="Add")
     uses = [list(tail.output.uses()) for tail in tails]
     for part, tail, old in zip(patch.split(value, widths, like=like), tails, uses, strict=True):
