@@ -13,6 +13,7 @@ from onnx import external_data_helper as helper
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, ShapeInferencePass
 
 from accuquant.errors import ExportError, SourceError
+from accuquant.export.widen_half import WidenHalfPass
 from accuquant.external_data import file_inside
 
 #: Opset that older graphs are converted to, at least: float16 scales need 19, Shape(start=...) 15.
@@ -40,12 +41,14 @@ def read_proto(path: Path) -> onnx.ModelProto:
     return model
 
 
-def read_model(path: Path, *, min_opset: int = 15) -> ir.Model:
+def read_model(path: Path, *, min_opset: int = 15, keep_half: bool = False) -> ir.Model:
     """Read a float .onnx as onnx-ir; external data is mapped, not loaded.
 
     Local functions are inlined, Constant nodes become initializers, types are inferred where they are
-    missing, and a graph older than `min_opset` is converted. Raises SourceError for a file that cannot
-    be read, ExportError for one that cannot be converted.
+    missing, and a graph older than `min_opset` is converted. What was exported in float16 or bfloat16
+    computes in float32 then, between inputs and outputs of the old type (WidenHalfPass), unless
+    `keep_half`. Raises SourceError for a file that cannot be read, ExportError for one that cannot be
+    converted.
     """
     path = Path(path)
     proto = read_proto(path)
@@ -61,6 +64,8 @@ def read_model(path: Path, *, min_opset: int = 15) -> ir.Model:
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     if any(value.dtype is None for node in model.graph for value in node.outputs):
         ShapeInferencePass()(model)
+    if not keep_half:
+        WidenHalfPass()(model)
     return model
 
 

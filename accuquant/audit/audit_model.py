@@ -102,7 +102,7 @@ def write_float_twin(model: Path, folder: Path) -> Path:
     from accuquant.export.remove_pairs import RemovePairsPass
     from accuquant.export.single_precision import SinglePrecisionPass
 
-    graph = read_model(model)
+    graph = read_model(model, keep_half=True)
     RemovePairsPass()(graph)
     SinglePrecisionPass()(graph)  # a bfloat16 graph has a float16 twin too
     if not any(value.dtype == ir.DataType.FLOAT16 for value in graph.graph.initializers.values()):

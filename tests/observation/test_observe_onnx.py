@@ -17,7 +17,7 @@ from tiny_networks import make_inputs, make_network
 from torch import nn
 
 from accuquant.errors import SourceError, UsageError
-from accuquant.export import check_model, export_onnx
+from accuquant.export import check_model, export_onnx, widen_half
 from accuquant.export.float_graph import trace
 from accuquant.network import call, signature_of
 from accuquant.observation.observe_onnx import OBSERVED, observe_onnx
@@ -271,3 +271,28 @@ def test_nodes_with_one_weight_are_one_layer(tmp_path: Path) -> None:
     assert layer.activation_scale[0] * (127 + abs(layer.zero_point)) > 2, "both inputs are seen"
     (quantized,) = export_onnx(path, recipe, tmp_path / "int8.onnx")
     assert relative_error(path, quantized) < 0.1
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("large", [0, 65536])
+def test_a_network_in_float16_is_computed_in_the_precision_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Any, large: int
+) -> None:
+    monkeypatch.setattr(widen_half, "_CAST_ABOVE", large)
+    middle = [onnx.helper.make_node("Tanh", ["h"], ["a"]), middle_convolution("a", "r")]
+    path = convolutions(tmp_path / "m.onnx", middle, half=True)
+    recipe = observe_onnx(path, calls=2)
+    single = observe_onnx(convolutions(tmp_path / "single.onnx", middle), calls=2)
+    assert recipe.layers["mid"].fingerprint == single.layers["mid"].fingerprint
+    assert recipe.layers["mid"].activation_scale[0] == pytest.approx(
+        single.layers["mid"].activation_scale[0], rel=0.01
+    )
+    (quantized,) = export_onnx(path, recipe, tmp_path / "int8.onnx", precision=precision)
+    model = onnx.load(quantized)
+    assert {v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.output)} == {
+        onnx.TensorProto.FLOAT16
+    }
+    if precision != "bf16":  # ONNX Runtime has no bfloat16 convolution
+        assert relative_error(path, quantized, np.float16) < 0.1
+    casts = [node for node in model.graph.node if node.op_type == "Cast"]
+    assert bool(casts) == (precision != "fp16")
