@@ -8,6 +8,7 @@ from onnx import defs
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from accuquant.errors import ExportError
+from accuquant.export.infer_types import infer_types, untyped_nodes
 from accuquant.export.patch import add_tensor, take_over
 
 #: Ops whose inner sums or exponentials overflow or lose digits in float16.
@@ -43,6 +44,7 @@ class HalfPrecisionPass(ir.passes.InPlacePass):
     - Constants are converted when the file is written. Too large values become the largest float16;
       a positive quantization scale never becomes zero.
     - Runs before the activations are quantized: their scales then get the type of the tensor.
+    Raises ExportError for control flow, and for a tensor whose type cannot be inferred.
     """
 
     def __init__(self, half: ir.DataType = ir.DataType.FLOAT16) -> None:
@@ -50,6 +52,7 @@ class HalfPrecisionPass(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Apply the rules to `model`, in place."""
+        infer_types(model)
         self._graph = model.graph
         self._casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
         self._halves: dict[ir.Value, ir.Value] = {}
@@ -61,6 +64,9 @@ class HalfPrecisionPass(ir.passes.InPlacePass):
             kept |= _border_layers(self._graph)
         for node in list(self._graph):
             self._check(node)
+        for node in untyped_nodes(self._graph):
+            raise _untyped(node)
+        for node in list(self._graph):
             wanted = ir.DataType.FLOAT if node in kept else self.half
             self._convert_inputs(node, wanted)
             if wanted == self.half:
@@ -146,6 +152,16 @@ class HalfPrecisionPass(ir.passes.InPlacePass):
                 expected="a plain graph for half precision",
                 remedy="Export the network without If, Loop or Scan, or use --precision fp32",
             )
+
+
+def _untyped(node: ir.Node) -> ExportError:
+    name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+    return ExportError(
+        f"node '{node.name}' ({name})",
+        got="an output of unknown type",
+        expected="operators whose types can be inferred, for half precision",
+        remedy="Use --precision fp32, or export the network without this operator",
+    )
 
 
 def _drop_idle(graph: ir.Graph, node: ir.Node) -> None:

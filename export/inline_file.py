@@ -9,13 +9,15 @@ from typing import BinaryIO
 import onnx
 import onnx_ir as ir
 
+from accuquant.export.check_types import check_types
+
 # Field numbers of onnx.proto3; all four are length-delimited.
 _MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_RAW_DATA = 7, 5, 9
 _LENGTH_DELIMITED = 2
 
 
 def save_inline(model: ir.Model, path: Path, tensors: Sequence[ir.TensorProtocol]) -> None:
-    """Write `model` to `path` as one protobuf file; raise what onnx.checker raises for an invalid graph.
+    """Write `model` to `path` as one protobuf file; raise what onnx.checker and check_types raise.
 
     A message in memory would hold every weight, and protobuf would copy it once more to write it. So
     `tensors`, the large initializers, are left out of the message and written behind it: the fields of a
@@ -52,7 +54,10 @@ def _without(model: ir.Model, values: Sequence[ir.Value]) -> onnx.ModelProto:
 
 
 def _check(proto: onnx.ModelProto, values: Sequence[ir.Value]) -> None:
-    """Run onnx.checker with the large initializers declared as inputs: their bytes have nothing to check."""
+    """Run onnx.checker and check_types.
+
+    The large initializers are declared as inputs: their bytes have nothing to check.
+    """
     bare = onnx.ModelProto()
     bare.CopyFrom(proto)
     for value in values:
@@ -62,6 +67,7 @@ def _check(proto: onnx.ModelProto, values: Sequence[ir.Value]) -> None:
             onnx.helper.make_tensor_value_info(str(value.name), int(tensor.dtype), tensor.shape.numpy())
         )
     onnx.checker.check_model(bare)
+    check_types(bare)
 
 
 def _header(value: ir.Value) -> bytes:

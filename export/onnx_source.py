@@ -10,9 +10,10 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 from onnx import external_data_helper as helper
-from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, ShapeInferencePass
+from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
 
 from accuquant.errors import ExportError, SourceError
+from accuquant.export.infer_types import infer_types
 from accuquant.export.widen_half import WidenHalfPass
 from accuquant.external_data import file_inside
 
@@ -62,8 +63,7 @@ def read_model(path: Path, *, min_opset: int = 15, keep_half: bool = False) -> i
         # the conversion goes through a serialized model, which does not know its folder
         ir.external_data.set_base_dir(model.graph, path.parent)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    if any(value.dtype is None for node in model.graph for value in node.outputs):
-        ShapeInferencePass()(model)
+    infer_types(model)
     if not keep_half:
         WidenHalfPass()(model)
     return model

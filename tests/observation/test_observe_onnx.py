@@ -16,7 +16,7 @@ import torch
 from tiny_networks import make_inputs, make_network
 from torch import nn
 
-from accuquant.errors import SourceError, UsageError
+from accuquant.errors import ExportError, SourceError, UsageError
 from accuquant.export import check_model, export_onnx, widen_half
 from accuquant.export.float_graph import trace
 from accuquant.network import call, signature_of
@@ -296,3 +296,29 @@ def test_a_network_in_float16_is_computed_in_the_precision_that_is_asked_for(
         assert relative_error(path, quantized, np.float16) < 0.1
     casts = [node for node in model.graph.node if node.op_type == "Cast"]
     assert bool(casts) == (precision != "fp16")
+
+
+def test_half_precision_needs_types_that_can_be_inferred(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Gelu is ONNX Runtime's own operator; an exporter wrote a wrong shape beside it."""
+    node = onnx.helper.make_node
+    middle = [node("Gelu", ["h"], ["a"], "act", domain="com.microsoft"), middle_convolution("a", "r")]
+    path = convolutions(tmp_path / "m.onnx", middle)
+    model = onnx.load(path)
+    model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    onnx.save(model, path)
+    recipe = observe_onnx(path, calls=1)
+    (quantized,) = export_onnx(path, recipe, tmp_path / "int8.onnx")
+    assert relative_error(path, quantized) < 0.1
+    with pytest.raises(
+        ExportError, match=r"node 'act' \(com\.microsoft\.Gelu\): got an output of unknown type"
+    ):
+        export_onnx(path, recipe, tmp_path / "int8.onnx", precision="fp16")
+    model.graph.node[1].CopyFrom(node("Tanh", ["h"], ["a"], "act"))
+    wrong = onnx.helper.make_tensor_value_info("a", onnx.TensorProto.FLOAT, [None, 9, None, None])
+    model.graph.value_info.append(wrong)
+    onnx.save(model, path)
+    (quantized,) = export_onnx(path, observe_onnx(path, calls=1), tmp_path / "int8.onnx", precision="fp16")
+    assert relative_error(path, quantized) < 0.1
+    assert not caplog.records
