@@ -206,3 +206,18 @@ def test_an_export_never_overwrites_the_weights_of_its_source(
         with pytest.raises(ExportError, match="the source itself" if output == network.path else data):
             export_onnx(network.path, recipe_of(network.layer()), output, external_data=True)
     assert (network.path.parent / data).read_bytes() == weights
+
+
+def test_weights_that_are_graph_inputs_too_are_constants(one_layer: Any, run_graph: Any) -> None:
+    """keep_initializers_as_inputs, which IR version 3 demands."""
+    network = one_layer("conv", opset=9)
+    model = onnx.load(network.path)
+    model.ir_version = 3
+    for tensor in model.graph.initializer:
+        model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    onnx.save(model, network.path)
+    assert [value.name for value in read_model(network.path).graph.inputs] == ["sample", "timestep"]
+    (path,) = network.lower(network.layer())
+    assert [value.name for value in onnx.load(path).graph.input] == ["sample", "timestep"]
+    expected = network.expected(network.sample(), network.layer(), 3)
+    np.testing.assert_allclose(run_graph(path, network.sample(), [3]), expected, rtol=1e-4, atol=2e-5)
