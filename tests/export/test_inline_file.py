@@ -97,3 +97,11 @@ def test_a_graph_whose_types_contradict_each_other_is_refused(tmp_path: Path, ex
     weight.const_value, weight.type = half, ir.TensorType(ir.DataType.FLOAT16)
     with pytest.raises(ExportError, match=r"an invalid graph .*Add.*inconsistent type tensor\(float16\)"):
         save_graphs({"m.onnx": model}, tmp_path, "m.onnx_data", external_data=external)
+
+
+def test_a_file_that_protobuf_cannot_read_is_not_written(tmp_path: Path) -> None:
+    computed: list[int] = []
+    model = model_with(8, 75_000_000, computed)
+    with pytest.raises(ExportError, match=r"2\.4 GB with its weights inside.*--external-data"):
+        save_graphs({"m.onnx": model}, tmp_path, "m.onnx_data", external_data=False)
+    assert (list(tmp_path.iterdir()), computed) == ([], [])
