@@ -322,3 +322,35 @@ def test_half_precision_needs_types_that_can_be_inferred(
     (quantized,) = export_onnx(path, observe_onnx(path, calls=1), tmp_path / "int8.onnx", precision="fp16")
     assert relative_error(path, quantized) < 0.1
     assert not caplog.records
+
+
+def test_an_operator_that_onnxruntime_does_not_have_is_named(tmp_path: Path) -> None:
+    custom = onnx.helper.make_node("Foo", ["h"], ["a"], domain="my.ops")
+    path = convolutions(tmp_path / "m.onnx", [custom, middle_convolution("a", "r")])
+    model = onnx.load(path)
+    model.opset_import.append(onnx.helper.make_opsetid("my.ops", 1))
+    onnx.save(model, path)
+    with pytest.raises(SourceError, match=r"ONNX Runtime cannot run \(.*Foo.*or give --recipe"):
+        observe_onnx(path)
+
+
+def test_a_layer_whose_input_is_not_finite_is_named(tmp_path: Path) -> None:
+    middle = [onnx.helper.make_node("Log", ["h"], ["a"]), middle_convolution("a", "r")]
+    with pytest.raises(UsageError, match=r"layer 'mid': got an input that is NaN or infinite.*--inputs"):
+        observe_onnx(convolutions(tmp_path / "m.onnx", middle))
+
+
+def test_a_layer_that_sees_only_zeros_stays_float(tmp_path: Path) -> None:
+    node = onnx.helper.make_node
+    middle = [
+        node("Mul", ["h", "nothing"], ["a"]),
+        middle_convolution("a", "b"),
+        node("Conv", ["h", "other.weight"], ["c"], "other", pads=[1] * 4),
+        node("Add", ["b", "c"], ["r"]),
+    ]
+    other = np.random.default_rng(4).normal(0, 0.1, (8, 8, 3, 3))
+    path = convolutions(tmp_path / "m.onnx", middle, nothing=0, **{"other.weight": other})
+    assert list(observe_onnx(path).layers) == ["other"]
+    path = convolutions(tmp_path / "m.onnx", [middle[0], middle_convolution("a", "r")], nothing=0)
+    with pytest.raises(SourceError, match="nothing but zeros"):
+        observe_onnx(path)
