@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeGuard
 
 import onnx
 import onnx_ir as ir
@@ -60,16 +61,21 @@ def _large_tensors(models: Mapping[str, ir.Model]) -> list[ir.TensorProtocol]:
 def _embed_foreign(model: ir.Model, folder: Path, written: Collection[int] = ()) -> None:
     """Let tensors that lie in another model's data file be written into the .onnx; mapped, not copied.
 
-    Those whose id is in `written` are taken care of elsewhere.
+    Those whose id is in `written` are taken care of elsewhere. Bodies of If, Loop and Scan are looked into.
     """
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if (
-            id(tensor) not in written
-            and isinstance(tensor, ir.ExternalTensor)
-            and Path(tensor.base_dir) != folder
-        ):
-            value.const_value = ir.tensor(tensor.numpy(), name=value.name)
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if id(tensor) not in written and _is_foreign(tensor, folder):
+                value.const_value = ir.tensor(tensor.numpy(), name=value.name)
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        for name, attribute in list(node.attributes.items()):
+            if attribute.type == ir.AttributeType.TENSOR and _is_foreign(attribute.value, folder):
+                node.attributes[name] = ir.AttrTensor(name, ir.tensor(attribute.value.numpy()))
+
+
+def _is_foreign(tensor: object, folder: Path) -> TypeGuard[ir.ExternalTensor]:
+    return isinstance(tensor, ir.ExternalTensor) and Path(tensor.base_dir) != folder
 
 
 def _replace(models: Mapping[str, ir.Model], stored: Mapping[int, ir.TensorProtocol]) -> None:

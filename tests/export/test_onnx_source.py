@@ -221,3 +221,38 @@ def test_weights_that_are_graph_inputs_too_are_constants(one_layer: Any, run_gra
     assert [value.name for value in onnx.load(path).graph.input] == ["sample", "timestep"]
     expected = network.expected(network.sample(), network.layer(), 3)
     np.testing.assert_allclose(run_graph(path, network.sample(), [3]), expected, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize("how", ["initializer", "constant"])
+def test_weights_of_a_branch_come_along(
+    one_layer: Any, recipe_of: Any, run_graph: Any, tmp_path: Path, how: str, stored: bool
+) -> None:
+    """The body of an If may have external data too."""
+    network = one_layer("conv")
+    model = onnx.load(network.path)
+    factor = onnx.numpy_helper.from_array(np.full((1, 4, 1, 1), 2, np.float32), "factor")
+    factor.ClearField("raw_data")
+    factor.data_location = onnx.TensorProto.EXTERNAL
+    for key, text in {"location": "factor.bin", "offset": "0", "length": "16"}.items():
+        factor.external_data.add(key=key, value=text)
+    (network.path.parent / "factor.bin").write_bytes(np.full(4, 2, np.float32).tobytes())
+    output = helper.make_tensor_value_info("scaled", onnx.TensorProto.FLOAT, [None, 4, None, None])
+    nodes = [helper.make_node("Mul", ["sample", "factor"], ["scaled"])]
+    if how == "constant":
+        nodes.insert(0, helper.make_node("Constant", [], ["factor"], value=factor))
+    body = helper.make_graph(nodes, "then", [], [output], [factor] if how == "initializer" else [])
+    other = helper.make_graph([helper.make_node("Identity", ["sample"], ["scaled"])], "else", [], [output])
+    true = onnx.numpy_helper.from_array(np.array(True), "true")
+    model.graph.initializer.append(true)
+    model.graph.node.insert(
+        0, helper.make_node("If", ["true"], ["x"], "branch", then_branch=body, else_branch=other)
+    )
+    model.graph.node[1].input[0] = "x"
+    onnx.save(model, network.path)
+    layer = network.layer(activation_scale=np.full(3, 0.04, np.float32))
+    (tmp_path / "other").mkdir()
+    path = tmp_path / "other" / "int8.onnx"
+    export_onnx(network.path, recipe_of(layer), path, external_data=stored)
+    expected = network.expected(2 * network.sample(), layer, 3)
+    np.testing.assert_allclose(run_graph(path, network.sample(), [3]), expected, rtol=1e-4, atol=2e-5)
