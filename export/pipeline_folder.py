@@ -106,7 +106,7 @@ def export_pipeline(
             model_hash=recipe.model_hash,
             num_inference_steps=int(recipe.calibration.get("settings", {}).get("steps", 50)),
             accuquant_version=accuquant.__version__,
-            source=source.name,
+            source=_name_of(source),
             files=_digests(folder),
             choice=choice,
         )
@@ -191,6 +191,13 @@ def _copy_configuration(source: Source, folder: Path) -> None:
         source.folder / source.component / "config.json", folder / source.component / "config.json"
     )
     shutil.copytree(source.folder / "scheduler", folder / "scheduler")
+
+
+def _name_of(source: Source) -> str:
+    """Return the source's name; that of a local folder never looks like a Hub id."""
+    path = Path(source.name)
+    relative = source.folder == path and not path.is_absolute() and not source.name.startswith(".")
+    return f"./{source.name}" if relative else source.name
 
 
 def _digests(folder: Path) -> dict[str, str]:

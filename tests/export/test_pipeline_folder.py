@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from accuquant.errors import ExportError
 from accuquant.export import pipeline_folder
 from accuquant.manifest import MANIFEST_NAME
+from accuquant.pipelines.source import Source
 
 
 @pytest.mark.parametrize("output", [".", "..", "here"])
@@ -50,3 +53,17 @@ def test_the_export_before_comes_back_where_the_new_one_cannot_take_its_place(
     with pytest.raises(OSError, match="no"), pipeline_folder._staging(output) as folder:
         (folder / "after").touch()
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "before"]
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "noted"),
+    [
+        ("models/my-ddpm", "models/my-ddpm", "./models/my-ddpm"),
+        ("./my-ddpm", "./my-ddpm", "./my-ddpm"),
+        ("/models/my-ddpm", "/models/my-ddpm", "/models/my-ddpm"),
+        ("google/ddpm", "/cache/google--ddpm", "google/ddpm"),
+    ],
+)
+def test_the_manifest_tells_a_folder_from_a_hub_id(name: str, folder: str, noted: str) -> None:
+    source = SimpleNamespace(name=name, folder=Path(folder))
+    assert pipeline_folder._name_of(cast(Source, source)) == noted
