@@ -67,4 +67,6 @@ def _shape_of(patch: Patch, x: ir.Value) -> ir.Value:
     assert x.shape is not None
     if x.shape.is_static():
         return patch.constant(np.array(x.shape.numpy(), np.int64), "shape")
-    return patch.op("Shape", [x], name="Shape")
+    shape = patch.op("Shape", [x], name="Shape")
+    shape.type = ir.TensorType(ir.DataType.INT64)
+    return shape

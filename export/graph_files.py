@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeGuard
 
 import onnx
 import onnx_ir as ir
 
 from accuquant.errors import ExportError
+from accuquant.export.check_types import check_types
 from accuquant.export.inline_file import save_inline
 
 #: Protobuf refuses messages of 2 GB; some room is left for the nodes.
 _INLINE_LIMIT = 2_000_000_000
 #: Smaller tensors (scales, biases, shapes) stay in the .onnx, where shape inference can read them.
 _EXTERNAL_ABOVE = 4096
+_INVALID = (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError, RuntimeError)
 
 
 def save_graphs(
@@ -24,7 +27,7 @@ def save_graphs(
     """Write each model as `folder/name` -> the names of all files written, .onnx first.
 
     Weights go to `folder/data_name` where `external_data` is true, where there are several graphs
-    (each tensor is stored once), or, with None, above 2 GB. Every file passes onnx.checker.
+    (each tensor is stored once), or, with None, above 2 GB. Every file passes onnx.checker and check_types.
     """
     tensors = _large_tensors(models)
     if external_data is None:
@@ -58,16 +61,21 @@ def _large_tensors(models: Mapping[str, ir.Model]) -> list[ir.TensorProtocol]:
 def _embed_foreign(model: ir.Model, folder: Path, written: Collection[int] = ()) -> None:
     """Let tensors that lie in another model's data file be written into the .onnx; mapped, not copied.
 
-    Those whose id is in `written` are taken care of elsewhere.
+    Those whose id is in `written` are taken care of elsewhere. Bodies of If, Loop and Scan are looked into.
     """
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if (
-            id(tensor) not in written
-            and isinstance(tensor, ir.ExternalTensor)
-            and Path(tensor.base_dir) != folder
-        ):
-            value.const_value = ir.tensor(tensor.numpy(), name=value.name)
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if id(tensor) not in written and _is_foreign(tensor, folder):
+                value.const_value = ir.tensor(tensor.numpy(), name=value.name)
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        for name, attribute in list(node.attributes.items()):
+            if attribute.type == ir.AttributeType.TENSOR and _is_foreign(attribute.value, folder):
+                node.attributes[name] = ir.AttrTensor(name, ir.tensor(attribute.value.numpy()))
+
+
+def _is_foreign(tensor: object, folder: Path) -> TypeGuard[ir.ExternalTensor]:
+    return isinstance(tensor, ir.ExternalTensor) and Path(tensor.base_dir) != folder
 
 
 def _replace(models: Mapping[str, ir.Model], stored: Mapping[int, ir.TensorProtocol]) -> None:
@@ -85,14 +93,15 @@ def _save_inline(model: ir.Model, path: Path, tensors: Sequence[ir.TensorProtoco
 def _check(path: Path) -> None:
     with _invalid_graph(path):
         onnx.checker.check_model(str(path))
+        check_types(onnx.load(path, load_external_data=False))
 
 
 @contextmanager
 def _invalid_graph(path: Path) -> Iterator[None]:
-    """Turn what onnx.checker raises into ExportError."""
+    """Turn what onnx.checker and check_types raise into ExportError."""
     try:
         yield
-    except (onnx.checker.ValidationError, ValueError, RuntimeError) as fault:
+    except _INVALID as fault:
         raise ExportError(
             f"'{path.name}'",
             got=f"an invalid graph ({str(fault).strip().splitlines()[0]})",

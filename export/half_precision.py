@@ -8,7 +8,8 @@ from onnx import defs
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from accuquant.errors import ExportError
-from accuquant.export.patch import add_tensor
+from accuquant.export.infer_types import infer_types, untyped_nodes
+from accuquant.export.patch import add_tensor, take_over
 
 #: Ops whose inner sums or exponentials overflow or lose digits in float16.
 _KEPT_OPS = frozenset(
@@ -33,7 +34,7 @@ class HalfPrecisionPass(ir.passes.InPlacePass):
     """Make float32 values `half`: float16 or bfloat16.
 
     Rules:
-    - Graph inputs and outputs keep their type, with a Cast at the border.
+    - Graph inputs and outputs keep their type, with a Cast at the border where it is not `half`.
     - Softmax, decomposed normalizations, and all that feeds Sin or Cos stay float32 between Casts.
       GroupNormalization and LayerNormalization take float16: their statistics are float32 anyway
       (stash_type = 1).
@@ -43,6 +44,7 @@ class HalfPrecisionPass(ir.passes.InPlacePass):
     - Constants are converted when the file is written. Too large values become the largest float16;
       a positive quantization scale never becomes zero.
     - Runs before the activations are quantized: their scales then get the type of the tensor.
+    Raises ExportError for control flow, and for a tensor whose type cannot be inferred.
     """
 
     def __init__(self, half: ir.DataType = ir.DataType.FLOAT16) -> None:
@@ -50,9 +52,11 @@ class HalfPrecisionPass(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Apply the rules to `model`, in place."""
+        infer_types(model)
         self._graph = model.graph
         self._casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
         self._halves: dict[ir.Value, ir.Value] = {}
+        self._floats = [v.dtype == ir.DataType.FLOAT for v in self._graph.outputs]
         kept = _kept_nodes(self._graph)
         if self.half == ir.DataType.BFLOAT16:
             opset = model.opset_imports[""]
@@ -60,10 +64,14 @@ class HalfPrecisionPass(ir.passes.InPlacePass):
             kept |= _border_layers(self._graph)
         for node in list(self._graph):
             self._check(node)
+        for node in untyped_nodes(self._graph):
+            raise _untyped(node)
+        for node in list(self._graph):
             wanted = ir.DataType.FLOAT if node in kept else self.half
             self._convert_inputs(node, wanted)
             if wanted == self.half:
                 self._convert_outputs(node)
+            _drop_idle(self._graph, node)
         self._restore_outputs()
         RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, modified=True)
@@ -125,7 +133,7 @@ class HalfPrecisionPass(ir.passes.InPlacePass):
 
     def _restore_outputs(self) -> None:
         for position, value in enumerate(list(self._graph.outputs)):
-            if value.dtype != self.half:
+            if value.dtype != self.half or not self._floats[position]:
                 continue
             name, value.name = value.name, f"{value.name}_half"
             cast = ir.node("Cast", [value], {"to": ir.DataType.FLOAT}, name=f"{name}/Cast")
@@ -144,6 +152,27 @@ class HalfPrecisionPass(ir.passes.InPlacePass):
                 expected="a plain graph for half precision",
                 remedy="Export the network without If, Loop or Scan, or use --precision fp32",
             )
+
+
+def _untyped(node: ir.Node) -> ExportError:
+    name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+    return ExportError(
+        f"node '{node.name}' ({name})",
+        got="an output of unknown type",
+        expected="operators whose types can be inferred, for half precision",
+        remedy="Use --precision fp32, or export the network without this operator",
+    )
+
+
+def _drop_idle(graph: ir.Graph, node: ir.Node) -> None:
+    """Let what a Cast reads take its place where it does not change the type."""
+    source, output = node.inputs[0] if node.inputs else None, node.outputs[0]
+    if node.op_type != "Cast" or source is None or source.dtype != output.dtype:
+        return
+    if output.is_graph_output() and (source.is_graph_output() or source.producer() is None):
+        return
+    source.shape = source.shape or output.shape
+    take_over(graph, output, source, list(output.uses()))
 
 
 def _kept_nodes(graph: ir.Graph) -> set[ir.Node]:

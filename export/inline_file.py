@@ -9,17 +9,23 @@ from typing import BinaryIO
 import onnx
 import onnx_ir as ir
 
+from accuquant.errors import ExportError
+from accuquant.export.check_types import check_types
+
 # Field numbers of onnx.proto3; all four are length-delimited.
 _MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_RAW_DATA = 7, 5, 9
 _LENGTH_DELIMITED = 2
+#: The longest message that protobuf reads.
+_LONGEST = 2**31 - 1
 
 
 def save_inline(model: ir.Model, path: Path, tensors: Sequence[ir.TensorProtocol]) -> None:
-    """Write `model` to `path` as one protobuf file; raise what onnx.checker raises for an invalid graph.
+    """Write `model` to `path` as one protobuf file; raise what onnx.checker and check_types raise.
 
     A message in memory would hold every weight, and protobuf would copy it once more to write it. So
     `tensors`, the large initializers, are left out of the message and written behind it: the fields of a
-    protobuf message may come in any order. Lazy tensors are computed when their turn comes.
+    protobuf message may come in any order. Lazy tensors are computed when their turn comes. Raises
+    ExportError, before anything is written, for a file that protobuf could not read again.
     """
     large = {id(tensor) for tensor in tensors}
     values = [v for v in model.graph.initializers.values() if id(v.const_value) in large]
@@ -29,13 +35,24 @@ def save_inline(model: ir.Model, path: Path, tensors: Sequence[ir.TensorProtocol
     proto.ClearField("graph")
     headers = [_header(value) for value in values]
     length = len(graph) + sum(len(header) + _bytes_of(v) for header, v in zip(headers, values, strict=True))
+    head = proto.SerializeToString() + _tag(_MODEL_GRAPH) + _varint(length)
+    _check_length(path, len(head) + length)
     with open(path, "wb") as file:
-        file.write(proto.SerializeToString())
-        file.write(_tag(_MODEL_GRAPH) + _varint(length))
+        file.write(head)
         file.write(graph)
         for header, value in zip(headers, values, strict=True):
             file.write(header)
             _write(file, value)
+
+
+def _check_length(path: Path, length: int) -> None:
+    if length > _LONGEST:
+        raise ExportError(
+            f"'{path.name}'",
+            got=f"{length / 1e9:.1f} GB with its weights inside",
+            expected="less than 2 GB: nothing reads a longer protobuf message",
+            remedy="Give --external-data, which puts the weights into a file of their own",
+        )
 
 
 def _without(model: ir.Model, values: Sequence[ir.Value]) -> onnx.ModelProto:
@@ -52,7 +69,10 @@ def _without(model: ir.Model, values: Sequence[ir.Value]) -> onnx.ModelProto:
 
 
 def _check(proto: onnx.ModelProto, values: Sequence[ir.Value]) -> None:
-    """Run onnx.checker with the large initializers declared as inputs: their bytes have nothing to check."""
+    """Run onnx.checker and check_types.
+
+    The large initializers are declared as inputs: their bytes have nothing to check.
+    """
     bare = onnx.ModelProto()
     bare.CopyFrom(proto)
     for value in values:
@@ -62,6 +82,7 @@ def _check(proto: onnx.ModelProto, values: Sequence[ir.Value]) -> None:
             onnx.helper.make_tensor_value_info(str(value.name), int(tensor.dtype), tensor.shape.numpy())
         )
     onnx.checker.check_model(bare)
+    check_types(bare)
 
 
 def _header(value: ir.Value) -> bytes:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 
 from accuquant.export.layer_match import LAYER_KEY, constant_array
+from accuquant.export.matmul_bias import bias_shape
 from accuquant.export.patch import Patch, dtype_of
 from accuquant.qparams import FloatArray
 
@@ -28,8 +29,8 @@ class JoinProjectionsPass(ir.passes.InPlacePass):
     """Turn MatMul_i -> [Mul factor] -> [Add bias_i] into Concat(MatMul_i) -> [Mul factor] -> [Add biases] -> Split.
 
     Rules:
-    - The matched MatMuls that read one tensor are joined, if all of them are multiplied by one factor or
-      by none, and their biases are constants.
+    - The matched MatMuls that read one tensor are joined, if all of them are multiplied by one factor, a
+      scalar, or by none. A constant bias goes along; whatever else follows reads the parts.
     - TensorRT computes such products in one kernel, and reads its output in one kernel for each of them.
       Joined, one kernel undoes the scales of all and transposes them for attention.
     - Nodes and weights of the layers stay as they are, and so does every value.
@@ -61,8 +62,7 @@ def _join(graph: ir.Graph, nodes: Sequence[ir.Node]) -> bool:
         value = patch.op("Mul", [value, factor], name="Mul")
     if any(tail.bias is not None for tail in tails):
         parts = [np.zeros(w) if t.bias is None else t.bias for t, w in zip(tails, widths, strict=True)]
-        # [1, 1, O] as in LayerOutput: ONNX Runtime would fuse [O] with a product and break the pair
-        bias = np.concatenate(parts).astype(dtype_of(like)).reshape(1, 1, -1)
+        bias = np.concatenate(parts).astype(dtype_of(like)).reshape(bias_shape(nodes[0]))
         value = patch.op("Add", [value, patch.constant(bias, "bias")], name="Add")
     uses = [list(tail.output.uses()) for tail in tails]
     for part, tail, old in zip(patch.split(value, widths, like=like), tails, uses, strict=True):
@@ -84,13 +84,27 @@ def _width(node: ir.Node) -> int:
 def _tail(node: ir.Node, width: int) -> _Tail:
     value, factor, bias = node.outputs[0], None, None
     found = _only_reader(value, "Mul")
-    if found is not None:
+    if found is not None and _is_factor(_other(found, value)):
         value, factor = found.outputs[0], _other(found, value)
     found = _only_reader(value, "Add")
     added = constant_array(_other(found, value)) if found is not None else None
-    if found is not None and added is not None and added.size == added.shape[-1] == width:
+    if found is not None and added is not None and _is_bias(added, node, width):
         value, bias = found.outputs[0], added.reshape(-1)
     return _Tail(factor, bias, value)
+
+
+def _is_factor(value: ir.Value) -> bool:
+    """Return whether `value` is one number: a constant, or what QuantizeActivationsPass divided by."""
+    constant = constant_array(value)
+    if constant is not None:
+        return constant.size == 1 and constant.ndim <= 1
+    producer = value.producer()
+    return producer is not None and (producer.name or "").endswith("/input/Factor")
+
+
+def _is_bias(constant: FloatArray, node: ir.Node, width: int) -> bool:
+    """Return whether `constant` [O] or [1, ..., 1, O] is a bias behind `node` that adds no axis."""
+    return 0 < constant.ndim <= len(bias_shape(node)) and constant.shape[-1] == constant.size == width
 
 
 def _only_reader(value: ir.Value, op_type: str) -> ir.Node | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,8 @@ class MatchLayersPass(ir.passes.InPlacePass):
     - Conv, ConvTranspose, and Gemm or MatMul with a constant right operand are candidates. The
       constant may be an initializer or a Constant node, behind Identity, Cast or Transpose.
     - A node is the layer whose weight has the same kind, shape and fingerprint (torch's layout).
-    - Where several layers share one weight, the name in the node decides.
+    - Where several layers share one weight, the name in the node decides; layers that are alike in
+      everything need not be told apart.
     - Several nodes may read one layer's weight (a module that is called twice).
     - A node that is marked already keeps its layer.
     Raises ExportError where a layer has no node, or a shared weight cannot be told apart.
@@ -58,10 +59,16 @@ class MatchLayersPass(ir.passes.InPlacePass):
             if layer is not None:
                 node.metadata_props[LAYER_KEY] = layer.name
                 found.add(layer.name)
-        missing = [name for name in self.layers if name not in found]
+        missing = [name for name in self.layers if name not in found and not self._has_alike(name, found)]
         if missing:
             raise _no_node(missing, self.layers[missing[0]], len(self.layers))
         return ir.passes.PassResult(model, modified=bool(found))
+
+    def _has_alike(self, name: str, found: Container[str]) -> bool:
+        """Return whether a layer that was found has the weight and the qparams of layer `name`."""
+        layer = self.layers[name]
+        others = self._by_content[layer.kind, layer.fingerprint]
+        return any(other.name in found and _all_alike((layer, other)) for other in others)
 
     def _layer_of(self, node: ir.Node) -> LayerQParams | None:
         kind = _KINDS.get(node.op_type)

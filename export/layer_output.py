@@ -9,7 +9,7 @@ from accuquant.errors import ExportError
 from accuquant.export.activation_scales import ActivationScales
 from accuquant.export.border_table import BorderIndex, border_table, has_border_table
 from accuquant.export.layer_match import constant_array
-from accuquant.export.matmul_bias import added_bias
+from accuquant.export.matmul_bias import added_bias, bias_shape
 from accuquant.export.patch import Patch, computing_dtype_of, dtype_of, take_over
 from accuquant.export.quantize_weights import channel_factors, dequantized_weight, has_shared_scale
 from accuquant.qparams import FloatArray, LayerQParams
@@ -86,16 +86,12 @@ class LayerOutput:
         return np.asarray(weight * self.channels.astype(np.float64).reshape(-1, 1, 1, 1))
 
     def _keep_bias_apart(self) -> None:
-        """Write the bias behind a MatMul as [1, 1, O].
-
-        ONNX Runtime fuses a bias [O] into a Gemm with Reshapes, moves the QDQ pair across them and
-        then rejects its own graph from opset 21 on (issue 25526: output_dtype against zero_point).
-        """
+        """Write the bias behind a MatMul in the shape that keeps ONNX Runtime from fusing the two."""
         if self.node.op_type != "MatMul":
             return
         found = added_bias(self.node.outputs[0])
         if found is not None:
-            apart = self.patch.constant(found.bias.reshape(1, 1, -1).astype(self.stored), "bias")
+            apart = self.patch.constant(found.bias.reshape(bias_shape(self.node)).astype(self.stored), "bias")
             found.add.replace_input_with(found.side, apart)
 
     def _addend(self, zero_point: int, bias: FloatArray | None, index: ir.Value | None) -> ir.Value | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 
 import onnx_ir as ir
@@ -52,6 +54,17 @@ def write_lowered(
         names = [f"{group_prefix}group_{group:02d}.onnx" for group in range(len(graphs))]
     say("writing", 0.5)
     written = save_graphs(
-        dict(zip(names, graphs, strict=True)), folder, f"{name}_data", external_data=external_data
+        dict(zip(names, graphs, strict=True)), folder, _data_name(name), external_data=external_data
     )
     return LoweredFiles(tuple(names), tuple(written[len(names) :]), recipe)
+
+
+def possible_files(output: Path) -> Iterator[Path]:
+    """Yield what write_lowered may write for `output` with any lowering: group graphs if they are there."""
+    yield output
+    yield output.with_name(_data_name(output.name))
+    yield from output.parent.glob(f"{escape(output.stem)}_group_[0-9]*.onnx")
+
+
+def _data_name(name: str) -> str:
+    return f"{name}_data"

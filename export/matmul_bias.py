@@ -19,6 +19,18 @@ class AddedBias:
     bias: FloatArray
 
 
+def bias_shape(node: ir.Node) -> tuple[int, ...]:
+    """Return the shape of a bias behind a MatMul: [1, 1, O] as far as the rank allows it, else [O].
+
+    ONNX Runtime fuses a bias [O] behind a product of three axes into a Gemm with Reshapes, moves the QDQ
+    pair across them and then rejects its own graph from opset 21 on (issue 25526: output_dtype against
+    zero_point). Behind a product of two axes, [1, 1, O] would add an axis.
+    """
+    values = (node.outputs[0], node.inputs[0])
+    ranks = [len(value.shape) for value in values if value is not None and value.shape is not None]
+    return (1, 1, -1) if ranks and ranks[0] > 2 else (-1,)
+
+
 def added_bias(output: ir.Value) -> AddedBias | None:
     """Return the constant [O] that the only reader of `output` adds, or None where it is another reader."""
     users = list(output.uses())

@@ -7,8 +7,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from accuquant.errors import ExportError
-from accuquant.export.lowered_files import write_lowered
+from accuquant.errors import EngineError, ExportError
+from accuquant.export.lowered_files import possible_files, write_lowered
 from accuquant.export.lowering import (
     Affine,
     FloatWeights,
@@ -19,6 +19,7 @@ from accuquant.export.lowering import (
     choose_opset,
 )
 from accuquant.export.onnx_source import read_model
+from accuquant.external_data import external_files
 from accuquant.recipe import Recipe
 
 
@@ -74,11 +75,14 @@ def export_onnx(
 
 
 def check_output(path: Path, output: Path) -> None:
-    """Raise ExportError unless `output` is an .onnx file that is not the source `path`."""
+    """Raise ExportError unless `output` is an .onnx file, and nothing written for it is part of `path`.
+
+    Parts of `path` are the file itself and those that its external data lies in.
+    """
     if output.is_dir() or output.suffix != ".onnx":
         got = "a folder" if output.is_dir() else f"a name that ends in '{output.suffix}'"
-    elif output.exists() and output.samefile(path):
-        got = "the source itself"
+    elif (overwritten := _overwritten(path, output)) is not None:
+        got = "the source itself" if overwritten == path else f"a name that overwrites '{overwritten}'"
     else:
         return
     raise ExportError(
@@ -87,3 +91,20 @@ def check_output(path: Path, output: Path) -> None:
         expected="another path that ends in .onnx",
         remedy="Give -o quantized.onnx, for example",
     )
+
+
+def _overwritten(path: Path, output: Path) -> Path | None:
+    """Return the file of the source that an export to `output` could replace, or None."""
+    written = [file for file in possible_files(output) if file.exists()]
+    for part in (path, *(path.parent / location for location in _locations(path))):
+        if part.exists() and any(file.samefile(part) for file in written):
+            return part
+    return None
+
+
+def _locations(path: Path) -> tuple[str, ...]:
+    """Return where the external data of `path` lies; nothing for a file that read_model will refuse."""
+    try:
+        return external_files(path)
+    except EngineError:
+        return ()

@@ -10,13 +10,21 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 from onnx import external_data_helper as helper
-from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, ShapeInferencePass
+from onnx_ir.passes.common import (
+    InlinePass,
+    LiftConstantsToInitializersPass,
+    RemoveInitializersFromInputsPass,
+)
 
 from accuquant.errors import ExportError, SourceError
+from accuquant.export.infer_types import infer_types
+from accuquant.export.widen_half import WidenHalfPass
 from accuquant.external_data import file_inside
 
 #: Opset that older graphs are converted to, at least: float16 scales need 19, Shape(start=...) 15.
 _TARGET_OPSET = 21
+#: The first IR version in which an initializer need not be a graph input.
+_IR_WITHOUT_INPUTS = 4
 _COPY_AGAIN = "The file is damaged or incomplete: export or copy it again"
 
 
@@ -40,18 +48,22 @@ def read_proto(path: Path) -> onnx.ModelProto:
     return model
 
 
-def read_model(path: Path, *, min_opset: int = 15) -> ir.Model:
+def read_model(path: Path, *, min_opset: int = 15, keep_half: bool = False) -> ir.Model:
     """Read a float .onnx as onnx-ir; external data is mapped, not loaded.
 
-    Local functions are inlined, Constant nodes become initializers, types are inferred where they are
-    missing, and a graph older than `min_opset` is converted. Raises SourceError for a file that cannot
-    be read, ExportError for one that cannot be converted.
+    Local functions are inlined, Constant nodes become initializers, initializers that are graph inputs too
+    (keep_initializers_as_inputs) are no inputs any more, types are inferred where they are
+    missing, and a graph older than `min_opset` is converted. What was exported in float16 or bfloat16
+    computes in float32 then, between inputs and outputs of the old type (WidenHalfPass), unless
+    `keep_half`. Raises SourceError for a file that cannot be read, ExportError for one that cannot be
+    converted.
     """
     path = Path(path)
     proto = read_proto(path)
     _check(path)
     model = ir.serde.deserialize_model(proto)
     ir.external_data.set_base_dir(model.graph, path.parent)
+    _fix_initializers(model)
     InlinePass()(model)
     opset = model.opset_imports.get("", 0)
     if opset < min_opset:
@@ -59,9 +71,16 @@ def read_model(path: Path, *, min_opset: int = 15) -> ir.Model:
         # the conversion goes through a serialized model, which does not know its folder
         ir.external_data.set_base_dir(model.graph, path.parent)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    if any(value.dtype is None for node in model.graph for value in node.outputs):
-        ShapeInferencePass()(model)
+    infer_types(model)
+    if not keep_half:
+        WidenHalfPass()(model)
     return model
+
+
+def _fix_initializers(model: ir.Model) -> None:
+    """Drop initializers from the graph's inputs: nobody feeds weights, and a fed one is no constant."""
+    if RemoveInitializersFromInputsPass()(model).modified:
+        model.ir_version = max(model.ir_version or 0, _IR_WITHOUT_INPUTS)
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:

@@ -65,7 +65,7 @@ class Patch:
         return output
 
     def constant(self, array: npt.NDArray[Any], name: str) -> ir.Value:
-        """Register an initializer `prefix/name`, or return the one that has that name already."""
+        """Register an initializer `prefix/name`, or return the equal one that has that name already."""
         return add_constant(self.graph, array, f"{self.prefix}/{name}")
 
     def shared_constant(self, array: npt.NDArray[Any], name: str) -> ir.Value:
@@ -84,12 +84,28 @@ class Patch:
 
 
 def add_constant(graph: ir.Graph, array: npt.NDArray[Any], name: str) -> ir.Value:
-    """Register `array` as an initializer of `graph`, or return the one that has that name already."""
-    if name in graph.initializers:
-        return graph.initializers[name]
+    """Register `array` as an initializer of `graph`, or return the equal one that has that name already.
+
+    The name gets a number where another constant has it: two nodes that read one layer's weight may have
+    biases of their own.
+    """
+    wanted, number = name, 0
+    while name in graph.initializers:
+        if _holds(graph.initializers[name], array):
+            return graph.initializers[name]
+        number += 1
+        name = f"{wanted}_{number}"
     # np.ascontiguousarray would turn a scalar into [1], and TensorRT runs no convolution in int8
     # whose activation scale has an axis.
     return add_tensor(graph, ir.tensor(np.asarray(array, order="C"), name=name), name)
+
+
+def _holds(value: ir.Value, array: npt.NDArray[Any]) -> bool:
+    """Return whether the constant `value` is `array`, with its type and shape."""
+    tensor = value.const_value
+    if tensor is None or tensor.dtype.numpy() != array.dtype or tuple(tensor.shape) != array.shape:
+        return False
+    return tensor.numpy().tobytes() == array.tobytes()
 
 
 def add_tensor(graph: ir.Graph, tensor: ir.TensorProtocol, name: str) -> ir.Value:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -105,7 +106,7 @@ def export_pipeline(
             model_hash=recipe.model_hash,
             num_inference_steps=int(recipe.calibration.get("settings", {}).get("steps", 50)),
             accuquant_version=accuquant.__version__,
-            source=source.name,
+            source=_name_of(source),
             files=_digests(folder),
             choice=choice,
         )
@@ -126,7 +127,14 @@ def _check_whole(source: Source, lowering: Lowering) -> None:
 
 
 def check_output(output: Path) -> None:
-    """Raise ExportError unless `output` is new, an empty folder or an earlier export."""
+    """Raise ExportError unless `output` is new, an empty folder or an earlier export, and can be replaced."""
+    if output.is_dir() and (kept := _why_kept(output)):
+        raise ExportError(
+            f"output '{output}'",
+            got=kept,
+            expected="a folder that can be replaced as a whole",
+            remedy=f"Give a folder inside it: -o {output / 'out'}",
+        )
     if output.is_dir() and (not any(output.iterdir()) or (output / MANIFEST_NAME).is_file()):
         return
     if output.exists():
@@ -138,20 +146,42 @@ def check_output(output: Path) -> None:
         )
 
 
+def _why_kept(output: Path) -> str:
+    """Return what keeps the folder `output` from being renamed, "" where nothing does."""
+    if os.path.ismount(output):
+        return "a mount point"
+    inside = Path.cwd().is_relative_to(output.resolve())
+    return "the folder that you are in, or one around it" if inside else ""
+
+
 @contextmanager
 def _staging(output: Path) -> Iterator[Path]:
-    """Yield a new folder beside `output` that takes its place if the block succeeds."""
+    """Yield a new folder beside `output` that takes its place if the block succeeds.
+
+    Whatever fails, `output` is afterwards what it was.
+    """
     output.parent.mkdir(parents=True, exist_ok=True)
     root = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
         folder = root / "new"
         folder.mkdir()
         yield folder
-        if output.exists():
-            output.rename(root / "old")
-        folder.rename(output)
+        _exchange(output, folder, root / "old")
     finally:
         shutil.rmtree(root, ignore_errors=True)
+
+
+def _exchange(output: Path, folder: Path, old: Path) -> None:
+    """Move `output`, if there is one, to `old` and `folder` to `output`."""
+    existed = output.exists()
+    if existed:
+        output.rename(old)
+    try:
+        folder.rename(output)
+    except OSError:
+        if existed:
+            old.rename(output)
+        raise
 
 
 def _copy_configuration(source: Source, folder: Path) -> None:
@@ -161,6 +191,13 @@ def _copy_configuration(source: Source, folder: Path) -> None:
         source.folder / source.component / "config.json", folder / source.component / "config.json"
     )
     shutil.copytree(source.folder / "scheduler", folder / "scheduler")
+
+
+def _name_of(source: Source) -> str:
+    """Return the source's name; that of a local folder never looks like a Hub id."""
+    path = Path(source.name)
+    relative = source.folder == path and not path.is_absolute() and not source.name.startswith(".")
+    return f"./{source.name}" if relative else source.name
 
 
 def _digests(folder: Path) -> dict[str, str]:

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from accuquant.export.patch import add_tensor
+from accuquant.export.patch import add_tensor, take_over
 from accuquant.qparams import along_axis
 
 #: What the lowering of a pair puts beside a layer, under the layer's own name.
@@ -33,7 +33,7 @@ class RemovePairsPass(ir.passes.InPlacePass):
                 _remove_dequantize(graph, node)
         for node in list(graph):
             if node.op_type == "QuantizeLinear":
-                _bypass(node)
+                _bypass(graph, node)
         for node in list(graph):
             _remove_lowering(graph, node)
         RemoveUnusedNodesPass()(model)
@@ -45,7 +45,7 @@ def _remove_dequantize(graph: ir.Graph, node: ir.Node) -> None:
     assert levels is not None
     tensor = ir.convenience.get_const_tensor(levels)
     if tensor is None:
-        _bypass(node)
+        _bypass(graph, node)
         return
     scale = ir.convenience.get_const_tensor(node.inputs[1])  # type: ignore[arg-type]
     assert scale is not None, "the linter refuses a weight whose scale is computed"
@@ -54,11 +54,12 @@ def _remove_dequantize(graph: ir.Graph, node: ir.Node) -> None:
     def compute() -> ir.TensorProtocol:
         steps = scale.numpy()
         values = tensor.numpy().astype(steps.dtype)
-        return ir.tensor(values * (along_axis(steps, values.ndim, axis) if steps.ndim else steps))
+        one = steps.size == 1  # [] or, from other tools, [1]
+        return ir.tensor(values * (steps.reshape(()) if one else along_axis(steps, values.ndim, axis)))
 
     lazy = ir.LazyTensor(compute, dtype=scale.dtype, shape=ir.Shape(tensor.shape.numpy()))
     name = f"{node.outputs[0].name}_float"
-    _replace(node.outputs[0], add_tensor(graph, lazy, name))
+    _replace(graph, node.outputs[0], add_tensor(graph, lazy, name))
 
 
 def _remove_lowering(graph: ir.Graph, node: ir.Node) -> None:
@@ -66,14 +67,14 @@ def _remove_lowering(graph: ir.Graph, node: ir.Node) -> None:
     if name.endswith(tuple(f"/input/{op}" for op in _INPUT_NODES)):
         if node.op_type == "Pad":
             _pad_in_layer(node)
-        _bypass(node)
+        _bypass(graph, node)
     elif name.endswith(tuple(f"/output/{op}" for op in _OUTPUT_NODES)):
-        _bypass(node)
+        _bypass(graph, node)
     elif name.endswith("/output/Shifted_Bias"):
         table = ir.convenience.get_const_tensor(node.inputs[0])  # type: ignore[arg-type]
         assert table is not None
         first = ir.tensor(np.asarray(table.numpy()[0]))
-        _replace(node.outputs[0], add_tensor(graph, first, f"{node.outputs[0].name}_first"))
+        _replace(graph, node.outputs[0], add_tensor(graph, first, f"{node.outputs[0].name}_first"))
 
 
 def _pad_in_layer(pad: ir.Node) -> None:
@@ -85,12 +86,26 @@ def _pad_in_layer(pad: ir.Node) -> None:
         use.node.attributes["pads"] = ir.AttrInt64s("pads", [*map(int, starts[2:]), *map(int, ends[2:])])
 
 
-def _bypass(node: ir.Node) -> None:
+def _bypass(graph: ir.Graph, node: ir.Node) -> None:
     source = node.inputs[0]
     assert source is not None
-    _replace(node.outputs[0], source)
+    _replace(graph, node.outputs[0], source)
 
 
-def _replace(old: ir.Value, new: ir.Value) -> None:
-    for use in list(old.uses()):
-        use.node.replace_input_with(use.idx, new)
+def _replace(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
+    """Let `new` take the place of `old`, and its name where that is a graph output."""
+    if old.is_graph_output():
+        if new.producer() is None or new.is_graph_output():
+            new = _copy(graph, old, new)
+        new.type, new.shape = new.type or old.type, new.shape or old.shape
+    take_over(graph, old, new, list(old.uses()))
+
+
+def _copy(graph: ir.Graph, old: ir.Value, new: ir.Value) -> ir.Value:
+    """Insert an Identity of `new`, which cannot bear the name of the graph output `old`."""
+    identity = ir.node("Identity", [new], name=f"{old.name}/Identity")
+    identity.outputs[0].type, identity.outputs[0].shape = new.type, new.shape
+    producer = old.producer()
+    assert producer is not None
+    graph.insert_after(producer, identity)
+    return identity.outputs[0]

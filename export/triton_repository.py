@@ -143,7 +143,8 @@ def config_text(
 
 
 def _parameters(manifest: Manifest, group: int | None) -> dict[str, str]:
-    edges = manifest.groups.edges
+    """Return what a model says of itself; the timesteps are those that its input takes."""
+    edges = [edge / manifest.signature.timestep_divisor for edge in manifest.groups.edges]
     high, low = (edges[0], edges[-1]) if group is None else (edges[group], edges[group + 1])
     below = "<" if group else "<="  # the first group has its upper edge too
     return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from onnx_ir.passes.common import NameFixPass
 
 import accuquant
 from accuquant.audit.engine_audit import EngineAudit, audit_engine
-from accuquant.engines import BuildOptions, Target, compile_engine
-from accuquant.engines.profile import static_profile
-from accuquant.errors import SourceError
+from accuquant.engines import BuildOptions, ShapeRange, Target, compile_engine
+from accuquant.engines.flags import make_profile
+from accuquant.engines.profile import read_inputs, static_profile
+from accuquant.errors import SourceError, UsageError
 from accuquant.manifest import MANIFEST_NAME, Manifest
 from accuquant.progress import Progress
 
@@ -47,19 +49,21 @@ def audit_model(
     against: str | None = None,
     backend: str = "auto",
     batch_size: int | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
     progress: Progress | None = None,
 ) -> AuditReport:
     """Compile `source` for `target`, without a GPU, and say what the compiler made of it.
 
     `source` is an .onnx file or a folder that `accuquant export` wrote; where the folder has one graph a
     step group, the first one stands for all. `against` is None, FP16, another .onnx file or another
-    folder. Dynamic extents get the sizes of the model's signature and `batch_size`. Raises SourceError
-    where there is no such model, EngineError where it cannot be compiled or its log cannot be read.
+    folder. Dynamic inputs have `shapes`; without any, the sizes of the model's signature and `batch_size`.
+    Raises SourceError where there is no such model, UsageError for shapes that do not fit it, EngineError
+    where it cannot be compiled or its log cannot be read.
     """
     model, count = find_graph(source)
 
     def audit(path: Path, name: str, num_engines: int) -> EngineAudit:
-        options = BuildOptions(target, backend=backend, profile=static_profile(path, batch_size=batch_size))
+        options = BuildOptions(target, backend=backend, profile=_profile(path, batch_size, shapes or {}))
         with tempfile.TemporaryDirectory(prefix="accuquant-audit-") as scratch:
             compiled = compile_engine(path, Path(scratch) / "plan", options, progress=progress)
             return audit_engine(path, compiled, options, name=name, num_engines=num_engines)
@@ -73,6 +77,21 @@ def audit_model(
             return AuditReport(subject, audit(twin, f"{_name(source)} in fp16 without QDQ", 1))
     other, other_count = find_graph(Path(against))
     return AuditReport(subject, audit(other, _name(Path(against)), other_count))
+
+
+def _profile(
+    model: Path, batch_size: int | None, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, ShapeRange]:
+    if not shapes:
+        return static_profile(model, batch_size=batch_size)
+    if batch_size is not None:
+        raise UsageError(
+            "--batch-size",
+            got="shapes as well",
+            expected="a batch size or shapes",
+            remedy="Write the batch into --optShapes",
+        )
+    return make_profile(read_inputs(model)[0], min_shapes={}, opt_shapes=dict(shapes), max_shapes={})
 
 
 def find_graph(source: Path) -> tuple[Path, int]:
@@ -102,7 +121,7 @@ def write_float_twin(model: Path, folder: Path) -> Path:
     from accuquant.export.remove_pairs import RemovePairsPass
     from accuquant.export.single_precision import SinglePrecisionPass
 
-    graph = read_model(model)
+    graph = read_model(model, keep_half=True)
     RemovePairsPass()(graph)
     SinglePrecisionPass()(graph)  # a bfloat16 graph has a float16 twin too
     if not any(value.dtype == ir.DataType.FLOAT16 for value in graph.graph.initializers.values()):

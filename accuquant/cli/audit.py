@@ -38,6 +38,13 @@ _NAMES = 6
 @click.option(
     "--batch-size", type=click.IntRange(min=1), help="Images at a time, where the model leaves it open."
 )
+@click.option(
+    "--optShapes",
+    "opt_shapes",
+    default="",
+    metavar="sample:1x3x32x32,...",
+    help="Shapes of the dynamic inputs, where the model does not say them.",
+)
 @click.option("--layers", is_flag=True, help="List every kernel of the engine, and every pair by name.")
 @json_option("everything that was found")
 @click.option("--html", "html_file", type=new_path, metavar="FILE", help="Write the audit as one HTML page.")
@@ -47,6 +54,7 @@ def command(
     against: str,
     backend: str,
     batch_size: int | None,
+    opt_shapes: str,
     layers: bool,
     json_file: str | None,
     html_file: Path | None,
@@ -59,6 +67,7 @@ def command(
     from accuquant.audit.audit_model import audit_model
     from accuquant.cli._progress import Bars
     from accuquant.engines import parse_target
+    from accuquant.engines.flags import parse_shapes
 
     with Bars() as progress:
         report = audit_model(
@@ -67,6 +76,7 @@ def command(
             against=None if against == "none" else against,
             backend=backend,
             batch_size=batch_size,
+            shapes=parse_shapes("--optShapes", opt_shapes),
             progress=progress,
         )
     if json_file:

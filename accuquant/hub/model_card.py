@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -146,10 +147,8 @@ def _number(value: Any, form: str) -> str:
 
 
 def _is_hub_id(source: str) -> bool:
-    owner, _, name = source.partition("/")
-    return (
-        bool(owner and name) and "/" not in name and not source.startswith((".", "~")) and "\\" not in source
-    )
+    """Return whether `source` is owner/name and no folder here, which older manifests name alike."""
+    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) is not None and not Path(source).is_dir()
 
 
 def _no_report(path: Path, got: str) -> UsageError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from accuquant.observation.onnx_inputs import (
     timestep_values,
 )
 from accuquant.observation.onnx_layers import OnnxLayer, find_layers, place_layers
-from accuquant.qparams import WEIGHT_AXIS, LayerQParams, fingerprint
+from accuquant.qparams import WEIGHT_AXIS, LayerQParams
 from accuquant.recipe import Recipe
 
 #: What recipes, files and the command line call the result.
@@ -56,7 +56,8 @@ def observe_onnx(
     Its layers' inputs are recorded in ONNX Runtime over the calls that the .npz `inputs` holds, or over
     `calls` random ones: normal samples with timesteps spread over [0, 1000). No denoising step is
     simulated and nothing is learned; `calibration["method"]` says so. Raises SourceError for a file that
-    is no denoising network, UsageError for inputs that do not fit.
+    is no denoising network or that ONNX Runtime cannot run, UsageError for inputs that do not fit or lead
+    to values that are not finite. A layer that saw only zeros stays float.
     """
     say = progress or (lambda _text, _share: None)
     path = Path(path)
@@ -66,14 +67,12 @@ def observe_onnx(
         model.graph, find_layers(model.graph), sample=wanted.sample, timestep=wanted.timestep
     )
     if not layers:
-        raise SourceError(
-            f"'{path}'",
-            got="no layer with a constant weight between its first and its last",
-            expected="convolutions or linear layers in float32",
-            remedy="Export the float network; a file that is quantized already cannot be quantized again",
-        )
+        raise _nothing_to_quantize(path, "no layer with a constant weight between its first and its last")
     feeds = random_feeds(wanted, calls, seed) if inputs is None else load_feeds(inputs, wanted)
     samples = _record(model, path, layers, feeds, seed, say)
+    layers = [layer for layer in layers if samples[layer.name][0].any()]  # zeros have no scale
+    if not layers:
+        raise _nothing_to_quantize(path, "nothing but zeros at the input of every layer")
     qparams = {}
     for number, layer in enumerate(layers):
         say("choosing scales", 0.5 + 0.5 * number / len(layers))
@@ -86,6 +85,15 @@ def observe_onnx(
         scheduler={},
         model_hash=sha256_of_file(path),
         calibration=_facts(path, inputs, len(feeds), observer, seed),
+    )
+
+
+def _nothing_to_quantize(path: Path, got: str) -> SourceError:
+    return SourceError(
+        f"'{path}'",
+        got=got,
+        expected="convolutions or linear layers in float32",
+        remedy="Export the float network; a file that is quantized already cannot be quantized again",
     )
 
 
@@ -103,16 +111,38 @@ def _record(
 ) -> Samples:
     """Run every feed and keep some values, and the extremes, of each layer's input."""
     session = _session(model, path, layers)
-    values = {layer.name: layer.node.inputs[0] for layer in layers}
-    names = list(dict.fromkeys(str(value.name) for value in values.values() if value is not None))
+    inputs = {layer.name: _inputs_of(layer) for layer in layers}
+    names = list(dict.fromkeys(name for several in inputs.values() for name in several))
     rng = np.random.default_rng(seed)
     kept: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in names}
     for number, feed in enumerate(feeds):
         say(f"observing call {number + 1} of {len(feeds)}", 0.5 * number / len(feeds))
         for name, array in zip(names, _run(session, path, names, feed), strict=True):
             kept[name].append(_draw(array.reshape(-1), rng))
-    merged = {name: np.concatenate(arrays) for name, arrays in kept.items()}
-    return {layer: [merged[str(value.name)]] for layer, value in values.items() if value is not None}
+    merged = {
+        layer: np.concatenate([array for name in several for array in kept[name]])
+        for layer, several in inputs.items()
+    }
+    _check_finite(path, merged)
+    return {layer: [values] for layer, values in merged.items()}
+
+
+def _check_finite(path: Path, samples: Mapping[str, npt.NDArray[np.float32]]) -> None:
+    """Raise UsageError for the first layer whose input was not finite in some call."""
+    for layer, values in samples.items():
+        if not np.isfinite(values).all():
+            raise UsageError(
+                f"'{path}', layer '{layer}'",
+                got="an input that is NaN or infinite",
+                expected="finite values, to choose a scale for",
+                remedy="Give --inputs FILE.npz with arrays that the network is made for",
+            )
+
+
+def _inputs_of(layer: OnnxLayer) -> list[str]:
+    """Return the names of the tensors that the layer's nodes read, each once."""
+    values = [node.inputs[0] for node in layer.nodes]
+    return list(dict.fromkeys(str(value.name) for value in values if value is not None))
 
 
 def _draw(flat: npt.NDArray[Any], rng: np.random.Generator) -> npt.NDArray[np.float32]:
@@ -133,31 +163,41 @@ def _session(model: ir.Model, path: Path, layers: Sequence[OnnxLayer]) -> Any:
         ) from fault
     proto = ir.to_proto(model)
     shown = {value.name for value in proto.graph.output}
-    for layer in layers:
-        name = str(layer.node.inputs[0].name) if layer.node.inputs[0] is not None else ""
-        if name and name not in shown:
-            shown.add(name)
+    for name in dict.fromkeys(name for layer in layers for name in _inputs_of(layer)):
+        if name not in shown:
             proto.graph.output.append(onnx.ValueInfoProto(name=name))
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry(_EXTERNAL_FOLDER, str(path.parent.resolve()))
-    return onnxruntime.InferenceSession(
-        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    try:
+        return onnxruntime.InferenceSession(
+            proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as fault:  # ONNX Runtime has exception classes of its own
+        raise SourceError(
+            f"'{path}'",
+            got=f"a graph that ONNX Runtime cannot run ({_reason(fault)})",
+            expected="operators that ONNX Runtime has, to observe the scales with",
+            remedy="Export the network without custom operators, or give --recipe",
+        ) from fault
 
 
 def _run(session: Any, path: Path, names: list[str], feed: Feed) -> list[npt.NDArray[Any]]:
     try:
         outputs: list[npt.NDArray[Any]] = session.run(names, feed)
     except Exception as fault:  # ONNX Runtime has exception classes of its own
-        lines = str(fault).strip().splitlines()
         raise UsageError(
             f"'{path}'",
-            got=f"an error for {sizes_of(feed)} ({lines[-1][:200] if lines else type(fault).__name__})",
+            got=f"an error for {sizes_of(feed)} ({_reason(fault)})",
             expected="inputs that fit together",
             remedy="Give --inputs FILE.npz with arrays of the sizes that the network takes",
         ) from fault
     return outputs
+
+
+def _reason(fault: Exception) -> str:
+    lines = str(fault).strip().splitlines()
+    return lines[-1][:200] if lines else type(fault).__name__
 
 
 def _qparams(
@@ -171,7 +211,7 @@ def _qparams(
         name=layer.name,
         kind=layer.kind,
         weight_shape=tuple(weight.shape),
-        fingerprint=fingerprint(weight),
+        fingerprint=layer.fingerprint,
         weight_scale=weight_scale(weight, weight_bits, WEIGHT_AXIS[layer.kind]),
         activation_scale=np.array([scale], np.float32),
         weight_bits=weight_bits,

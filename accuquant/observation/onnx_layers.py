@@ -5,13 +5,14 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import onnx_ir as ir
 
 from accuquant.calibration.placement import DEFAULT_EXCLUDE
 from accuquant.export.layer_match import ConstantWeight, constant_weight
+from accuquant.qparams import fingerprint
 
 #: ONNX operator -> the kind of layer that a recipe stores.
 KINDS = {"Conv": "conv2d", "ConvTranspose": "conv_transpose2d", "Gemm": "linear", "MatMul": "linear"}
@@ -23,33 +24,39 @@ _WRAPPERS = ("network.", "unet.", "transformer.", "model.")
 
 @dataclass(frozen=True)
 class OnnxLayer:
-    """One layer: its name, its node, its kind and its constant weight in torch's layout."""
+    """One layer: its name, the nodes that compute it, its kind and its constant weight in torch's layout."""
 
     name: str
-    node: ir.Node
+    nodes: tuple[ir.Node, ...]
     kind: str
     weight: ConstantWeight
+    fingerprint: str
 
 
 def find_layers(graph: ir.Graph) -> list[OnnxLayer]:
     """Return every Conv, ConvTranspose, Gemm and MatMul with a constant weight, in graph order.
 
+    Nodes with one weight are one layer, because the exporter tells layers apart by what they hold.
     A layer is called as its weight is where an exporter kept the name ("conv_in" for "conv_in.weight"),
-    else as its node ("mid_block.attentions.0.to_q" for "/mid_block/attentions.0/to_q/MatMul").
+    else as its first node ("mid_block.attentions.0.to_q" for "/mid_block/attentions.0/to_q/MatMul").
     """
-    layers: list[OnnxLayer] = []
+    layers: dict[tuple[str, str], OnnxLayer] = {}
     names: set[str] = set()
     for node in graph:
         kind = KINDS.get(node.op_type)
         weight = constant_weight(node) if kind and node.domain == "" else None
         if kind is None or weight is None or len(weight.shape) != _WEIGHT_DIMENSIONS[kind]:
             continue
+        key = (kind, fingerprint(weight.load()))
+        if key in layers:
+            layers[key] = replace(layers[key], nodes=(*layers[key].nodes, node))
+            continue
         name = _layer_name(node, weight)
         while name in names:
             name += "_"
         names.add(name)
-        layers.append(OnnxLayer(name, node, kind, weight))
-    return layers
+        layers[key] = OnnxLayer(name, (node,), kind, weight, key[1])
+    return list(layers.values())
 
 
 def place_layers(
@@ -59,17 +66,18 @@ def place_layers(
 
     Float stay: the first layers that `sample` passes through and the last before the output, what only
     the timestep reaches (its embedding, modulation), and names of the default placement (calibration/).
+    A layer of several nodes stays float where one of them has to.
     """
     from_sample = _reached_from(graph, sample)
     from_timestep = _reached_from(graph, timestep)
-    nodes = {layer.node for layer in layers}
+    nodes = {node for layer in layers for node in layer.nodes}
     first = {n for n in nodes & from_sample if not _before(n) & nodes & from_sample}
     last = _last(graph, nodes)
+    kept_float = first | last | (from_timestep - from_sample)
     return [
         layer
         for layer in layers
-        if layer.node not in first | last
-        and (layer.node in from_sample or layer.node not in from_timestep)
+        if not kept_float.intersection(layer.nodes)
         and not any(fnmatchcase(layer.name, pattern) for pattern in DEFAULT_EXCLUDE)
     ]
 

@@ -11,6 +11,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from accuquant.errors import ExportError
+from accuquant.export.graph_files import save_graphs
 from accuquant.export.inline_file import save_inline
 
 
@@ -84,3 +86,22 @@ def test_an_invalid_graph_is_refused_before_anything_is_written(tmp_path: Path) 
     with pytest.raises(onnx.checker.ValidationError, match="NoSuchOperator"):
         save_inline(model, tmp_path / "m.onnx", large(model))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_a_graph_whose_types_contradict_each_other_is_refused(tmp_path: Path, external: bool) -> None:
+    """onnx.checker alone does not look at types."""
+    model = model_with(2, 2000, [])
+    half = ir.tensor(np.ones(2000, np.float16))
+    weight = model.graph.initializers["w1"]
+    weight.const_value, weight.type = half, ir.TensorType(ir.DataType.FLOAT16)
+    with pytest.raises(ExportError, match=r"an invalid graph .*Add.*inconsistent type tensor\(float16\)"):
+        save_graphs({"m.onnx": model}, tmp_path, "m.onnx_data", external_data=external)
+
+
+def test_a_file_that_protobuf_cannot_read_is_not_written(tmp_path: Path) -> None:
+    computed: list[int] = []
+    model = model_with(8, 75_000_000, computed)
+    with pytest.raises(ExportError, match=r"2\.4 GB with its weights inside.*--external-data"):
+        save_graphs({"m.onnx": model}, tmp_path, "m.onnx_data", external_data=False)
+    assert (list(tmp_path.iterdir()), computed) == ([], [])

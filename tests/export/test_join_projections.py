@@ -17,10 +17,14 @@ from accuquant.export.layer_match import LAYER_KEY
 WIDTHS = {"to_q": 6, "to_k": 6, "to_v": 4}
 
 
-def write_projections(path: Path, *, biases: str = "qkv", factors: tuple[str, ...] = ()) -> None:
+def write_projections(
+    path: Path, *, biases: str = "qkv", factors: tuple[str, ...] = (), added: str = ""
+) -> None:
     """Write sample -> MatMul each -> [Mul factor] -> [Add bias] -> Concat along the rows of three heads."""
     rng = np.random.default_rng(0)
-    constants = {"shared": np.float32(0.5), "own": np.float32(2.0)}
+    constants: dict[str, Any] = {"shared": np.float32(0.5), "own": np.float32(2.0)}
+    constants["vector"] = rng.normal(0, 1, 6).astype(np.float32)
+    constants["column"] = rng.normal(0, 1, (2, 3, 1)).astype(np.float32)
     nodes, outputs = [], []
     for number, (name, width) in enumerate(WIDTHS.items()):
         constants[f"{name}.w"] = rng.normal(0, 0.3, (5, width)).astype(np.float32)
@@ -31,6 +35,9 @@ def write_projections(path: Path, *, biases: str = "qkv", factors: tuple[str, ..
         if factors:
             nodes.append(helper.make_node("Mul", [value, factors[number]], [f"{name}.scaled"], f"{name}/Mul"))
             value = f"{name}.scaled"
+        if added:
+            nodes.append(helper.make_node("Add", [value, added], [f"{name}.added"], f"{name}/Plus"))
+            value = f"{name}.added"
         if name[-1] in biases:
             constants[f"{name}.b"] = rng.normal(0, 1, width).astype(np.float32)
             nodes.append(helper.make_node("Add", [value, f"{name}.b"], [f"{name}.biased"], f"{name}/Add"))
@@ -77,3 +84,26 @@ def test_products_with_factors_of_their_own_stay_apart(tmp_path: Path) -> None:
     path = tmp_path / "attention.onnx"
     write_projections(path, factors=("shared", "own", "shared"))
     assert "Split" not in [node.op_type for node in join(path)]
+
+
+@pytest.mark.parametrize(
+    ("biases", "factors", "added"),
+    [
+        ("qkv", (), "shared"),
+        ("", (), "column"),
+        ("qk", ("vector", "vector", "shared"), ""),
+        ("", ("column",) * 3, ""),
+        ("qkv", ("column",) * 3, "shared"),
+    ],
+)
+def test_whatever_else_follows_them_stays_behind(
+    tmp_path: Path, run_graph: Any, biases: str, factors: tuple[str, ...], added: str
+) -> None:
+    """AdaLN adds 1 to a product, a gate multiplies by another tensor."""
+    path = tmp_path / "attention.onnx"
+    write_projections(path, biases=biases, factors=factors, added=added)
+    sample = np.random.default_rng(1).normal(0, 1, (2, 3, 5)).astype(np.float32)
+    expected = run_graph(path, sample, [0])
+    operators = [node.op_type for node in join(path)]
+    assert operators.count("Mul") == len(factors), "no factor but a scalar is shared"
+    np.testing.assert_array_equal(run_graph(path, sample, [0]), expected)

@@ -172,3 +172,59 @@ def test_layers_that_read_one_tensor_share_its_pair(
     assert [node.op_type for node in onnx.load(apart).graph.node].count("QuantizeLinear") == 2
     for written in (shared, apart):
         assert run_graph(written, network.sample(), [3]).shape == (2, 3, 6)
+
+
+@pytest.mark.parametrize("changes", [{}, {"zero_point": -100}, {"bias_correction": np.ones(4, np.float32)}])
+@pytest.mark.parametrize("operator", ["Conv", "MatMul"])
+def test_nodes_that_share_a_weight_keep_their_own_biases_and_padding(
+    one_layer: Any, recipe_of: Any, run_graph: Any, tmp_path: Path, operator: str, changes: dict[str, Any]
+) -> None:
+    from accuquant.qparams import fingerprint
+
+    rng = np.random.default_rng(0)
+    weight = rng.normal(0, 0.2, (4, 4, 3, 3) if operator == "Conv" else (4, 4)).astype(np.float32)
+    tensors = {"w": weight if operator == "Conv" else weight.T, "a": np.ones(4), "b": np.full(4, -7.0)}
+    nodes = []
+    for name, strides in (("a", [2, 2]), ("b", [1, 1])):
+        source = "sample" if name == "a" else "a.out"
+        if operator == "Conv":
+            attributes = {"pads": [1, 1, 1, 1], "strides": strides}
+            nodes.append(helper.make_node("Conv", [source, "w", name], [f"{name}.out"], name, **attributes))
+        else:
+            nodes.append(helper.make_node("MatMul", [source, "w"], [f"{name}.product"], name))
+            nodes.append(helper.make_node("Add", [f"{name}.product", name], [f"{name}.out"]))
+    rank = [None, 4, None, None] if operator == "Conv" else [None, None, 4]
+    graph = helper.make_graph(
+        nodes,
+        "unet",
+        [
+            helper.make_tensor_value_info("sample", TensorProto.FLOAT, rank),
+            helper.make_tensor_value_info("timestep", TensorProto.INT64, ["steps"]),
+        ],
+        [helper.make_tensor_value_info("b.out", TensorProto.FLOAT, [None] * len(rank))],
+        [numpy_helper.from_array(np.ascontiguousarray(v, np.float32), k) for k, v in tensors.items()],
+    )
+    path = tmp_path / "shared.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
+    scales = np.array([0.06, 0.05, 0.07], np.float32)
+    layer = one_layer("pointwise" if operator == "Conv" else "matmul").layer(
+        weight_shape=weight.shape,
+        fingerprint=fingerprint(weight),
+        weight_scale=np.full(4, 0.005, np.float32),
+        activation_scale=scales,
+        **({"bias_correction": np.zeros(4, np.float32)} if "bias_correction" in changes else changes),
+    )
+    (written,) = export_onnx(path, recipe_of(layer), tmp_path / "out.onnx")
+    sample = np.abs(rng.normal(0, 1, (2, 4, 6, 6) if operator == "Conv" else (2, 3, 4))).astype(np.float32)
+    error = run_graph(written, sample, [3]) - run_graph(path, sample, [3])
+    assert np.abs(error).max() < 1
+
+
+def test_layers_that_are_alike_in_everything_need_no_node_each(
+    one_layer: Any, recipe_of: Any, tmp_path: Path
+) -> None:
+    network = one_layer("pointwise")
+    path = twins(network, tmp_path / "twins.onnx", ("Conv_0", "Conv_1"))
+    first, _ = twin_layers(network)
+    (written,) = export_onnx(path, recipe_of(first, replace(first, name="b.conv")), tmp_path / "out.onnx")
+    assert [node.op_type for node in onnx.load(written).graph.node].count("QuantizeLinear") == 2

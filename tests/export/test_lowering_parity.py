@@ -248,3 +248,20 @@ def test_static_shapes_survive_the_optimizer_of_onnxruntime(
     expected = network.expected(network.sample(), layer, 3)
     result = run_graph(path, network.sample(), [3], optimized=True)
     np.testing.assert_allclose(result, expected, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("changes", [{}, {"zero_point": -100}])
+@pytest.mark.parametrize("scales", [(0.031, 0.017, 0.011), (0.02, 0.02, 0.02)])
+def test_a_product_of_two_axes_keeps_two(
+    one_layer: Any, run_graph: Any, scales: tuple[float, ...], changes: dict[str, int]
+) -> None:
+    network = one_layer("matmul")
+    model = onnx.load(network.path)
+    for value in (*model.graph.input[:1], *model.graph.output):
+        del value.type.tensor_type.shape.dim[0]
+    onnx.save(model, network.path)
+    layer = network.layer(activation_scale=np.array(scales, np.float32), **changes)
+    (path,) = network.lower(layer)
+    sample = network.sample()[0]
+    result = run_graph(path, sample, [400], optimized=True)
+    np.testing.assert_allclose(result, network.expected(sample, layer, 400), rtol=1e-4, atol=1e-4)

@@ -11,6 +11,7 @@ import pytest
 from onnx import helper
 
 from accuquant.errors import ExportError, SourceError
+from accuquant.export import export_onnx
 from accuquant.export.onnx_source import read_model, read_proto
 
 
@@ -190,3 +191,68 @@ def test_an_older_graph_keeps_its_external_data_when_it_is_converted(
     assert read.opset_imports[""] == 21
     (constant,) = [v.const_value for v in read.graph.initializers.values() if v.const_value is not None]
     assert np.array_equal(constant.numpy(), weight)
+
+
+@pytest.mark.parametrize("data", ["out.onnx_data", "out.onnx", "out_group_00.onnx"])
+def test_an_export_never_overwrites_the_weights_of_its_source(
+    one_layer: Any, recipe_of: Any, data: str
+) -> None:
+    network = one_layer("conv")
+    onnx.save(
+        onnx.load(network.path), network.path, save_as_external_data=True, location=data, size_threshold=0
+    )
+    weights = (network.path.parent / data).read_bytes()
+    for output in (network.path, network.path.parent / "out.onnx"):
+        with pytest.raises(ExportError, match="the source itself" if output == network.path else data):
+            export_onnx(network.path, recipe_of(network.layer()), output, external_data=True)
+    assert (network.path.parent / data).read_bytes() == weights
+
+
+def test_weights_that_are_graph_inputs_too_are_constants(one_layer: Any, run_graph: Any) -> None:
+    """keep_initializers_as_inputs, which IR version 3 demands."""
+    network = one_layer("conv", opset=9)
+    model = onnx.load(network.path)
+    model.ir_version = 3
+    for tensor in model.graph.initializer:
+        model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    onnx.save(model, network.path)
+    assert [value.name for value in read_model(network.path).graph.inputs] == ["sample", "timestep"]
+    (path,) = network.lower(network.layer())
+    assert [value.name for value in onnx.load(path).graph.input] == ["sample", "timestep"]
+    expected = network.expected(network.sample(), network.layer(), 3)
+    np.testing.assert_allclose(run_graph(path, network.sample(), [3]), expected, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize("how", ["initializer", "constant"])
+def test_weights_of_a_branch_come_along(
+    one_layer: Any, recipe_of: Any, run_graph: Any, tmp_path: Path, how: str, stored: bool
+) -> None:
+    """The body of an If may have external data too."""
+    network = one_layer("conv")
+    model = onnx.load(network.path)
+    factor = onnx.numpy_helper.from_array(np.full((1, 4, 1, 1), 2, np.float32), "factor")
+    factor.ClearField("raw_data")
+    factor.data_location = onnx.TensorProto.EXTERNAL
+    for key, text in {"location": "factor.bin", "offset": "0", "length": "16"}.items():
+        factor.external_data.add(key=key, value=text)
+    (network.path.parent / "factor.bin").write_bytes(np.full(4, 2, np.float32).tobytes())
+    output = helper.make_tensor_value_info("scaled", onnx.TensorProto.FLOAT, [None, 4, None, None])
+    nodes = [helper.make_node("Mul", ["sample", "factor"], ["scaled"])]
+    if how == "constant":
+        nodes.insert(0, helper.make_node("Constant", [], ["factor"], value=factor))
+    body = helper.make_graph(nodes, "then", [], [output], [factor] if how == "initializer" else [])
+    other = helper.make_graph([helper.make_node("Identity", ["sample"], ["scaled"])], "else", [], [output])
+    true = onnx.numpy_helper.from_array(np.array(True), "true")
+    model.graph.initializer.append(true)
+    model.graph.node.insert(
+        0, helper.make_node("If", ["true"], ["x"], "branch", then_branch=body, else_branch=other)
+    )
+    model.graph.node[1].input[0] = "x"
+    onnx.save(model, network.path)
+    layer = network.layer(activation_scale=np.full(3, 0.04, np.float32))
+    (tmp_path / "other").mkdir()
+    path = tmp_path / "other" / "int8.onnx"
+    export_onnx(network.path, recipe_of(layer), path, external_data=stored)
+    expected = network.expected(2 * network.sample(), layer, 3)
+    np.testing.assert_allclose(run_graph(path, network.sample(), [3]), expected, rtol=1e-4, atol=2e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,15 @@ def test_a_model_of_one_step_group_says_which_timesteps_are_its_own(export: Path
     else:
         assert found == ["500 <= timestep <= 1000", "0 <= timestep < 500"]
         assert models == ["unet-group-00-onnxruntime", "unet-group-01-onnxruntime"]
+
+
+def test_timesteps_have_the_unit_of_the_input(export: Path, tmp_path: Path) -> None:
+    """Flux takes them from 0 to 1; step groups are keyed by the scheduler's."""
+    manifest = Manifest.load(export)
+    replace(manifest, signature=replace(manifest.signature, timestep_divisor=1000.0)).save(export)
+    models = write_triton_repository(export, tmp_path / "repository", backends=["onnxruntime"])
+    text = parse(tmp_path / "repository" / models[-1] / "config.pbtxt").parameters["accuquant.timesteps"]
+    assert text.string_value == ("0 <= timestep < 1" if len(models) == 1 else "0 <= timestep < 0.5")
 
 
 def test_nothing_is_overwritten_and_nothing_half_written(

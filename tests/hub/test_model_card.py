@@ -49,6 +49,22 @@ def test_a_card_of_a_local_pipeline_names_no_base_model_and_nothing_measured(
     assert "Nothing yet" in card
 
 
+@pytest.mark.parametrize(
+    "source",
+    ["./models/my-ddpm", "C:/my-ddpm", "~/my-ddpm", "models\\my-ddpm", "runs/my-ddpm/", "here/my-ddpm"],
+)
+def test_a_folder_is_no_base_model(
+    export: Path,
+    manifest_of: Callable[..., Manifest],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    source: str,
+) -> None:
+    (tmp_path / "here" / "my-ddpm").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert "base_model" not in model_card(manifest_of(export, source=source), None)
+
+
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"schema_version": 2, "checks": []}'])
 def test_a_file_that_is_no_report_is_refused(export: Path, tmp_path: Path, content: str) -> None:
     (tmp_path / "r.json").write_text(content)

@@ -16,8 +16,8 @@ import torch
 from tiny_networks import make_inputs, make_network
 from torch import nn
 
-from accuquant.errors import SourceError, UsageError
-from accuquant.export import check_model, export_onnx
+from accuquant.errors import ExportError, SourceError, UsageError
+from accuquant.export import check_model, export_onnx, widen_half
 from accuquant.export.float_graph import trace
 from accuquant.network import call, signature_of
 from accuquant.observation.observe_onnx import OBSERVED, observe_onnx
@@ -204,4 +204,153 @@ def test_a_graph_of_first_and_last_layers_has_nothing_to_quantize(tmp_path: Path
     ]
     path = save_graph(tmp_path / "m.onnx", nodes, [("sample", [1, 4]), ("timestep", [1])])
     with pytest.raises(SourceError, match="no layer with a constant weight between"):
+        observe_onnx(path)
+
+
+def convolutions(path: Path, middle: list[Any], *, half: bool = False, **constants: Array) -> Path:
+    """Write sample -> a convolution -> the nodes `middle`, from h to r -> a convolution -> y."""
+    rng = np.random.default_rng(0)
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT16 if half else onnx.TensorProto.FLOAT
+    tensors = {
+        "first.weight": rng.normal(0, 0.3, (8, 4, 3, 3)),
+        "mid.weight": rng.normal(0, 0.15, (8, 8, 3, 3)),
+        "last.weight": rng.normal(0, 0.1, (4, 8, 3, 3)),
+        **constants,
+    }
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["sample", "first.weight"], ["h"], "first", pads=[1] * 4),
+            *middle,
+            helper.make_node("Conv", ["r", "last.weight"], ["p"], "last", pads=[1] * 4),
+            helper.make_node("Mul", ["p", "timestep"], ["y"], "scaled"),
+        ],
+        "g",
+        [
+            helper.make_tensor_value_info("sample", kind, ["batch", 4, "height", "width"]),
+            helper.make_tensor_value_info("timestep", kind, [1]),
+        ],
+        [helper.make_tensor_value_info("y", kind, ["batch", 4, "height", "width"])],
+        [
+            onnx.numpy_helper.from_array(np.asarray(array, np.float16 if half else np.float32), name)
+            for name, array in tensors.items()
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    onnx.save(model, path)
+    return path
+
+
+def middle_convolution(source: str, output: str) -> Any:
+    return onnx.helper.make_node("Conv", [source, "mid.weight"], [output], output, pads=[1] * 4)
+
+
+SAMPLE = np.random.default_rng(1).normal(0, 1, (1, 4, 16, 16)).astype(np.float32)
+
+
+def relative_error(path: Path, quantized: Path, dtype: type = np.float32) -> float:
+    """Return the error of the quantized graph, run with optimizations as a user runs it."""
+    sessions = [
+        onnxruntime.InferenceSession(p, providers=["CPUExecutionProvider"]) for p in (path, quantized)
+    ]
+    feeds = {"sample": SAMPLE.astype(dtype), "timestep": np.ones(1, dtype)}
+    expected, result = (session.run(None, feeds)[0].astype(np.float32) for session in sessions)
+    return float(np.linalg.norm(result - expected) / np.linalg.norm(expected))
+
+
+def test_nodes_with_one_weight_are_one_layer(tmp_path: Path) -> None:
+    node = onnx.helper.make_node
+    first, second = middle_convolution("a", "b"), middle_convolution("c", "r")
+    path = convolutions(
+        tmp_path / "m.onnx",
+        [node("Tanh", ["h"], ["a"]), first, node("Mul", ["b", "four"], ["c"]), second],
+        four=4,
+    )
+    recipe = observe_onnx(path, calls=2, observer="minmax")
+    assert list(recipe.layers) == ["mid"]
+    layer = recipe.layers["mid"]
+    assert layer.activation_scale[0] * (127 + abs(layer.zero_point)) > 2, "both inputs are seen"
+    (quantized,) = export_onnx(path, recipe, tmp_path / "int8.onnx")
+    assert relative_error(path, quantized) < 0.1
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("large", [0, 65536])
+def test_a_network_in_float16_is_computed_in_the_precision_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Any, large: int
+) -> None:
+    monkeypatch.setattr(widen_half, "_CAST_ABOVE", large)
+    middle = [onnx.helper.make_node("Tanh", ["h"], ["a"]), middle_convolution("a", "r")]
+    path = convolutions(tmp_path / "m.onnx", middle, half=True)
+    recipe = observe_onnx(path, calls=2)
+    single = observe_onnx(convolutions(tmp_path / "single.onnx", middle), calls=2)
+    assert recipe.layers["mid"].fingerprint == single.layers["mid"].fingerprint
+    assert recipe.layers["mid"].activation_scale[0] == pytest.approx(
+        single.layers["mid"].activation_scale[0], rel=0.01
+    )
+    (quantized,) = export_onnx(path, recipe, tmp_path / "int8.onnx", precision=precision)
+    model = onnx.load(quantized)
+    assert {v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.output)} == {
+        onnx.TensorProto.FLOAT16
+    }
+    if precision != "bf16":  # ONNX Runtime has no bfloat16 convolution
+        assert relative_error(path, quantized, np.float16) < 0.1
+    casts = [node for node in model.graph.node if node.op_type == "Cast"]
+    assert bool(casts) == (precision != "fp16")
+
+
+def test_half_precision_needs_types_that_can_be_inferred(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Gelu is ONNX Runtime's own operator; an exporter wrote a wrong shape beside it."""
+    node = onnx.helper.make_node
+    middle = [node("Gelu", ["h"], ["a"], "act", domain="com.microsoft"), middle_convolution("a", "r")]
+    path = convolutions(tmp_path / "m.onnx", middle)
+    model = onnx.load(path)
+    model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    onnx.save(model, path)
+    recipe = observe_onnx(path, calls=1)
+    (quantized,) = export_onnx(path, recipe, tmp_path / "int8.onnx")
+    assert relative_error(path, quantized) < 0.1
+    with pytest.raises(
+        ExportError, match=r"node 'act' \(com\.microsoft\.Gelu\): got an output of unknown type"
+    ):
+        export_onnx(path, recipe, tmp_path / "int8.onnx", precision="fp16")
+    model.graph.node[1].CopyFrom(node("Tanh", ["h"], ["a"], "act"))
+    wrong = onnx.helper.make_tensor_value_info("a", onnx.TensorProto.FLOAT, [None, 9, None, None])
+    model.graph.value_info.append(wrong)
+    onnx.save(model, path)
+    (quantized,) = export_onnx(path, observe_onnx(path, calls=1), tmp_path / "int8.onnx", precision="fp16")
+    assert relative_error(path, quantized) < 0.1
+    assert not caplog.records
+
+
+def test_an_operator_that_onnxruntime_does_not_have_is_named(tmp_path: Path) -> None:
+    custom = onnx.helper.make_node("Foo", ["h"], ["a"], domain="my.ops")
+    path = convolutions(tmp_path / "m.onnx", [custom, middle_convolution("a", "r")])
+    model = onnx.load(path)
+    model.opset_import.append(onnx.helper.make_opsetid("my.ops", 1))
+    onnx.save(model, path)
+    with pytest.raises(SourceError, match=r"ONNX Runtime cannot run \(.*Foo.*or give --recipe"):
+        observe_onnx(path)
+
+
+def test_a_layer_whose_input_is_not_finite_is_named(tmp_path: Path) -> None:
+    middle = [onnx.helper.make_node("Log", ["h"], ["a"]), middle_convolution("a", "r")]
+    with pytest.raises(UsageError, match=r"layer 'mid': got an input that is NaN or infinite.*--inputs"):
+        observe_onnx(convolutions(tmp_path / "m.onnx", middle))
+
+
+def test_a_layer_that_sees_only_zeros_stays_float(tmp_path: Path) -> None:
+    node = onnx.helper.make_node
+    middle = [
+        node("Mul", ["h", "nothing"], ["a"]),
+        middle_convolution("a", "b"),
+        node("Conv", ["h", "other.weight"], ["c"], "other", pads=[1] * 4),
+        node("Add", ["b", "c"], ["r"]),
+    ]
+    other = np.random.default_rng(4).normal(0, 0.1, (8, 8, 3, 3))
+    path = convolutions(tmp_path / "m.onnx", middle, nothing=0, **{"other.weight": other})
+    assert list(observe_onnx(path).layers) == ["other"]
+    path = convolutions(tmp_path / "m.onnx", [middle[0], middle_convolution("a", "r")], nothing=0)
+    with pytest.raises(SourceError, match="nothing but zeros"):
         observe_onnx(path)
