@@ -181,7 +181,7 @@ def test_timesteps_have_the_unit_of_the_input(export: Path, tmp_path: Path) -> N
     replace(manifest, signature=replace(manifest.signature, timestep_divisor=1000.0)).save(export)
     models = write_triton_repository(export, tmp_path / "repository", backends=["onnxruntime"])
     text = parse(tmp_path / "repository" / models[-1] / "config.pbtxt").parameters["accuquant.timesteps"]
-    assert text.string_value == ("0 <= timestep < 1" if len(models) == 1 else "0 <= timestep < 0.5")
+    assert text.string_value == ("0 <= timestep <= 1" if len(models) == 1 else "0 <= timestep < 0.5")
 
 
 def test_nothing_is_overwritten_and_nothing_half_written(
