@@ -41,17 +41,21 @@ def time_interleaved(
     rounds: int,
     warm_up: int,
     pause: float = 0.0,
+    lead_in: int = 0,
     after_round: Callable[[], object] = lambda: None,
 ) -> dict[str, Times]:
     """Run `calls` as A B C A B C ...: `warm_up` untimed rounds, then `rounds` timed ones.
 
-    `pause` seconds before each call let another engine's threads stop spinning. `after_round` is called
-    after each round, the untimed ones too.
+    `pause` seconds before each call let another engine's threads stop spinning; `lead_in` untimed calls
+    before each put its own data into the caches, as in a denoising loop, where it is called again and again.
+    `after_round` is called after each round, the untimed ones too.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(warm_up + rounds):
         for name, call in calls.items():
             time.sleep(pause)
+            for _ in range(lead_in):
+                call()
             began = time.perf_counter()
             call()
             took = (time.perf_counter() - began) * 1e3

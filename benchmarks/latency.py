@@ -143,7 +143,11 @@ def main() -> None:
             calls[name] = network_call(runner, feeds)
         outputs = {name: call() for name, call in calls.items()}
         times = time_interleaved(
-            calls, rounds=arguments.rounds, warm_up=arguments.warm_up, pause=arguments.pause_ms / 1e3
+            calls,
+            rounds=arguments.rounds,
+            warm_up=arguments.warm_up,
+            pause=arguments.pause_ms / 1e3,
+            lead_in=1,
         )
     errors = {name: _relative_error(output, outputs[_BASE]) for name, output in outputs.items()}
     print_report(

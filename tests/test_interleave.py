@@ -24,6 +24,20 @@ def test_a_pause_is_not_timed() -> None:
     assert max(taken.values) < 40
 
 
+def test_lead_in_calls_come_right_before_and_are_not_timed() -> None:
+    order: list[str] = []
+    waits = iter([0.2, 0.0, 0.2, 0.0])
+
+    def slow_first() -> None:
+        order.append("a")
+        time.sleep(next(waits))
+
+    calls = {"a": slow_first, "b": lambda: order.append("b")}
+    times = time_interleaved(calls, rounds=2, warm_up=0, lead_in=1)
+    assert "".join(order) == "aabb" * 2
+    assert max(times["a"].values) < 150
+
+
 def test_the_call_is_timed_in_milliseconds() -> None:
     (taken,) = time_interleaved({"a": lambda: time.sleep(0.03)}, rounds=1, warm_up=0).values()
     assert taken.median >= 30

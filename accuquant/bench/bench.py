@@ -96,6 +96,7 @@ def run_bench(
             rounds=rounds,
             warm_up=warm_up,
             pause=_PAUSE,
+            lead_in=1,
             after_round=progress.advance,
         )
     return BenchReport(candidates, times, left_out, recommend(candidates, times), batch_size, rounds)

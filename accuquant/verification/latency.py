@@ -22,8 +22,8 @@ class Latency:
 def measure_latencies(
     calls: Mapping[str, Callable[[], object]], *, batch_size: int, rounds: int = 15, warm_up: int = 2
 ) -> tuple[Latency, ...]:
-    """Time each of `calls` in turn, `rounds` times, after `warm_up` untimed rounds."""
-    times = time_interleaved(calls, rounds=rounds, warm_up=warm_up)
+    """Time the second of two calls of each of `calls` in turn, `rounds` times, after `warm_up` rounds."""
+    times = time_interleaved(calls, rounds=rounds, warm_up=warm_up, lead_in=1)
     return tuple(
         Latency(name, taken.median, min(taken.values), batch_size, rounds) for name, taken in times.items()
     )
