@@ -84,3 +84,9 @@ class EngineError(AccuQuantError):
 
 class VerificationError(AccuQuantError):
     """Outputs cannot be compared."""
+
+
+def last_line(fault: Exception) -> str:
+    """Return the line that says what happened: engines print the C++ call stack above it."""
+    lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(fault).__name__)[:200]

@@ -9,7 +9,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from accuquant.errors import ExportError
 from accuquant.export.infer_types import infer_types, untyped_nodes
-from accuquant.export.patch import add_tensor, take_over
+from accuquant.export.patch import add_tensor, has_body, take_over
 
 #: Ops whose inner sums or exponentials overflow or lose digits in float16.
 _KEPT_OPS = frozenset(
@@ -144,8 +144,7 @@ class HalfPrecisionPass(ir.passes.InPlacePass):
             self._graph.outputs[position] = cast.outputs[0]
 
     def _check(self, node: ir.Node) -> None:
-        graphs = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-        if any(attribute.type in graphs for attribute in node.attributes.values()):
+        if has_body(node):
             raise ExportError(
                 f"node '{node.name}' ({node.op_type})",
                 got="a graph with control flow",

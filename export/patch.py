@@ -142,3 +142,9 @@ def computing_dtype_of(value: ir.Value) -> np.dtype[Any]:
     if value.dtype == ir.DataType.BFLOAT16:
         return np.dtype(np.float32)
     return dtype_of(value)
+
+
+def has_body(node: ir.Node) -> bool:
+    """Return whether `node` is control flow: an operator with graphs among its attributes."""
+    graphs = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+    return any(attribute.type in graphs for attribute in node.attributes.values())

@@ -7,6 +7,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from accuquant.errors import ExportError
+from accuquant.export.patch import has_body
 
 _HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _FLOAT = ir.DataType.FLOAT
@@ -121,8 +122,7 @@ def _narrow_output(graph: ir.Graph, position: int, dtype: ir.DataType) -> None:
 
 
 def _check(node: ir.Node) -> None:
-    graphs = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-    if any(attribute.type in graphs for attribute in node.attributes.values()):
+    if has_body(node):
         raise ExportError(
             f"node '{node.name}' ({node.op_type})",
             got="control flow in a graph in half precision",

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from accuquant.errors import AccuQuantError, EngineError
+from accuquant.errors import AccuQuantError, EngineError, last_line
 from accuquant.signature import TensorSpec
 
 Array = npt.NDArray[Any]
@@ -82,7 +82,7 @@ class Runner(ABC):
         except Exception as fault:  # each engine has exception classes of its own
             raise EngineError(
                 f"model '{self.path}'",
-                got=f"an error while loading ({_last_line(fault)})",
+                got=f"an error while loading ({last_line(fault)})",
                 expected=f"a model that {self.engine} can load",
                 remedy="The file is damaged or not supported; run `accuquant check` on it, or export again",
             ) from fault
@@ -111,7 +111,7 @@ class Runner(ABC):
             shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
             raise EngineError(
                 self.name,
-                got=f"an error ({_last_line(fault)}) for {shapes}",
+                got=f"an error ({last_line(fault)}) for {shapes}",
                 expected="shapes that fit together and enough memory",
                 remedy="Use a smaller batch, or sizes that the network was exported for",
             ) from fault
@@ -200,9 +200,3 @@ def _expectation(
 ) -> tuple[str, np.dtype[Any], tuple[int | None, ...], TensorSpec]:
     fixed = tuple(extent if isinstance(extent, int) else None for extent in spec.shape)
     return spec.name, np.dtype(spec.dtype), fixed, spec
-
-
-def _last_line(fault: Exception) -> str:
-    """Return the line that says what happened: engines print the C++ call stack above it."""
-    lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(fault).__name__)[:200]

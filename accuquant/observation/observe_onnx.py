@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from accuquant._files import sha256_of_file
 from accuquant.calibration.observer import choose_zero_point, observer_named, weight_scale
-from accuquant.errors import MissingDependencyError, SourceError, UsageError
+from accuquant.errors import MissingDependencyError, SourceError, UsageError, last_line
 from accuquant.export.onnx_source import read_model
 from accuquant.groups import StepGroups
 from accuquant.observation.onnx_inputs import (
@@ -176,7 +176,7 @@ def _session(model: ir.Model, path: Path, layers: Sequence[OnnxLayer]) -> Any:
     except Exception as fault:  # ONNX Runtime has exception classes of its own
         raise SourceError(
             f"'{path}'",
-            got=f"a graph that ONNX Runtime cannot run ({_reason(fault)})",
+            got=f"a graph that ONNX Runtime cannot run ({last_line(fault)})",
             expected="operators that ONNX Runtime has, to observe the scales with",
             remedy="Export the network without custom operators, or give --recipe",
         ) from fault
@@ -188,16 +188,11 @@ def _run(session: Any, path: Path, names: list[str], feed: Feed) -> list[npt.NDA
     except Exception as fault:  # ONNX Runtime has exception classes of its own
         raise UsageError(
             f"'{path}'",
-            got=f"an error for {sizes_of(feed)} ({_reason(fault)})",
+            got=f"an error for {sizes_of(feed)} ({last_line(fault)})",
             expected="inputs that fit together",
             remedy="Give --inputs FILE.npz with arrays of the sizes that the network takes",
         ) from fault
     return outputs
-
-
-def _reason(fault: Exception) -> str:
-    lines = str(fault).strip().splitlines()
-    return lines[-1][:200] if lines else type(fault).__name__
 
 
 def _qparams(
