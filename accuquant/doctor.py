@@ -17,9 +17,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from accuquant._util.gpu import find_gpu
+from accuquant._util.processor import cpu_flags, int8_instructions
 from accuquant.errors import EngineError, MissingDependencyError
-from accuquant.gpu import find_gpu
-from accuquant.processor import cpu_flags, int8_instructions
 
 Status = Literal["ok", "absent", "warning", "broken"]
 

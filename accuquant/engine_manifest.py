@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from accuquant._files import sha256_of_file, write_text
+from accuquant._util.external_data import check_external_files, external_files
+from accuquant._util.files import sha256_of_file, write_text
 from accuquant.errors import EngineError
-from accuquant.external_data import check_external_files, external_files
 
 FORMAT_VERSION = 1
 ENGINE_SUFFIX = ".engine"

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from accuquant._files import sha256_of_file, write_text
+from accuquant._util.files import sha256_of_file, write_text
 from accuquant.errors import AccuQuantError, EngineError
 from accuquant.export_choice import ExportChoice
 from accuquant.groups import StepGroups
-from accuquant.signature import Signature
+from accuquant.networks.signature import Signature
 
 MANIFEST_NAME = "accuquant.json"
 RECIPE_NAME = "recipe.safetensors"

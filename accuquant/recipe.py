@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from accuquant._files import atomic_write
+from accuquant._util.files import atomic_write
 from accuquant.errors import AccuQuantError, RecipeError
 from accuquant.groups import StepGroups
+from accuquant.networks.signature import Signature
 from accuquant.qparams import FloatArray, LayerQParams, fingerprint
-from accuquant.signature import Signature
 
 FORMAT_VERSION = 1
 _METADATA_KEY = "accuquant"

@@ -16,9 +16,9 @@ from report import add_json_option, print_report
 from torch import nn
 from workload import MODELS, iteration, learnable_network, load_model, noise_segment, observed_recipe
 
+from accuquant._util.interleave import Times, time_interleaved
 from accuquant.calibration.gradient import GRADIENT_ARMS, Segment, rollout
 from accuquant.denoising.process import DenoisingProcess
-from accuquant.interleave import Times, time_interleaved
 
 _FLOAT = "float UNet"
 

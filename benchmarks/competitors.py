@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from accuquant.calibration.trajectory import TrajectoryBatch
 from accuquant.denoising.process import DenoisingProcess
-from accuquant.network import call
+from accuquant.networks.network import call
 
 _OPENVINO_OPS = ("Convolution", "ConvolutionBackpropData", "MatMul")
 

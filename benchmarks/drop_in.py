@@ -26,7 +26,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw
 from report import add_json_option, print_report
 
-from accuquant.interleave import time_interleaved
+from accuquant._util.interleave import time_interleaved
 from accuquant.runtime.engine_unet import EngineUNet
 
 PYTORCH = "pytorch fp32"

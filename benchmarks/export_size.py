@@ -54,7 +54,7 @@ def export(folder: Path, output: Path, precision: Any) -> dict[str, float]:
     """Export in this process -> its peak memory, and the bytes of the float weights and of the files."""
     from large_networks import folder_bytes, weight_bytes
 
-    from accuquant.export.pipeline_folder import export_pipeline
+    from accuquant.export.write.pipeline_folder import export_pipeline
     from accuquant.pipelines.source import load_source
     from accuquant.recipe import Recipe
 

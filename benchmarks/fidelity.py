@@ -30,8 +30,8 @@ from accuquant.calibration import CalibrationSettings
 from accuquant.calibration.placement import DEFAULT_EXCLUDE, Placement
 from accuquant.cli._progress import Bars
 from accuquant.pipelines.source import load_source
-from accuquant.verification.features import FeatureExtractor, fid_to_fp32, load_features
-from accuquant.verification.metrics import Summary, mse, psnr, to_images
+from accuquant.verification.measure.features import FeatureExtractor, fid_to_fp32, load_features
+from accuquant.verification.measure.metrics import Summary, mse, psnr, to_images
 
 _COLUMNS = ("bits, method", "FID2FP32", "PSNR median", "mean", "min dB", "latent MSE median", "mean")
 

@@ -16,16 +16,16 @@ from competitors import quantize_with_modelopt, quantize_with_nncf, quantize_wit
 from fidelity_study import Study
 from torch import Tensor
 
+from accuquant._util.progress import Progress
 from accuquant.calibration import CalibrationSettings
 from accuquant.denoising.process import NetworkFn
-from accuquant.export.pipeline_folder import export_pipeline
-from accuquant.network import call
-from accuquant.progress import Progress
+from accuquant.export.write.pipeline_folder import export_pipeline
+from accuquant.networks.network import call
+from accuquant.networks.simulate import simulate
 from accuquant.recipe import Recipe
 from accuquant.runtime.engine_model import EngineModel
 from accuquant.runtime.open_runner import open_runner
 from accuquant.runtime.runner import Runner
-from accuquant.simulate import simulate
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,14 @@ from competitors import NetworkCall, trajectory_calls
 from float_graph import FloatGraph, open_float_graph
 from torch import Tensor
 
-from accuquant._files import atomic_write, write_text
+from accuquant._util.files import atomic_write, write_text
+from accuquant._util.progress import Progress
 from accuquant.calibration import CalibrationSettings, calibrate
 from accuquant.calibration.placement import Placement, place
 from accuquant.calibration.trajectory import record_trajectories
 from accuquant.denoising.process import DenoisingProcess, NetworkFn, seeded_generators
-from accuquant.network import call, count_macs, model_hash
+from accuquant.networks.network import call, count_macs, model_hash
 from accuquant.pipelines.source import Source
-from accuquant.progress import Progress
 from accuquant.recipe import Recipe
 
 

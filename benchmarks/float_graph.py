@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from accuquant._files import atomic_write
-from accuquant.export.float_graph import trace
-from accuquant.export.layer_match import constant_weight
-from accuquant.network import float_weights
+from accuquant._util.files import atomic_write
+from accuquant.export.read.trace import trace
+from accuquant.graph.constants import constant_weight
+from accuquant.networks.network import float_weights
 from accuquant.pipelines.source import Source
 from accuquant.qparams import fingerprint
 

@@ -52,9 +52,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     from accuquant.calibration.trajectory import TrajectoryBatch
     from accuquant.denoising.conditioning import Conditioning
     from accuquant.denoising.process import DenoisingProcess
+    from accuquant.networks.simulate import quantize_network, quantized_layers
     from accuquant.pipelines.source import load_source
     from accuquant.recipe import Recipe
-    from accuquant.simulate import quantize_network, quantized_layers
 
     torch.set_num_threads(arguments.threads)
     source = load_source(arguments.work / arguments.model)

@@ -20,12 +20,12 @@ import onnx_ir as ir
 from large_networks import CONFIGURATIONS, small_inputs
 from report import add_json_option, print_report
 
-from accuquant.export.float_graph import trace
-from accuquant.export.graph_files import save_graphs
-from accuquant.interleave import time_interleaved
+from accuquant._util.interleave import time_interleaved
+from accuquant.export.read.trace import trace
+from accuquant.export.write.graph_files import save_graphs
+from accuquant.networks.signature import Signature
 from accuquant.pipelines.source import load_source
 from accuquant.runtime.open_runner import open_runner
-from accuquant.signature import Signature
 
 
 def parse_arguments() -> argparse.Namespace:

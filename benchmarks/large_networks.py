@@ -15,14 +15,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from accuquant.calibration.activations import ActivationSampler
-from accuquant.calibration.observer import min_max_scale
 from accuquant.calibration.placement import place
 from accuquant.groups import StepGroups
-from accuquant.network import call, layer_kind, model_hash, quantizable_layers, weight_of
+from accuquant.networks.network import call, layer_kind, model_hash, quantizable_layers, weight_of
+from accuquant.networks.signature import Signature
 from accuquant.pipelines.source import Source
 from accuquant.qparams import WEIGHT_AXIS, LayerQParams, fingerprint
 from accuquant.recipe import Recipe
-from accuquant.signature import Signature
+from accuquant.scales.observer import min_max_scale
 
 #: The published configurations, where they differ from the class's defaults.
 CONFIGURATIONS: dict[str, dict[str, Any]] = {

@@ -23,10 +23,10 @@ from float_graph import FloatGraph, open_float_graph
 from report import add_json_option, print_report
 from workload import MODELS, latent_shape, load_model, observed_recipe
 
+from accuquant._util.interleave import Times, time_interleaved
 from accuquant.calibration.trajectory import record_trajectories
 from accuquant.denoising.process import DenoisingProcess
-from accuquant.export.onnx_file import export_onnx
-from accuquant.interleave import Times, time_interleaved
+from accuquant.export.write.onnx_file import export_onnx
 from accuquant.pipelines.source import Source
 from accuquant.runtime.open_runner import open_runner
 from accuquant.runtime.runner import Runner

@@ -20,10 +20,10 @@ import onnx_ir as ir
 import torch
 from report import add_json_option, print_report
 
-from accuquant.export.float_graph import trace
+from accuquant.export.read.trace import trace
 from accuquant.groups import StepGroups
 from accuquant.manifest import Manifest
-from accuquant.network import signature_of
+from accuquant.networks.network import signature_of
 from accuquant.runtime.engine_model import EngineModel
 from accuquant.runtime.openvino_runner import OpenVinoRunner
 from accuquant.runtime.runner import Array

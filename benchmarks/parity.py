@@ -31,14 +31,14 @@ from workload import latent_shape, observed_recipe
 from accuquant.bundled import FASHION_DDPM
 from accuquant.calibration.trajectory import record_trajectories
 from accuquant.denoising.process import DenoisingProcess
-from accuquant.export.lowering import Lowering
-from accuquant.export.onnx_file import export_onnx
-from accuquant.network import call
+from accuquant.export.passes.lowering import Lowering
+from accuquant.export.write.onnx_file import export_onnx
+from accuquant.networks.network import call
+from accuquant.networks.simulate import simulate
 from accuquant.pipelines.source import load_source
 from accuquant.recipe import Recipe
 from accuquant.runtime.open_runner import open_runner
-from accuquant.simulate import simulate
-from accuquant.verification.parity import LayerParity, layer_parity
+from accuquant.verification.measure.parity import LayerParity, layer_parity
 
 _NO_VNNI = (
     "No VNNI: OpenVINO's int8 convolutions saturate with 8-bit weights, and reading levels out of a graph "

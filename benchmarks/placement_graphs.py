@@ -15,19 +15,19 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from workload import load_model
 
-from accuquant.calibration.observer import min_max_scale
 from accuquant.calibration.placement import place
 from accuquant.export import export_onnx
-from accuquant.export.float_graph import trace
-from accuquant.export.graph_files import save_graphs
-from accuquant.export.half_precision import HalfPrecisionPass
-from accuquant.export.lowering import Lowering, Precision
-from accuquant.export.onnx_source import read_model
+from accuquant.export.passes.half_precision import HalfPrecisionPass
+from accuquant.export.passes.lowering import Lowering, Precision
+from accuquant.export.read.onnx_source import read_model
+from accuquant.export.read.trace import trace
+from accuquant.export.write.graph_files import save_graphs
 from accuquant.groups import StepGroups
-from accuquant.network import float_weights, layer_kind, model_hash, quantizable_layers, signature_of
+from accuquant.networks.network import float_weights, layer_kind, model_hash, quantizable_layers, signature_of
+from accuquant.networks.signature import Signature
 from accuquant.qparams import WEIGHT_AXIS, LayerQParams, fingerprint
 from accuquant.recipe import Recipe
-from accuquant.signature import Signature
+from accuquant.scales.observer import min_max_scale
 
 CANDIDATES = {
     "fp16": "the UNet without QDQ pairs",

@@ -17,8 +17,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from accuquant._files import write_text
-from accuquant.verification.facts import versions
+from accuquant._util.files import write_text
+from accuquant.verification.report.facts import versions
 
 _OTHERS = ("nncf", "nvidia-modelopt")
 #: Tables are read in log files too, where a narrow terminal must not cut them.

@@ -18,9 +18,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from accuquant._files import atomic_write
-from accuquant.verification.fashion import WEIGHTS, FashionClassifier, accuracy, load_fashion_classifier
-from accuquant.verification.frechet import frechet_distance
+from accuquant._util.files import atomic_write
+from accuquant.verification.measure.fashion import (
+    WEIGHTS,
+    FashionClassifier,
+    accuracy,
+    load_fashion_classifier,
+)
+from accuquant.verification.measure.frechet import frechet_distance
 
 IMAGE_SIZE = 28
 TEST_IMAGES_PER_CLASS = 1000

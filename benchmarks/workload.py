@@ -18,10 +18,10 @@ from accuquant.calibration.trajectory import TrajectoryBatch, record_trajectorie
 from accuquant.denoising.conditioning import Conditioning
 from accuquant.denoising.process import DenoisingProcess, seeded_generators
 from accuquant.groups import StepGroups
-from accuquant.network import count_macs, model_hash, signature_of
+from accuquant.networks.network import count_macs, model_hash, signature_of
+from accuquant.networks.simulate import quantize_network, quantized_layers
 from accuquant.pipelines.source import Source, load_source
 from accuquant.recipe import Recipe
-from accuquant.simulate import quantize_network, quantized_layers
 
 MODELS = ("bundled", "cifar")
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 # Not lazy: a module's own name would hide the function of that name once anybody imported the module.
-from accuquant.export.check_model import Violation, check_model
+from accuquant.export.lint.check_model import Violation, check_model
 
 if TYPE_CHECKING:
-    from accuquant.export.onnx_file import export_onnx
-    from accuquant.export.pipeline_folder import export_pipeline
+    from accuquant.export.write.onnx_file import export_onnx
+    from accuquant.export.write.pipeline_folder import export_pipeline
 
 __all__ = ["Violation", "check_model", "export_onnx", "export_pipeline"]
 
@@ -17,11 +17,11 @@ __all__ = ["Violation", "check_model", "export_onnx", "export_pipeline"]
 def __getattr__(name: str) -> Any:
     """Load a stage when it is first used: checking a model needs no torch."""
     if name == "export_onnx":
-        from accuquant.export.onnx_file import export_onnx
+        from accuquant.export.write.onnx_file import export_onnx
 
         return export_onnx
     if name == "export_pipeline":
-        from accuquant.export.pipeline_folder import export_pipeline
+        from accuquant.export.write.pipeline_folder import export_pipeline
 
         return export_pipeline
     raise AttributeError(name)

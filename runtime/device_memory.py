@@ -6,7 +6,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from accuquant.gpu import check_cuda, cuda_runtime
+from accuquant._util.gpu import check_cuda, cuda_runtime
 
 #: CUDA takes no empty allocation, and its own are aligned to this.
 _SMALLEST = 256

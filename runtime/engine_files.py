@@ -6,9 +6,9 @@ import importlib.util
 import shlex
 from pathlib import Path
 
+from accuquant._util.gpu import find_gpu
 from accuquant.engine_manifest import EngineManifest, engine_path
 from accuquant.errors import EngineError
-from accuquant.gpu import find_gpu
 from accuquant.manifest import Manifest
 
 _LIBRARIES = ("tensorrt", "tensorrt_rtx")

@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 
+from accuquant._util.external_data import check_external_files
 from accuquant.errors import EngineError, UsageError
-from accuquant.external_data import check_external_files
 from accuquant.manifest import Manifest
+from accuquant.networks.signature import TensorSpec
 from accuquant.runtime.device_memory import DeviceArray, Workspace
 from accuquant.runtime.engine_files import find_engines
 from accuquant.runtime.open_runner import make_runner
 from accuquant.runtime.runner import Array, Runner
 from accuquant.runtime.static_batch import batched_names, fixed_batch, missing_rows, pad_rows
 from accuquant.runtime.tensorrt_runner import Allocate, TensorRtRunner
-from accuquant.signature import TensorSpec
 
 
 class EngineModel:

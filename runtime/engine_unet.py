@@ -22,10 +22,10 @@ from torch import nn
 from accuquant.errors import EngineError, UsageError
 from accuquant.hub.fetch import local_folder
 from accuquant.manifest import Manifest
+from accuquant.networks.signature import TensorSpec
 from accuquant.runtime.device_memory import DeviceArray
 from accuquant.runtime.engine_model import EngineModel
 from accuquant.runtime.static_batch import batched_names
-from accuquant.signature import TensorSpec
 
 _OUTPUTS = {
     "UNet2DModel": UNet2DOutput,

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from accuquant.errors import EngineError, MissingDependencyError, UsageError
+from accuquant.networks.signature import TensorSpec
 from accuquant.runtime.runner import ANY_EXTENT, Array, ModelSpecs, Runner
-from accuquant.signature import TensorSpec
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _DTYPES = {

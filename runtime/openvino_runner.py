@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from accuquant.errors import EngineError, MissingDependencyError
+from accuquant.networks.signature import TensorSpec
 from accuquant.runtime.runner import ANY_EXTENT, Array, ModelSpecs, Runner
-from accuquant.signature import TensorSpec
 
 #: Sets of input shapes that stay compiled: a run of images has one, and often a smaller last batch.
 _SHAPES_KEPT = 2

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from accuquant.errors import AccuQuantError, EngineError, last_line
-from accuquant.signature import TensorSpec
+from accuquant.networks.signature import TensorSpec
 
 Array = npt.NDArray[Any]
 #: The extent of a dimension that an engine leaves to the caller and has no name for.

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from accuquant._files import atomic_write
+from accuquant._util.files import atomic_write
 from accuquant.engine_manifest import EngineManifest
 from accuquant.errors import EngineError
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from accuquant._files import atomic_write
+from accuquant._util.files import atomic_write
 from accuquant.errors import MissingDependencyError, UsageError
 
 if TYPE_CHECKING:

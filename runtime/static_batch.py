@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
+from accuquant.networks.signature import Signature, TensorSpec
 from accuquant.runtime.runner import Array
-from accuquant.signature import Signature, TensorSpec
 
 
 def batched_names(signature: Signature) -> frozenset[str]:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from accuquant._util.gpu import find_gpu
 from accuquant.engine_manifest import EngineManifest
 from accuquant.errors import EngineError
-from accuquant.gpu import find_gpu
+from accuquant.networks.signature import TensorSpec
 from accuquant.runtime.runner import ANY_EXTENT, ModelSpecs
 from accuquant.runtime.runtime_cache import load_runtime_cache, save_runtime_cache
 from accuquant.runtime.tensorrt_library import (
@@ -21,7 +22,6 @@ from accuquant.runtime.tensorrt_library import (
     make_logger,
     refusal,
 )
-from accuquant.signature import TensorSpec
 
 if TYPE_CHECKING:
     import tensorrt

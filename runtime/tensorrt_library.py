@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accuquant._util.gpu import Gpu
 from accuquant.engine_manifest import EngineManifest
 from accuquant.errors import EngineError, MissingDependencyError
-from accuquant.gpu import Gpu
 
 if TYPE_CHECKING:
     import tensorrt

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from accuquant.errors import EngineError
+from accuquant.networks.signature import TensorSpec
 from accuquant.runtime.device_memory import CudaGraph, DeviceArray, DeviceBuffer, Workspace
 from accuquant.runtime.runner import ANY_EXTENT, Array, ModelSpecs, Runner
 from accuquant.runtime.tensorrt_engine import LoadedEngine, load_engine
-from accuquant.signature import TensorSpec
 
 Shape = tuple[int, ...]
 #: Makes an output: (name, shape, dtype) -> where it goes.

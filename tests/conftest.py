@@ -28,8 +28,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what needs a GPU where there is none."""
     if item.get_closest_marker("gpu") is None:
         return
+    from accuquant._util.gpu import find_gpu
     from accuquant.errors import AccuQuantError
-    from accuquant.gpu import find_gpu
 
     try:
         find_gpu()

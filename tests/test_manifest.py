@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from accuquant._files import sha256_of_file
+from accuquant._util.files import sha256_of_file
 from accuquant.errors import EngineError
 from accuquant.export_choice import ExportChoice
 from accuquant.groups import StepGroups
 from accuquant.manifest import MANIFEST_NAME, Manifest
-from accuquant.signature import Signature, TensorSpec
+from accuquant.networks.signature import Signature, TensorSpec
 
 IMAGE = ("batch", 1, "height", "width")
 

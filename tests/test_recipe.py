@@ -20,9 +20,9 @@ from safetensors.torch import save_file as save_torch_file
 
 from accuquant.errors import RecipeError
 from accuquant.groups import StepGroups
+from accuquant.networks.signature import Signature, TensorSpec
 from accuquant.qparams import LayerQParams, fingerprint
 from accuquant.recipe import GroupResult, Recipe
-from accuquant.signature import Signature, TensorSpec
 
 RNG = np.random.default_rng(0)
 WEIGHTS = {

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from accuquant.signature import Signature
+from accuquant.networks.signature import Signature
 
 _TEXT_UNET = {
     "sample_size": 8,

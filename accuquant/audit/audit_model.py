@@ -12,13 +12,13 @@ import onnx_ir as ir
 from onnx_ir.passes.common import NameFixPass
 
 import accuquant
+from accuquant._util.progress import Progress
 from accuquant.audit.engine_audit import EngineAudit, audit_engine
 from accuquant.engines import BuildOptions, ShapeRange, Target, compile_engine
 from accuquant.engines.flags import make_profile
 from accuquant.engines.profile import read_inputs, static_profile
 from accuquant.errors import SourceError, UsageError
 from accuquant.manifest import MANIFEST_NAME, Manifest
-from accuquant.progress import Progress
 
 #: --against: the same network in float16 without QDQ pairs.
 FP16 = "fp16"
@@ -115,11 +115,11 @@ def write_float_twin(model: Path, folder: Path) -> Path:
     It has the float network's operators and shapes, so that it compiles to the engine one would have
     without int8; see RemovePairsPass for why it is not to be run.
     """
-    from accuquant.export.graph_files import save_graphs
-    from accuquant.export.half_precision import HalfPrecisionPass
-    from accuquant.export.onnx_source import read_model
-    from accuquant.export.remove_pairs import RemovePairsPass
-    from accuquant.export.single_precision import SinglePrecisionPass
+    from accuquant.export.passes.half_precision import HalfPrecisionPass
+    from accuquant.export.passes.remove_pairs import RemovePairsPass
+    from accuquant.export.passes.single_precision import SinglePrecisionPass
+    from accuquant.export.read.onnx_source import read_model
+    from accuquant.export.write.graph_files import save_graphs
 
     graph = read_model(model, keep_half=True)
     RemovePairsPass()(graph)

@@ -19,7 +19,7 @@ def render(report: AuditReport) -> str:
     from markupsafe import Markup
 
     loaders = [
-        jinja2.PackageLoader(package, ".") for package in ("accuquant.audit", "accuquant.verification")
+        jinja2.PackageLoader(package, ".") for package in ("accuquant.audit", "accuquant.verification.report")
     ]
     environment = jinja2.Environment(
         loader=jinja2.ChoiceLoader(loaders),

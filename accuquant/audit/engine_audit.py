@@ -24,8 +24,8 @@ from accuquant.audit.pair_fusion import (
 from accuquant.engines import BuildOptions, CompiledEngine
 from accuquant.errors import EngineError
 from accuquant.export import check_model
-from accuquant.export.check_graph import GraphView, graph_views, label
-from accuquant.export.onnx_source import read_proto
+from accuquant.export.lint.check_graph import GraphView, graph_views, label
+from accuquant.export.read.onnx_source import read_proto
 
 #: The compiler's names of element types -> ours.
 PRECISIONS = {

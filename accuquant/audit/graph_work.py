@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import onnx
 
 from accuquant.audit.tensor_shapes import Shape, tensor_shapes
-from accuquant.export.check_graph import attribute, input_name, label
+from accuquant.export.lint.check_graph import attribute, input_name, label
 
 #: The operators whose work decides an engine's speed.
 WORK_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")

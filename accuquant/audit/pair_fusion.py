@@ -13,7 +13,7 @@ from accuquant.audit.graph_work import WORK_OPS
 from accuquant.audit.kernel_kind import kernel_kind
 from accuquant.audit.pair_reason import Reason, why_alone, why_float, why_split
 from accuquant.audit.pair_source import pair_source
-from accuquant.export.check_graph import GraphView, Violation, input_name, label
+from accuquant.export.lint.check_graph import GraphView, Violation, input_name, label
 
 Outcome = Literal["fused", "split", "own kernel", "float", "unknown"]
 #: What each outcome means, for people.

@@ -10,7 +10,7 @@ import onnx
 from accuquant.audit.engine_layers import EngineLayer
 from accuquant.audit.graph_work import WORK_OPS
 from accuquant.audit.pair_source import MOVES, PairSource
-from accuquant.export.check_graph import GraphView, Violation, label
+from accuquant.export.lint.check_graph import GraphView, Violation, label
 
 _FACTOR = (
     "its input is divided by the step group's factor, which is no constant",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from accuquant.export.check_graph import GraphView, input_name, label
+from accuquant.export.lint.check_graph import GraphView, input_name, label
 
 #: Operators that a pair's lowering puts between the float tensor and Q, under the pair's own name.
 _LOWERING = ("Add", "Clip", "Div", "Mul", "Pad")

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from accuquant.errors import EngineError
-from accuquant.export.check_graph import attribute, input_name
+from accuquant.export.lint.check_graph import attribute, input_name
 
 #: Constants up to this many elements may be shapes, or what shapes are computed from.
 _SHAPE_SIZE = 64

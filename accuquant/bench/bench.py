@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accuquant._util.interleave import Times, time_interleaved
+from accuquant._util.progress import Progress, Silent
 from accuquant.audit.audit_model import write_float_twin
 from accuquant.bench.candidate import Candidate, LeftOut
 from accuquant.bench.exported import exported_candidates, float_candidates
 from accuquant.bench.inputs import Inputs, make_inputs
 from accuquant.bench.recommend import recommend
 from accuquant.errors import EngineError
-from accuquant.interleave import Times, time_interleaved
 from accuquant.manifest import Manifest
-from accuquant.progress import Progress, Silent
 
 if TYPE_CHECKING:
     from accuquant.pipelines.source import Source

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from accuquant._util.gpu import find_gpu
+from accuquant._util.progress import Progress
 from accuquant.bench.candidate import Candidate, Device, LeftOut, Precision, attempt
 from accuquant.bench.inputs import Inputs
 from accuquant.engines import BuildOptions, Target
 from accuquant.engines.build import build_engine
 from accuquant.engines.profile import static_profile
-from accuquant.gpu import find_gpu
 from accuquant.manifest import Manifest
-from accuquant.progress import Progress
 from accuquant.runtime.engine_model import EngineModel
 from accuquant.runtime.open_runner import make_runner
 from accuquant.runtime.runner import Runner

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from accuquant.manifest import Manifest
-from accuquant.signature import TensorSpec
+from accuquant.networks.signature import TensorSpec
 
 Array = npt.NDArray[Any]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from accuquant._util.interleave import Times
 from accuquant.bench.candidate import Candidate
-from accuquant.interleave import Times
 
 #: Percent of the rounds on either side that a difference may miss to be called clear.
 _TAIL = 10

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from accuquant.bench.candidate import Candidate, Device, LeftOut, Precision, attempt
 from accuquant.bench.inputs import Inputs
-from accuquant.network import call
+from accuquant.networks.network import call
 from accuquant.pipelines.source import Source
 
 

@@ -1,6 +1,6 @@
 """Calibration: learn activation scales over several simulated denoising steps."""
 
 from .calibrate import calibrate
-from .settings import CalibrationSettings
+from .calibration_settings import CalibrationSettings
 
 __all__ = ["CalibrationSettings", "calibrate"]

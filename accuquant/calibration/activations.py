@@ -10,10 +10,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from accuquant.network import layer_kind, quantizable_layers, weight_of
+from accuquant.networks.network import layer_kind, quantizable_layers, weight_of
 from accuquant.qparams import WEIGHT_AXIS, LayerQParams, fingerprint
-
-from .observer import choose_zero_point, observer_named, weight_scale
+from accuquant.scales.observer import choose_zero_point, observer_named, weight_scale
 
 #: Values kept for each layer and step group: enough for a stable MSE search, small for 200 layers.
 SAMPLES = 32768

@@ -8,21 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import accuquant
-from accuquant._files import check_new_file
+from accuquant._util.files import check_new_file
+from accuquant._util.progress import Progress, Silent
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.groups import StepGroups
-from accuquant.network import model_hash
+from accuquant.networks.network import model_hash
+from accuquant.networks.simulate import quantize_network, quantized_layers
 from accuquant.pipelines.source import Source
 from accuquant.pipelines.starts import open_starter
 from accuquant.pipelines.task import Task
-from accuquant.progress import Progress, Silent
 from accuquant.recipe import GroupResult, Recipe
-from accuquant.simulate import quantize_network, quantized_layers
 
+from .calibration_settings import CalibrationSettings
 from .descent import LearningSettings
 from .learning import learn_group
 from .preparation import plain_config, prepare
-from .settings import CalibrationSettings
 from .shared_learning import learn_shared
 from .trajectory import TrajectoryBatch
 from .work_folder import WorkFolder

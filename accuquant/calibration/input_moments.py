@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from accuquant.network import weight_of
+from accuquant.networks.network import weight_of
 
 #: Rows gathered for each layer over the whole recording: several times the widest input, 2304 numbers.
 ROWS = 8192

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from accuquant.denoising.process import DenoisingProcess
+from accuquant.networks.simulate import quantized_layers
 from accuquant.recipe import GroupResult
-from accuquant.simulate import quantized_layers
 
 from .descent import HeldOutJudge, LearningSettings, descend, draw_segments
 from .gradient import Segment, rollout

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from accuquant.network import weight_of
+from accuquant.networks.network import weight_of
+from accuquant.networks.simulate import QuantizedLayer
 from accuquant.qparams import FloatArray, LayerQParams
-from accuquant.simulate import QuantizedLayer
 
 
 class OutputCorrection(nn.Module):

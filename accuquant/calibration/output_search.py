@@ -11,11 +11,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from accuquant._util.progress import Progress, Silent
 from accuquant.denoising.process import DenoisingProcess
-from accuquant.fake_quantize import fake_quantize
 from accuquant.groups import StepGroups
-from accuquant.network import quantizable_layers
-from accuquant.progress import Progress, Silent
+from accuquant.networks.fake_quantize import fake_quantize
+from accuquant.networks.network import quantizable_layers
 from accuquant.qparams import LayerQParams, level_bounds
 
 from .trajectory import TrajectoryBatch

@@ -9,39 +9,8 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from accuquant.errors import UsageError
-from accuquant.network import quantizable_layers
-
-#: Layers that stay float unless --include names them. A name without * is a whole name: blocks inside a
-#: network have a `proj_out` too.
-DEFAULT_EXCLUDE = (
-    # first and last layer: all of the image passes through them
-    "conv_in",
-    "conv_out",
-    "pos_embed.proj",
-    "x_embedder",
-    "norm_out.linear",
-    "proj_out",
-    "proj_out_1",
-    "proj_out_2",
-    # 1x1 shortcuts carry the residual stream and cost few operations
-    "*conv_shortcut",
-    # what embeds the timestep, classes and pooled text: one row a sample, nothing to gain
-    "time_embedding.*",
-    "add_embedding.*",
-    "class_embedding.*",
-    "time_proj*",
-    "*time_emb_proj",
-    "time_text_embed.*",
-    "adaln_single.*",
-    "*.emb.timestep_embedder.*",
-    # modulation of transformer blocks (adaLN): one row a sample, and it scales every token
-    "*.norm1.linear",
-    "*.norm1_context.linear",
-    "*.norm.linear",
-    # text enters once, in its encoder's range, which has outliers
-    "context_embedder",
-    "caption_projection.*",
-)
+from accuquant.networks.network import quantizable_layers
+from accuquant.scales.placement_patterns import stays_float
 
 
 @dataclass(frozen=True)
@@ -91,7 +60,7 @@ def place(
                     expected=f"a name like '{names[len(names) // 2]}', or a pattern with *",
                     remedy="Correct the pattern",
                 )
-    quantized = [name for name in names if not _is_float(name, include, exclude)]
+    quantized = [name for name in names if not stays_float(name, include, exclude)]
     if not quantized:
         raise UsageError(
             "--exclude",
@@ -101,11 +70,3 @@ def place(
         )
     kept = set(quantized)
     return Placement(tuple(quantized), tuple(n for n in names if n not in kept), macs)
-
-
-def _is_float(name: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
-    if any(fnmatchcase(name, pattern) for pattern in exclude):
-        return True
-    if any(fnmatchcase(name, pattern) for pattern in include):
-        return False
-    return any(fnmatchcase(name, pattern) for pattern in DEFAULT_EXCLUDE)

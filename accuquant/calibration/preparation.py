@@ -10,24 +10,24 @@ from typing import Any
 import torch
 
 import accuquant
+from accuquant._util.progress import Progress
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.denoising.start import Start
 from accuquant.groups import StepGroups
-from accuquant.network import count_macs, model_hash, quantizable_layers
+from accuquant.networks.network import count_macs, model_hash, quantizable_layers
 from accuquant.pipelines.source import Source
 from accuquant.pipelines.starts import Starter
 from accuquant.pipelines.task import Task
-from accuquant.progress import Progress
 from accuquant.qparams import LayerQParams
 from accuquant.recipe import Recipe
 
 from .activations import ActivationSampler, Samples, initial_qparams
+from .calibration_settings import CalibrationSettings
 from .input_moments import Moments, MomentSampler
 from .output_search import count_calls, refine_scales
 from .placement import Placement, place
 from .rounding import compensate
 from .sensitivity import measure_sensitivity, spend_float_budget
-from .settings import CalibrationSettings
 from .trajectory import TrajectoryBatch, record_from
 
 

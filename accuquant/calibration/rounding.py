@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from accuquant.errors import unknown_name
-from accuquant.network import weight_of
+from accuquant.networks.network import weight_of
 from accuquant.qparams import LayerQParams, level_bounds
+from accuquant.scales.observer import weight_scale
 
 from .input_moments import Moments
-from .observer import weight_scale
 
 ROUNDINGS = ("gptq", "nearest")
 _DAMPING = 0.01

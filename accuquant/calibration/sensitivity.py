@@ -8,13 +8,13 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from accuquant._util.progress import Progress, Silent
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.errors import UsageError
 from accuquant.groups import StepGroups
-from accuquant.network import quantizable_layers
-from accuquant.progress import Progress, Silent
+from accuquant.networks.network import quantizable_layers
+from accuquant.networks.simulate import ActiveGroup, QuantizedLayer
 from accuquant.qparams import LayerQParams
-from accuquant.simulate import ActiveGroup, QuantizedLayer
 
 from .learning import sample_errors
 from .placement import Placement

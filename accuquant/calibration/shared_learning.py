@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from accuquant.denoising.process import DenoisingProcess
-from accuquant.network import quantizable_layers
+from accuquant.networks.network import quantizable_layers
+from accuquant.networks.simulate import QuantizedLayer, quantize_network, quantized_layers
 from accuquant.recipe import GroupResult, Recipe
-from accuquant.simulate import QuantizedLayer, quantize_network, quantized_layers
 
 from .descent import HeldOutJudge, LearningSettings, descend, draw_segments
 from .learning import end_point_loss, held_out_errors

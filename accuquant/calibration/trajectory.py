@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from accuquant.denoising.conditioning import Conditioning
 from accuquant.denoising.process import DenoisingProcess, NetworkFn, ProcessState
 from accuquant.denoising.start import Start, seeded_starts
-from accuquant.network import call
+from accuquant.networks.network import call
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from accuquant._files import atomic_write, write_text
+from accuquant._util.files import atomic_write, write_text
 from accuquant.denoising.conditioning import Conditioning
 from accuquant.errors import CalibrationError, RecipeError
 from accuquant.recipe import GroupResult, Recipe

@@ -28,7 +28,7 @@ def json_option(what: str) -> Callable[[Function], Function]:
 
 def write_json(target: str, text: str) -> None:
     """Write JSON to a file, atomically, or to stdout for `-`."""
-    from accuquant._files import write_text
+    from accuquant._util.files import write_text
 
     if target == STDOUT:
         click.echo(text, nl=not text.endswith("\n"))

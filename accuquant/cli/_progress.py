@@ -12,7 +12,7 @@ from accuquant.cli._session import current_session
 
 
 class Bars:
-    """An accuquant.progress.Progress for people: `with Bars() as progress: ...`."""
+    """An accuquant._util.progress.Progress for people: `with Bars() as progress: ...`."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True, quiet=current_session().quiet, highlight=False)

@@ -82,7 +82,7 @@ def command(
     if json_file:
         write_json(json_file, json.dumps(report.to_dict(), indent=2))
     if html_file:
-        from accuquant._files import write_text
+        from accuquant._util.files import write_text
         from accuquant.audit.audit_page import render
 
         write_text(html_file, render(report))

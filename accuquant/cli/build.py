@@ -137,7 +137,7 @@ def _check(model: Path, *, allow_float: bool, say: Callable[[str], None]) -> Non
 def _write_layer_info(path: Path, built: list[BuiltEngine]) -> None:
     from dataclasses import asdict
 
-    from accuquant._files import write_text
+    from accuquant._util.files import write_text
     from accuquant.audit.engine_layers import read_engine_layers
 
     layers = {

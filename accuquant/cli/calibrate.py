@@ -111,7 +111,7 @@ def command(source: str, output: Path, **settings: Any) -> None:
 
 def run(source: str, output: Path, settings: dict[str, Any]) -> Recipe:
     """Calibrate with progress on stderr; `settings` are the options of the command."""
-    from accuquant._files import check_new_file
+    from accuquant._util.files import check_new_file
     from accuquant.calibration import CalibrationSettings, calibrate
     from accuquant.cli._progress import Bars
     from accuquant.pipelines.lora import find_loras

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from accuquant._util.processor import cpu_flags, saturates_8_bit_weights
 from accuquant.bundled import FASHION_DDPM, FASHION_TEXT
 from accuquant.cli._command import Command
 from accuquant.cli._options import new_path
-from accuquant.processor import cpu_flags, saturates_8_bit_weights
 
 if TYPE_CHECKING:
-    from accuquant.verification.report import Report
+    from accuquant.verification.report.report import Report
 
 ENGINE = "openvino"
 
@@ -86,6 +86,7 @@ def run(demo: Demo, folder: Path) -> Report:
     """Run the stages into `folder`, as the four commands would, and print the verdict."""
     from accuquant.cli import calibrate, export, verify
     from accuquant.cli._output import console_beside_json
+    from accuquant.verification.report.html import write_html
 
     source, recipe, model = str(demo.source), folder / "recipe.safetensors", folder / "model"
     _heading(1, "Calibrate: int8 scales for every group of denoising steps")
@@ -98,7 +99,7 @@ def run(demo: Demo, folder: Path) -> Report:
     report = verify.run(model, source, {"engine": ENGINE, **demo.verification})
     verify.print_verdict(console_beside_json(None), report)
     report.write_json(folder / "report.json")
-    report.write_html(folder / "report.html")
+    write_html(report, folder / "report.html")
     return report
 
 

@@ -109,7 +109,7 @@ def command(source: str, recipe: Path | None, output: Path, triton: Path | None,
     run(source, recipe, output, options)
     click.echo(f"Exported {output}")
     if triton is not None:
-        from accuquant.export.triton_repository import write_triton_repository
+        from accuquant.export.write.triton_repository import write_triton_repository
 
         models = write_triton_repository(output, triton)
         click.echo(f"Wrote {triton}: {', '.join(models)}")
@@ -167,13 +167,13 @@ def run(source: str, recipe: Path | None, output: Path, options: dict[str, Any])
 def _check_target(options: dict[str, Any]) -> None:
     """Refuse a target that is not there before anything takes long."""
     if options.get("target") is not None:
-        from accuquant.choosing.target import resolve_target
+        from accuquant.export.for_target.export_target import resolve_target
 
         options["target"] = resolve_target(options["target"]).name
 
 
 def _write_graph(source: str, recipe: Recipe, output: Path, **options: Any) -> ExportChoice | None:
-    from accuquant.choosing import export_onnx_for
+    from accuquant.export.for_target import export_onnx_for
 
     options.pop("whole_pipeline", None)  # refused above for a graph
     return export_onnx_for(Path(source), recipe, output, **options)[1]
@@ -182,7 +182,7 @@ def _write_graph(source: str, recipe: Recipe, output: Path, **options: Any) -> E
 def _write_pipeline(
     source: str, recipe: Recipe, output: Path, *, loras: tuple[str, ...] = (), **options: Any
 ) -> ExportChoice | None:
-    from accuquant.choosing import export_pipeline_for
+    from accuquant.export.for_target import export_pipeline_for
     from accuquant.pipelines.lora import find_loras, loras_of_recipe
     from accuquant.pipelines.source import load_source
 

@@ -24,7 +24,7 @@ from accuquant.cli._task import take_task, task_options
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from accuquant.verification.report import Report
+    from accuquant.verification.report.report import Report
 
 
 @click.command("verify", cls=Command, short_help="Compare an exported model with FP32.")
@@ -75,13 +75,15 @@ def command(
     if json_file:
         write_json(json_file, report.to_json())
     if html_file:
-        report.write_html(html_file)
+        from accuquant.verification.report.html import write_html
+
+        write_html(report, html_file)
     if not report.passed:
         ctx.exit(1)
 
 
 def _check_files(json_file: str | None, html_file: Path | None) -> None:
-    from accuquant._files import check_new_file
+    from accuquant._util.files import check_new_file
 
     if json_file and json_file != STDOUT:
         check_new_file("--json", json_file)
@@ -96,7 +98,7 @@ def run(folder: Path, reference: str, options: dict[str, Any]) -> Report:
     from accuquant.pipelines.lora import find_loras, loras_of_recipe
     from accuquant.pipelines.source import load_source
     from accuquant.recipe import Recipe
-    from accuquant.verification.thresholds import Thresholds
+    from accuquant.verification.report.thresholds import Thresholds
     from accuquant.verification.verify import verify
 
     task = take_task(options)

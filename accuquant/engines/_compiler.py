@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accuquant._files import atomic_write
+from accuquant._util.files import atomic_write
 from accuquant.engines._listening import make_logger, make_monitor
 from accuquant.errors import EngineError, UsageError
 

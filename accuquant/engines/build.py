@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import accuquant
-from accuquant._files import sha256_of_file
-from accuquant._lock import exclusive
+from accuquant._util.files import sha256_of_file
+from accuquant._util.gpu import find_gpu
+from accuquant._util.lock import exclusive
+from accuquant._util.progress import Progress, Silent
 from accuquant.engine_manifest import EngineManifest, digest_model, engine_key
 from accuquant.engines.backend import resolve_backend
 from accuquant.engines.compile import CompiledEngine, compile_engine
 from accuquant.engines.options import BuildOptions
 from accuquant.engines.profile import read_metadata
 from accuquant.errors import EngineError, UsageError
-from accuquant.gpu import find_gpu
-from accuquant.progress import Progress, Silent
 
 _RECIPE = "accuquant.recipe_sha256"
 

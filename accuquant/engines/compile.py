@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import accuquant
-from accuquant._files import atomic_write
+from accuquant._util.files import atomic_write
+from accuquant._util.progress import Progress, Silent
 from accuquant.engines.backend import Backend, resolve_backend
 from accuquant.engines.options import BuildOptions
 from accuquant.errors import EngineError
-from accuquant.progress import Progress, Silent
 
 _REMEDY = "Run `accuquant check` on the model: it names what TensorRT cannot compile"
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from accuquant.engines.options import ShapeRange
 from accuquant.errors import UsageError, unknown_name
-from accuquant.signature import Dim
+from accuquant.networks.signature import Dim
 
 Shapes = dict[str, tuple[int, ...]]
 #: Name in --memPoolSize -> name in TensorRT's MemoryPoolType.

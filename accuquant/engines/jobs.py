@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from accuquant._util.gpu import find_gpu
 from accuquant.engine_manifest import engine_path
 from accuquant.engines.backend import resolve_backend
 from accuquant.engines.flags import make_profile, parse_memory_pools, parse_shapes
@@ -15,7 +16,6 @@ from accuquant.engines.options import BuildOptions, ShapeRange
 from accuquant.engines.profile import read_inputs, static_profile
 from accuquant.engines.target import TARGETS, Target, parse_targets
 from accuquant.errors import EngineError, UsageError
-from accuquant.gpu import find_gpu
 from accuquant.manifest import Manifest
 
 _SHAPE_OPTIONS = {"min_shapes": "--minShapes", "opt_shapes": "--optShapes", "max_shapes": "--maxShapes"}

@@ -10,7 +10,7 @@ import onnx
 
 from accuquant.engines.options import ShapeRange
 from accuquant.errors import SourceError, UsageError
-from accuquant.signature import Dim, Signature
+from accuquant.networks.signature import Dim, Signature
 
 _SIGNATURE = "accuquant.signature"
 #: What exporters call the first extent.

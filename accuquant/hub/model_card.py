@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from accuquant._files import write_text
+from accuquant._util.files import write_text
 from accuquant.errors import UsageError
 from accuquant.manifest import Manifest
 

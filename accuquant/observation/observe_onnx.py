@@ -12,10 +12,9 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
-from accuquant._files import sha256_of_file
-from accuquant.calibration.observer import choose_zero_point, observer_named, weight_scale
+from accuquant._util.files import sha256_of_file
 from accuquant.errors import MissingDependencyError, SourceError, UsageError, last_line
-from accuquant.export.onnx_source import read_model
+from accuquant.export.read.onnx_source import read_model
 from accuquant.groups import StepGroups
 from accuquant.observation.onnx_inputs import (
     Feed,
@@ -28,6 +27,7 @@ from accuquant.observation.onnx_inputs import (
 from accuquant.observation.onnx_layers import OnnxLayer, find_layers, place_layers
 from accuquant.qparams import WEIGHT_AXIS, LayerQParams
 from accuquant.recipe import Recipe
+from accuquant.scales.observer import choose_zero_point, observer_named, weight_scale
 
 #: What recipes, files and the command line call the result.
 OBSERVED = "observed, not calibrated over denoising steps"

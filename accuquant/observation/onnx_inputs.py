@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from accuquant.errors import SourceError, UsageError
-from accuquant.signature import Dim, Signature, TensorSpec
+from accuquant.networks.signature import Dim, Signature, TensorSpec
 
 Feed = dict[str, npt.NDArray[Any]]
 

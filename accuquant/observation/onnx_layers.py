@@ -10,9 +10,9 @@ from fnmatch import fnmatchcase
 
 import onnx_ir as ir
 
-from accuquant.calibration.placement import DEFAULT_EXCLUDE
-from accuquant.export.layer_match import ConstantWeight, constant_weight
+from accuquant.graph.constants import ConstantWeight, constant_weight
 from accuquant.qparams import fingerprint
+from accuquant.scales.placement_patterns import DEFAULT_EXCLUDE
 
 #: ONNX operator -> the kind of layer that a recipe stores.
 KINDS = {"Conv": "conv2d", "ConvTranspose": "conv_transpose2d", "Gemm": "linear", "MatMul": "linear"}

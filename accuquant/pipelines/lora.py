@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accuquant._files import sha256_of_file
+from accuquant._util.files import sha256_of_file
 from accuquant.errors import RecipeError, SourceError, UsageError
 from accuquant.hub.client import client
 

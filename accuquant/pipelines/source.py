@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from accuquant.errors import SourceError
-from accuquant.network import signature_of
+from accuquant.networks.network import signature_of
+from accuquant.networks.signature import Signature
 from accuquant.pipelines.fuse_lora import fuse_into_network
 from accuquant.pipelines.lora import Lora
-from accuquant.signature import Signature
 
 #: Pipeline attributes that hold the denoising network.
 COMPONENTS = ("unet", "transformer")

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from accuquant._util.progress import Progress, Silent
 from accuquant.denoising.conditioning import BoundNetwork, Conditioning
 from accuquant.denoising.guidance import Guidance
 from accuquant.denoising.process import DenoisingProcess
@@ -31,7 +32,6 @@ from accuquant.pipelines.families import (
 from accuquant.pipelines.real_pipeline import open_pipeline
 from accuquant.pipelines.source import Source
 from accuquant.pipelines.task import Task, option
-from accuquant.progress import Progress, Silent
 
 #: Inputs of a network that carry the guidance scale.
 _EMBEDDED = ("timestep_cond", "guidance")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from accuquant.verification.report import Report
-from accuquant.verification.thresholds import Thresholds, Verdict
+from accuquant.verification.report.report import Report
+from accuquant.verification.report.thresholds import Thresholds, Verdict
 from accuquant.verification.verify import verify
 
 __all__ = ["Report", "Thresholds", "Verdict", "verify"]

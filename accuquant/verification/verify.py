@@ -10,25 +10,25 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from accuquant._util.progress import Progress, Silent
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.denoising.start import Start
 from accuquant.manifest import Manifest
-from accuquant.network import Conditioning, call
+from accuquant.networks.network import Conditioning, call
+from accuquant.networks.simulate import simulate
 from accuquant.pipelines.source import Source
 from accuquant.pipelines.task import Task
-from accuquant.progress import Progress, Silent
 from accuquant.runtime.engine_model import EngineModel
-from accuquant.simulate import simulate
-from accuquant.verification.assemble import assemble
-from accuquant.verification.decoder import Decode, load_decoder, unpacked
-from accuquant.verification.features import load_features
-from accuquant.verification.latency import Latency, measure_latencies
-from accuquant.verification.parity import LayerParity, layer_parity
-from accuquant.verification.report import Report
-from accuquant.verification.rollout import Branches, BranchFn, Rollouts, roll_out
-from accuquant.verification.settings import VerificationSettings
-from accuquant.verification.subject import Subject
-from accuquant.verification.thresholds import Thresholds
+from accuquant.verification.measure.decoder import Decode, load_decoder, unpacked
+from accuquant.verification.measure.features import load_features
+from accuquant.verification.measure.latency import Latency, measure_latencies
+from accuquant.verification.measure.parity import LayerParity, layer_parity
+from accuquant.verification.measure.rollout import Branches, BranchFn, Rollouts, roll_out
+from accuquant.verification.measure.subject import Subject
+from accuquant.verification.report.assemble import assemble
+from accuquant.verification.report.report import Report
+from accuquant.verification.report.thresholds import Thresholds
+from accuquant.verification.verification_settings import VerificationSettings
 
 #: Images of a timed call, and of the comparison of layers.
 _SMALL_BATCH = 4

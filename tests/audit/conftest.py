@@ -13,9 +13,9 @@ import pytest
 
 from accuquant.calibration.placement import place
 from accuquant.export import export_onnx
-from accuquant.export.float_graph import trace
+from accuquant.export.read.trace import trace
 from accuquant.groups import StepGroups
-from accuquant.network import count_macs, float_weights, layer_kind, model_hash, quantizable_layers
+from accuquant.networks.network import count_macs, float_weights, layer_kind, model_hash, quantizable_layers
 from accuquant.qparams import LayerQParams, fingerprint
 from accuquant.recipe import Recipe
 

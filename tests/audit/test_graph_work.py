@@ -9,8 +9,8 @@ import pytest
 
 from accuquant.audit.graph_work import graph_work
 from accuquant.errors import EngineError
-from accuquant.export.float_graph import trace
-from accuquant.network import count_macs
+from accuquant.export.read.trace import trace
+from accuquant.networks.network import count_macs
 
 SHAPES = {"sample": (1, 1, 8, 8), "timestep": (1,)}
 

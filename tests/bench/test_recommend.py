@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from accuquant._util.interleave import Times
 from accuquant.bench.candidate import Candidate, Device, LeftOut, Precision, attempt
 from accuquant.bench.recommend import Speed, recommend
 from accuquant.errors import EngineError
-from accuquant.interleave import Times
 
 
 def candidate(engine: str, precision: Precision, device: Device = "cpu") -> Candidate:

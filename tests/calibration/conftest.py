@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from accuquant.calibration.trajectory import TrajectoryBatch, record_trajectories
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.groups import StepGroups
+from accuquant.networks.signature import Signature, TensorSpec
 from accuquant.pipelines.source import Source
 from accuquant.qparams import LayerQParams, fingerprint
-from accuquant.signature import Signature, TensorSpec
 
 SHAPE = (1, 4, 4)
 

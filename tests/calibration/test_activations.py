@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from accuquant.calibration.activations import ActivationSampler, initial_qparams
-from accuquant.network import call, quantizable_layers
+from accuquant.networks.network import call, quantizable_layers
 from accuquant.qparams import fingerprint
 
 Samples = dict[str, list[npt.NDArray[np.float32]]]

@@ -19,15 +19,15 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DEISMultistepScheduler
 from torch import Tensor, nn
 
+from accuquant._util.progress import Silent
 from accuquant.calibration import CalibrationSettings, calibrate
 from accuquant.denoising.process import DenoisingProcess, seeded_generators
 from accuquant.errors import CalibrationError, UsageError
-from accuquant.network import call, float_weights, model_hash, signature_of
+from accuquant.networks.network import call, float_weights, model_hash, signature_of
+from accuquant.networks.signature import TensorSpec
+from accuquant.networks.simulate import simulate
 from accuquant.pipelines.source import Source
-from accuquant.progress import Silent
 from accuquant.recipe import Recipe
-from accuquant.signature import TensorSpec
-from accuquant.simulate import simulate
 
 #: Two step groups of two steps; min-max and symmetric, because searching takes most of the time.
 QUICK = CalibrationSettings(
@@ -211,7 +211,7 @@ def test_a_run_that_was_killed_resumes_to_the_same_bytes(pointwise_source: Sourc
         from pathlib import Path
         from conftest import make_pointwise_source
         from accuquant.calibration import CalibrationSettings, calibrate
-        from accuquant.progress import Silent
+        from accuquant._util.progress import Silent
 
         class Killer(Silent):
             def message(self, text):

@@ -18,9 +18,9 @@ from accuquant.calibration.trajectory import TrajectoryBatch, record_trajectorie
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.errors import UsageError
 from accuquant.groups import StepGroups
-from accuquant.network import quantizable_layers
+from accuquant.networks.network import quantizable_layers
+from accuquant.networks.simulate import quantize_network, quantized_layers
 from accuquant.qparams import WEIGHT_AXIS, LayerQParams, fingerprint
-from accuquant.simulate import quantize_network, quantized_layers
 
 Floats = npt.NDArray[np.float64]
 

@@ -23,9 +23,9 @@ from accuquant.calibration.learning import (
 from accuquant.calibration.trajectory import TrajectoryBatch
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.groups import StepGroups
+from accuquant.networks.simulate import QuantizedLayer, quantize_network, quantized_layers
 from accuquant.qparams import LayerQParams
 from accuquant.recipe import GroupResult
-from accuquant.simulate import QuantizedLayer, quantize_network, quantized_layers
 
 Learn = Callable[..., GroupResult]
 START = (2.0, 0.2)

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from accuquant.calibration.output_correction import OutputCorrection, corrected
 from accuquant.groups import StepGroups
-from accuquant.network import layer_kind, weight_of
+from accuquant.networks.network import layer_kind, weight_of
+from accuquant.networks.simulate import ActiveGroup, QuantizedLayer
 from accuquant.qparams import WEIGHT_AXIS, LayerQParams, fingerprint
-from accuquant.simulate import ActiveGroup, QuantizedLayer
 
 GROUPS = StepGroups((1000, 0))
 LAYERS = {

@@ -13,7 +13,7 @@ from accuquant.calibration.output_search import FACTORS, count_calls, refine_sca
 from accuquant.calibration.trajectory import TrajectoryBatch, record_trajectories
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.groups import StepGroups
-from accuquant.network import call, quantizable_layers, weight_of
+from accuquant.networks.network import call, quantizable_layers, weight_of
 from accuquant.qparams import LayerQParams, fingerprint
 
 Recorded = tuple[nn.Module, list[TrajectoryBatch]]

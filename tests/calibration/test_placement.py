@@ -8,7 +8,7 @@ from torch import nn
 
 from accuquant.calibration.placement import Placement, place
 from accuquant.errors import UsageError
-from accuquant.network import count_macs, signature_of
+from accuquant.networks.network import count_macs, signature_of
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from accuquant.calibration import rounding
 from accuquant.calibration.input_moments import Moments
-from accuquant.calibration.observer import weight_scale
 from accuquant.calibration.rounding import check_rounding, compensate, gptq
 from accuquant.errors import UsageError
 from accuquant.qparams import LayerQParams, fingerprint
+from accuquant.scales.observer import weight_scale
 
 INPUTS = 40
 

@@ -17,7 +17,7 @@ from accuquant.calibration.trajectory import TrajectoryBatch, record_trajectorie
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.errors import UsageError
 from accuquant.groups import StepGroups
-from accuquant.network import quantizable_layers
+from accuquant.networks.network import quantizable_layers
 from accuquant.qparams import LayerQParams
 
 

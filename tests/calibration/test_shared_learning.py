@@ -17,9 +17,9 @@ from accuquant.calibration.shared_learning import _Judge, learn_shared
 from accuquant.calibration.trajectory import TrajectoryBatch
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.groups import StepGroups
+from accuquant.networks.simulate import quantize_network
 from accuquant.qparams import LayerQParams
 from accuquant.recipe import GroupResult, Recipe
-from accuquant.simulate import quantize_network
 
 #: eps(x) = 0.7 x + 0.1: at 70 levels of the weight its scale should be 0.01, and no bias is missing.
 TRUE_SCALE, LEVELS = 0.01, 70

@@ -12,7 +12,7 @@ from torch import nn
 
 from accuquant.calibration.trajectory import record_trajectories
 from accuquant.denoising.process import DenoisingProcess, seeded_generators
-from accuquant.network import call
+from accuquant.networks.network import call
 
 SHAPE = (1, 4, 4)
 

@@ -17,7 +17,7 @@ from accuquant.engine_manifest import EngineManifest
 from accuquant.export_choice import ExportChoice
 from accuquant.groups import StepGroups
 from accuquant.manifest import Manifest
-from accuquant.signature import Signature, TensorSpec
+from accuquant.networks.signature import Signature, TensorSpec
 
 pytest.importorskip("tensorrt_rtx")
 pytestmark = pytest.mark.trt

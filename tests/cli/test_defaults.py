@@ -15,7 +15,7 @@ from accuquant.cli._task import take_task
 from accuquant.errors import UsageError
 from accuquant.pipelines.task import Task
 from accuquant.runtime.open_runner import ENGINE_NAMES
-from accuquant.verification.thresholds import Thresholds
+from accuquant.verification.report.thresholds import Thresholds
 from accuquant.verification.verify import verify as library_verify
 
 

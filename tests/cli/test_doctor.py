@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 
 from accuquant import doctor
+from accuquant._util.gpu import Gpu
 from accuquant.cli.main import main
 from accuquant.doctor import Finding
 from accuquant.errors import AccuQuantError, EngineError, MissingDependencyError
-from accuquant.gpu import Gpu
 
 
 def test_finds_a_working_installation_here(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,6 @@ from accuquant.cli.main import main
 from accuquant.engine_manifest import EngineManifest, engine_path
 from accuquant.manifest import Manifest
 from accuquant.recipe import Recipe
-from accuquant.verification.report import Report
 
 if TYPE_CHECKING:
     from torch import nn
@@ -155,7 +154,7 @@ def test_verify_says_its_verdict_even_where_the_page_cannot_be_written(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Report, "write_html", full)
+    monkeypatch.setattr("accuquant.verification.report.html.write_text", full)
     arguments = [str(output / "model"), "--reference", str(tiny_pipeline), "--html", "page.html"]
     arguments += ["--num-images", "2", "--steps", "3", "--features", "none", "--min-psnr", "200"]
     assert main(["verify", *arguments]) == 1
@@ -170,7 +169,7 @@ def test_export_takes_an_onnx_file_with_and_without_a_recipe(
 ) -> None:
     import onnx_ir
 
-    from accuquant.export.float_graph import trace
+    from accuquant.export.read.trace import trace
     from accuquant.pipelines.source import load_source
 
     source = load_source(tiny_pipeline)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from accuquant.denoising.process import DenoisingProcess, seeded_generators
 from accuquant.errors import CalibrationError
-from accuquant.network import call
+from accuquant.networks.network import call
 
 SEEDS = (5, 6, 7)
 STEPS = 4

@@ -23,9 +23,9 @@ from accuquant.denoising.schedulers import SCHEDULERS
 from accuquant.denoising.start import Start
 from accuquant.errors import CalibrationError
 from accuquant.groups import StepGroups
-from accuquant.network import call
+from accuquant.networks.network import call
+from accuquant.networks.simulate import quantize_network, quantized_layers
 from accuquant.qparams import LayerQParams, fingerprint
-from accuquant.simulate import quantize_network, quantized_layers
 
 SEEDS = (5, 6)
 STEPS = 6

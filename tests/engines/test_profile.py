@@ -12,7 +12,7 @@ import pytest
 from accuquant.engines.options import ShapeRange
 from accuquant.engines.profile import read_inputs, static_profile
 from accuquant.errors import SourceError, UsageError
-from accuquant.signature import Signature, TensorSpec
+from accuquant.networks.signature import Signature, TensorSpec
 
 MakeConv = Callable[..., Path]
 

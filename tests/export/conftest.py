@@ -17,9 +17,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from accuquant.export import export_onnx
 from accuquant.groups import StepGroups
+from accuquant.networks.signature import Signature, TensorSpec
 from accuquant.qparams import WEIGHT_AXIS, LayerQParams, fingerprint
 from accuquant.recipe import Recipe
-from accuquant.signature import Signature, TensorSpec
 
 Array = npt.NDArray[Any]
 GROUPS = StepGroups((1000.0, 500.5, 100.0, 0.0))

@@ -15,9 +15,9 @@ import pytest
 from accuquant.calibration import CalibrationSettings, calibrate
 from accuquant.denoising.process import seeded_generators
 from accuquant.export import export_pipeline
+from accuquant.networks.simulate import simulate
 from accuquant.pipelines.source import load_source
 from accuquant.pipelines.task import Task
-from accuquant.simulate import simulate
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # Optimum's warnings are not ours
 # 7-bit weights: with 8, OpenVINO saturates on a processor without VNNI, and is not what the simulation is

@@ -20,8 +20,8 @@ from torch import nn
 
 from accuquant.errors import ExportError
 from accuquant.export import check_model, export_onnx, export_pipeline
-from accuquant.export.float_graph import trace
-from accuquant.network import signature_of
+from accuquant.export.read.trace import trace
+from accuquant.networks.network import signature_of
 from accuquant.qparams import WEIGHT_AXIS, LayerQParams, fingerprint
 from accuquant.recipe import Recipe
 
@@ -329,7 +329,7 @@ def anonymous(model: ir.Model) -> ir.Model:
 def test_weights_take_a_quarter_and_groups_share_them(
     unet: nn.Module, float_onnx: Path, recipe_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("accuquant.export.graph_files._EXTERNAL_ABOVE", 256)
+    monkeypatch.setattr("accuquant.export.write.graph_files._EXTERNAL_ABOVE", 256)
     recipe = recipe_of(*make_layers(unet), signature=signature_of(unet))
     written = export_onnx(float_onnx, recipe, tmp_path / "int8.onnx", lowering="per-group")
     *graphs, data = written
@@ -398,7 +398,7 @@ def test_an_export_replaces_an_export_and_nothing_else(
     export_pipeline(tiny_source, recipe, out, dynamic=False)
     before = (out / "unet" / "model.onnx").read_bytes()
 
-    monkeypatch.setattr("accuquant.export.graph_files.save_inline", full_disk)
+    monkeypatch.setattr("accuquant.export.write.graph_files.save_inline", full_disk)
     with pytest.raises(OSError, match="No space left"):
         export_pipeline(tiny_source, recipe, out, dynamic=False)
     assert (out / "unet" / "model.onnx").read_bytes() == before

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from accuquant._files import sha256_of_file
+from accuquant._util.files import sha256_of_file
 from accuquant.groups import StepGroups
 from accuquant.manifest import Manifest
-from accuquant.signature import Signature, TensorSpec
+from accuquant.networks.signature import Signature, TensorSpec
 
 IMAGE = TensorSpec("sample", ("batch", 4, "height", "width"))
 

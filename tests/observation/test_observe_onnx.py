@@ -17,9 +17,10 @@ from tiny_networks import make_inputs, make_network
 from torch import nn
 
 from accuquant.errors import ExportError, SourceError, UsageError
-from accuquant.export import check_model, export_onnx, widen_half
-from accuquant.export.float_graph import trace
-from accuquant.network import call, signature_of
+from accuquant.export import check_model, export_onnx
+from accuquant.export.read import widen_half
+from accuquant.export.read.trace import trace
+from accuquant.networks.network import call, signature_of
 from accuquant.observation.observe_onnx import OBSERVED, observe_onnx
 from accuquant.recipe import Recipe
 

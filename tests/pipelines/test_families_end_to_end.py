@@ -9,11 +9,11 @@ import pytest
 from family_cases import CASES, Exported
 
 from accuquant.denoising.process import seeded_generators
+from accuquant.networks.simulate import simulate
 from accuquant.pipelines.families import call_arguments
 from accuquant.pipelines.real_pipeline import open_pipeline
 from accuquant.sample_pipeline import sample_pipeline
-from accuquant.simulate import simulate
-from accuquant.verification.thresholds import Thresholds
+from accuquant.verification.report.thresholds import Thresholds
 from accuquant.verification.verify import verify
 
 

@@ -16,22 +16,22 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from accuquant._util.progress import Silent
 from accuquant.calibration import CalibrationSettings, calibrate
 from accuquant.cli.main import main
 from accuquant.denoising.process import seeded_generators
 from accuquant.errors import CalibrationError, RecipeError, SourceError, UsageError
 from accuquant.export import export_pipeline
-from accuquant.network import model_hash
+from accuquant.networks.network import model_hash
+from accuquant.networks.simulate import simulate
 from accuquant.pipelines.lora import Lora, find_loras, loras_of_recipe
 from accuquant.pipelines.real_pipeline import open_pipeline
 from accuquant.pipelines.source import Source, load_source
 from accuquant.pipelines.task import Task
-from accuquant.progress import Silent
 from accuquant.recipe import Recipe
 from accuquant.runtime.engine_unet import EngineUNet
 from accuquant.sample_pipeline import sample_pipeline
-from accuquant.simulate import simulate
-from accuquant.verification.thresholds import Thresholds
+from accuquant.verification.report.thresholds import Thresholds
 from accuquant.verification.verify import verify
 
 TASK = Task(prompts=("a cat", "two dogs"), guidance_scale=3.0)

@@ -16,19 +16,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from accuquant._util.progress import Silent
 from accuquant.calibration import CalibrationSettings, calibrate
 from accuquant.cli.main import main
 from accuquant.denoising.process import seeded_generators
 from accuquant.errors import CalibrationError, UsageError
 from accuquant.export import export_pipeline
+from accuquant.networks.simulate import simulate
 from accuquant.pipelines.source import Source, load_source
 from accuquant.pipelines.task import Task
-from accuquant.progress import Silent
 from accuquant.recipe import Recipe
 from accuquant.runtime.engine_unet import EngineUNet
 from accuquant.sample_pipeline import sample_pipeline
-from accuquant.simulate import simulate
-from accuquant.verification.thresholds import Thresholds
+from accuquant.verification.report.thresholds import Thresholds
 from accuquant.verification.verify import verify
 
 PROMPTS = ("a cat", "two dogs", "a boat at sea")

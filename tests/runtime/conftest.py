@@ -12,10 +12,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from accuquant._files import sha256_of_file
+from accuquant._util.files import sha256_of_file
 from accuquant.groups import StepGroups
 from accuquant.manifest import Manifest
-from accuquant.signature import Signature, TensorSpec
+from accuquant.networks.signature import Signature, TensorSpec
 
 GROUPS = StepGroups((1000.0, 500.0, 0.0))
 DDIM = {"_class_name": "DDIMScheduler", "_diffusers_version": "0.30.0", "num_train_timesteps": 1000}

@@ -19,12 +19,12 @@ from diffusers import (
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 
-from accuquant._files import sha256_of_file
+from accuquant._util.files import sha256_of_file
 from accuquant.errors import EngineError, UsageError
 from accuquant.groups import StepGroups
 from accuquant.manifest import Manifest
+from accuquant.networks.signature import Signature, TensorSpec
 from accuquant.runtime.engine_unet import EngineUNet
-from accuquant.signature import Signature, TensorSpec
 
 SIZES = {"batch": 2, "steps": 1, "height": 8, "width": 8}
 

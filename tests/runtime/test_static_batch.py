@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from accuquant.networks.signature import Signature, TensorSpec
 from accuquant.runtime.static_batch import batched_names, fixed_batch, missing_rows, pad_rows
-from accuquant.signature import Signature, TensorSpec
 
 IMAGE = TensorSpec("sample", ("batch", 4, "height", "width"))
 SIGNATURE = Signature(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from accuquant._util.gpu import Gpu, cuda_runtime, find_gpu
 from accuquant.engine_manifest import EngineManifest, engine_path, manifest_path
 from accuquant.engines.build import build_engine
 from accuquant.engines.jobs import list_jobs
@@ -19,8 +20,8 @@ from accuquant.engines.options import BuildOptions, ShapeRange
 from accuquant.engines.profile import static_profile
 from accuquant.engines.target import Target
 from accuquant.errors import EngineError
-from accuquant.gpu import Gpu, cuda_runtime, find_gpu
 from accuquant.manifest import Manifest
+from accuquant.networks.signature import TensorSpec
 from accuquant.runtime import engine_files
 from accuquant.runtime.device_memory import DeviceArray, Workspace
 from accuquant.runtime.engine_files import find_engines
@@ -28,7 +29,6 @@ from accuquant.runtime.runner import ANY_EXTENT
 from accuquant.runtime.runtime_cache import cache_path, load_runtime_cache, save_runtime_cache
 from accuquant.runtime.tensorrt_library import check_gpu, check_version, deserialize, make_logger, refusal
 from accuquant.runtime.tensorrt_runner import TensorRtRunner, check_device_feeds
-from accuquant.signature import TensorSpec
 
 trt = pytest.importorskip("tensorrt_rtx")
 pytest.importorskip("cuda.bindings.runtime")

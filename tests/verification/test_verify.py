@@ -15,15 +15,15 @@ from torch import nn
 from accuquant.errors import UsageError, VerificationError
 from accuquant.groups import StepGroups
 from accuquant.manifest import RECIPE_NAME, Manifest
-from accuquant.network import call, float_weights, model_hash, quantizable_layers, signature_of
+from accuquant.networks.network import call, float_weights, model_hash, quantizable_layers, signature_of
+from accuquant.networks.simulate import simulate
 from accuquant.pipelines.source import Source
 from accuquant.qparams import WEIGHT_AXIS, LayerQParams, fingerprint
 from accuquant.recipe import GroupResult, Recipe
 from accuquant.runtime.engine_model import EngineModel
-from accuquant.simulate import simulate
 from accuquant.verification import Thresholds, verify
-from accuquant.verification.settings import VerificationSettings
-from accuquant.verification.subject import Subject
+from accuquant.verification.measure.subject import Subject
+from accuquant.verification.verification_settings import VerificationSettings
 
 GROUPS = StepGroups((1000, 500, 0))
 NO_LIMITS = Thresholds(min_psnr=None, min_lowering_psnr=None)
@@ -92,7 +92,7 @@ class TorchEngine:
 @pytest.fixture
 def vnni(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give every machine a processor of which there is nothing to note."""
-    monkeypatch.setattr("accuquant.verification.subject.cpu_flags", lambda: {"avx2", "avx512_vnni"})
+    monkeypatch.setattr("accuquant.verification.measure.subject.cpu_flags", lambda: {"avx2", "avx512_vnni"})
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ def test_seeds_that_were_calibrated_on_are_counted(source: Source, tmp_path: Pat
 def test_a_processor_that_saturates_is_told_of(
     flags: set[str], told: bool, folder: Path, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("accuquant.verification.subject.cpu_flags", lambda: flags)
+    monkeypatch.setattr("accuquant.verification.measure.subject.cpu_flags", lambda: flags)
     report = verify(folder, source, num_images=2, steps=4, features="none", thresholds=NO_LIMITS)
     assert [note for note in report.notes if "--weight-bits 7" in note] == list(report.notes)
     assert bool(report.notes) == told

@@ -1,0 +1,1 @@
+"""Small helpers of the core: files, locks, timing, processors, GPUs."""

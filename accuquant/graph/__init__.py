@@ -1,0 +1,1 @@
+"""ONNX graphs, on onnx-ir: what passes, linter, observation and audit share."""

@@ -1,0 +1,1 @@
+"""Denoising networks: what they take, their layers, and their fake-quantized form."""

@@ -1,0 +1,134 @@
+"""Denoising networks: what they take, how to call them, and which of their layers can be quantized."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from accuquant.networks.architectures import read_signature, timestep_divisor
+from accuquant.networks.signature import Signature
+from accuquant.qparams import FloatArray
+
+#: torch layer class -> the kind that a recipe stores.
+LAYER_KINDS: dict[type[nn.Module], str] = {
+    nn.Conv2d: "conv2d",
+    nn.Linear: "linear",
+    nn.ConvTranspose2d: "conv_transpose2d",
+}
+#: Conditioning that diffusers passes inside `added_cond_kwargs` (SDXL; PixArt).
+_ADDED = ("text_embeds", "time_ids", "resolution", "aspect_ratio")
+#: Networks of this kind want one timestep a sample; UNets take one for the batch.
+_TRANSFORMER = "Transformer2DModel"
+Conditioning = Mapping[str, Tensor]
+
+
+def call(
+    network: nn.Module, sample: Tensor, timestep: Tensor | float, conditioning: Conditioning | None = None
+) -> Tensor:
+    """Run `network` on a batch of samples at one of the scheduler's timesteps -> its prediction.
+
+    Shapes and names are those of the network's Signature: sample [B, C, H, W], or [B, N, C] for packed
+    patches; `conditioning` maps names to tensors. The timestep is divided by what the network's
+    pipeline divides it by.
+    """
+    divisor = timestep_divisor(type(network).__name__)
+    return call_directly(network, sample, timestep / divisor if divisor != 1 else timestep, conditioning)
+
+
+def call_directly(
+    network: nn.Module, sample: Tensor, timestep: Tensor | float, conditioning: Conditioning | None = None
+) -> Tensor:
+    """Run `network` as `call` does, at a timestep in the network's own unit."""
+    arguments: dict[str, Any] = dict(conditioning or {})
+    added = {name: arguments.pop(name) for name in _ADDED if name in arguments}
+    if added:
+        arguments["added_cond_kwargs"] = added
+    if type(network).__name__.endswith(_TRANSFORMER):
+        timestep = torch.as_tensor(timestep, device=sample.device).reshape(-1)[:1].expand(sample.shape[0])
+    output: Tensor = network(sample, timestep=timestep, return_dict=False, **arguments)[0]
+    return output
+
+
+def layer_kind(module: nn.Module) -> str | None:
+    """Return "conv2d", "linear" or "conv_transpose2d", or None where a layer cannot be quantized."""
+    return next((kind for cls, kind in LAYER_KINDS.items() if isinstance(module, cls)), None)
+
+
+def quantizable_layers(network: nn.Module) -> dict[str, nn.Module]:
+    """Return every Conv2d, Linear and ConvTranspose2d of `network` by module name, in order."""
+    return {name: m for name, m in network.named_modules() if layer_kind(m) is not None}
+
+
+def float_weights(network: nn.Module) -> dict[str, FloatArray]:
+    """Return the weight of every quantizable layer as a numpy array, by module name."""
+    layers = quantizable_layers(network)
+    return {name: weight_of(layer).numpy(force=True) for name, layer in layers.items()}
+
+
+def weight_of(layer: nn.Module) -> Tensor:
+    """Return the weight tensor of a layer."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight.detach()
+
+
+def signature_of(network: nn.Module) -> Signature:
+    """Read the call signature of a diffusers network from its configuration.
+
+    Raises SourceError for an architecture that is not supported.
+    """
+    config: Any = network.config
+    return read_signature(type(network).__name__, config)
+
+
+def model_hash(network: nn.Module) -> str:
+    """Return a SHA-256 over every parameter and buffer (name and float16 value) of `network`."""
+    import hashlib
+
+    from accuquant.qparams import fingerprint
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(fingerprint(tensor.float().numpy(force=True)).encode())
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def count_macs(network: nn.Module, signature: Signature) -> dict[str, int]:
+    """Return the multiply-accumulates of each quantizable layer for one sample at its default size.
+
+    Attention score products are not layers and are not counted.
+    """
+    macs: dict[str, int] = {}
+
+    def count(name: str, layer: nn.Module, output: Tensor, inputs: Tensor) -> None:
+        weight = weight_of(layer)
+        if isinstance(layer, nn.ConvTranspose2d):
+            macs[name] = macs.get(name, 0) + inputs.numel() * weight.numel() // weight.shape[0]
+        else:
+            macs[name] = macs.get(name, 0) + output.numel() * weight.numel() // weight.shape[0]
+
+    hooks = [
+        layer.register_forward_hook(lambda m, args, out, name=name: count(name, m, out, args[0]))
+        for name, layer in quantizable_layers(network).items()
+    ]
+    try:
+        call_directly(network, *_example_inputs(signature, next(network.parameters()).device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return macs
+
+
+def _example_inputs(signature: Signature, device: torch.device) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    sizes = signature.sizes | {"batch": 1}
+    tensors = [
+        torch.zeros(spec.resolve(sizes), dtype=getattr(torch, spec.dtype), device=device)
+        for spec in signature.inputs
+    ]
+    names = [spec.name for spec in signature.conditioning]
+    return tensors[0], tensors[1], dict(zip(names, tensors[2:], strict=True))

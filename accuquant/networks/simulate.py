@@ -1,0 +1,181 @@
+"""Simulate a recipe in PyTorch: a copy of the network whose layers compute what the engine computes."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from accuquant.errors import RecipeError
+from accuquant.groups import StepGroups
+from accuquant.networks.architectures import timestep_divisor
+from accuquant.networks.fake_quantize import fake_quantize
+from accuquant.networks.network import float_weights, quantizable_layers, weight_of
+from accuquant.qparams import LayerQParams, along_axis, level_bounds
+from accuquant.recipe import Recipe
+
+
+class ActiveGroup:
+    """The step group that every quantizer of one network uses now."""
+
+    def __init__(self, groups: StepGroups) -> None:
+        self.groups = groups
+        self.index = 0
+
+    def select(self, timestep: Tensor | float) -> None:
+        """Choose the group of `timestep`: a number, or a tensor whose elements are all equal."""
+        if isinstance(timestep, Tensor):
+            values = timestep.detach().reshape(-1)
+            if values.numel() > 1 and not bool((values == values[0]).all()):
+                raise RecipeError(
+                    "timestep",
+                    got=f"different values in one batch: {values.tolist()[:4]}",
+                    expected="one timestep for the whole batch",
+                    remedy="Call the network once for each timestep",
+                )
+            timestep = values[0].item()
+        self.index = self.groups.find(timestep)
+
+
+class QuantizedLayer(nn.Module):
+    """A Conv2d, Linear or ConvTranspose2d with a fake-quantized input and weight.
+
+    `log_scale` [G] is the learnable logarithm of the activation scale, so that a scale stays above
+    zero. The weight is stored dequantized: levels * weight_scale.
+    """
+
+    scale: Tensor
+
+    def __init__(self, layer: nn.Module, qparams: LayerQParams, active: ActiveGroup) -> None:
+        super().__init__()
+        self.layer = layer
+        self.qparams = qparams
+        self.active = active
+        self.qmin, self.qmax = level_bounds(qparams.activation_bits)
+        device = weight_of(layer).device
+        self.log_scale = nn.Parameter(torch.from_numpy(np.log(qparams.activation_scale)).to(device))
+        # exp(log(s)) is not s in float32: the engine must see the very scale that was evaluated
+        self.register_buffer("scale", torch.tensor(qparams.activation_scale).to(device))
+        self.learning = False
+        levels = qparams.quantized_weight(weight_of(layer).numpy(force=True))
+        self.set_weight(_dequantize(levels, qparams))
+        self._correct_bias()
+
+    @property
+    def weight(self) -> Tensor:
+        """The dequantized weight; diffusers reads its dtype."""
+        return weight_of(self.layer)
+
+    def set_weight(self, weight: np.ndarray) -> None:
+        """Replace the weight by `weight`, already on its grid."""
+        old = weight_of(self.layer)
+        self.layer.weight = nn.Parameter(torch.from_numpy(weight).to(old.device), requires_grad=False)
+
+    def _correct_bias(self) -> None:
+        correction = self.qparams.bias_correction
+        if correction is None:
+            return
+        added = torch.from_numpy(correction).to(self.weight.device)
+        bias = self.layer.bias
+        corrected = added if bias is None else bias.detach() + added  # type: ignore[operator]
+        self.layer.bias = nn.Parameter(corrected, requires_grad=False)
+
+    def current_scale(self) -> Tensor:
+        """Return the activation scale (0-d) of the active group, differentiable while learning."""
+        if self.learning:
+            return self.log_scale[self.active.index].exp()
+        return self.scale[self.active.index]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the layer on x [B, C, H, W] or [..., C]."""
+        x = fake_quantize(x, self.current_scale(), self.qparams.zero_point, self.qmin, self.qmax)
+        layer = self.layer
+        if isinstance(layer, nn.Conv2d):
+            # the layer's own forward would be the same, without a second module call
+            output: Tensor = layer._conv_forward(x, layer.weight, layer.bias)
+        elif isinstance(layer, nn.Linear):
+            output = functional.linear(x, layer.weight, layer.bias)
+        else:
+            output = layer(x)
+        return output
+
+    def scale_of(self, group: int) -> float:
+        """Return the activation scale of `group`."""
+        return float(self.scale[group])
+
+    def set_scale(self, group: int, value: float) -> None:
+        """Set the activation scale of `group`, and the point that learning starts from."""
+        with torch.no_grad():
+            self.scale[group] = value
+            self.log_scale[group] = math.log(value)
+
+    def commit(self, group: int) -> None:
+        """Make the learned log-scale of `group` the scale that is used and exported."""
+        self.set_scale(group, float(self.log_scale.detach()[group].exp()))
+
+    def revert(self, group: int) -> None:
+        """Forget what was learned for `group` since the last commit."""
+        self.set_scale(group, self.scale_of(group))
+
+    def learned_qparams(self) -> LayerQParams:
+        """Return the qparams with the committed scales."""
+        return self.qparams.with_activation_scale(self.scale.numpy(force=True).copy())
+
+
+def simulate(network: nn.Module, recipe: Recipe) -> nn.Module:
+    """Return a copy of `network` that computes what an engine built from `recipe` computes.
+
+    The copy is called as the network is; the step group follows from the timestep of each call.
+    Raises RecipeError where the recipe belongs to another checkpoint.
+    """
+    recipe.check_weights(float_weights(network))
+    return quantize_network(network, recipe.layers.values(), recipe.groups)
+
+
+def quantize_network(network: nn.Module, layers: Iterable[LayerQParams], groups: StepGroups) -> nn.Module:
+    """Return a copy of `network` with the named layers replaced by QuantizedLayer."""
+    quantized = copy.deepcopy(network).requires_grad_(False)
+    active = ActiveGroup(groups)
+    modules = quantizable_layers(quantized)
+    for qparams in layers:
+        quantized.set_submodule(
+            qparams.name, QuantizedLayer(modules[qparams.name], qparams, active), strict=True
+        )
+    _tie_scales(quantized_layers(quantized).values())
+    quantized.register_forward_pre_hook(_select_group, with_kwargs=True)
+    return quantized.eval()
+
+
+def _tie_scales(layers: Iterable[QuantizedLayer]) -> None:
+    """Let layers with one set of scales (to_q, to_k, to_v read one tensor) learn and share one."""
+    first: dict[tuple[object, ...], QuantizedLayer] = {}
+    for layer in layers:
+        owner = first.setdefault(layer.qparams.activation_key, layer)
+        layer.log_scale, layer.scale = owner.log_scale, owner.scale
+
+
+def quantized_layers(network: nn.Module) -> dict[str, QuantizedLayer]:
+    """Return the QuantizedLayer modules of a simulated network by module name."""
+    return {name: m for name, m in network.named_modules() if isinstance(m, QuantizedLayer)}
+
+
+def _select_group(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Choose the step group of a call; looked up in the network, so that a deep copy uses its own."""
+    first = next(module for module in network.modules() if isinstance(module, QuantizedLayer))
+    timestep = kwargs.get("timestep")
+    if timestep is None:
+        timestep = inspect.signature(network.forward).bind_partial(*args).arguments["timestep"]
+    divisor = timestep_divisor(type(network).__name__)
+    first.active.select(timestep * divisor if divisor != 1 else timestep)
+
+
+def _dequantize(levels: np.ndarray, qparams: LayerQParams) -> np.ndarray:
+    scale = along_axis(qparams.weight_scale, levels.ndim, qparams.axis)
+    return levels.astype(np.float32) * scale

@@ -1,0 +1,1 @@
+"""Scales and placement from observed values, without torch: what calibration and observation share."""

@@ -1,0 +1,47 @@
+"""Which layers stay float, by name: the defaults, and what --include and --exclude change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+#: Layers that stay float unless --include names them. A name without * is a whole name: blocks inside a
+#: network have a `proj_out` too.
+DEFAULT_EXCLUDE = (
+    # first and last layer: all of the image passes through them
+    "conv_in",
+    "conv_out",
+    "pos_embed.proj",
+    "x_embedder",
+    "norm_out.linear",
+    "proj_out",
+    "proj_out_1",
+    "proj_out_2",
+    # 1x1 shortcuts carry the residual stream and cost few operations
+    "*conv_shortcut",
+    # what embeds the timestep, classes and pooled text: one row a sample, nothing to gain
+    "time_embedding.*",
+    "add_embedding.*",
+    "class_embedding.*",
+    "time_proj*",
+    "*time_emb_proj",
+    "time_text_embed.*",
+    "adaln_single.*",
+    "*.emb.timestep_embedder.*",
+    # modulation of transformer blocks (adaLN): one row a sample, and it scales every token
+    "*.norm1.linear",
+    "*.norm1_context.linear",
+    "*.norm.linear",
+    # text enters once, in its encoder's range, which has outliers
+    "context_embedder",
+    "caption_projection.*",
+)
+
+
+def stays_float(name: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
+    """Say whether layer `name` stays float: `exclude` first, then `include`, then DEFAULT_EXCLUDE."""
+    if any(fnmatchcase(name, pattern) for pattern in exclude):
+        return True
+    if any(fnmatchcase(name, pattern) for pattern in include):
+        return False
+    return any(fnmatchcase(name, pattern) for pattern in DEFAULT_EXCLUDE)

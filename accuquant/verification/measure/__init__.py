@@ -1,0 +1,1 @@
+"""Measure: metrics, trajectories side by side, layer parity, latency."""

@@ -1,0 +1,76 @@
+"""Turn the latents of a pipeline into images with its own decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from accuquant.denoising.conditioning import Conditioning
+from accuquant.errors import VerificationError
+from accuquant.pipelines.families import FAMILIES, Family
+from accuquant.pipelines.source import Source, load_component
+from accuquant.verification.measure.metrics import to_images
+
+#: Latents [N, C, H, W] -> images [N, 3, H', W'] in [0, 1].
+Decode = Callable[[Tensor], Tensor]
+_DECODERS = ("vae", "vqvae")
+#: Decoders that pipelines call in ways of their own.
+_OTHERS = ("movq", "decoder", "vqgan")
+_BATCH = 8
+
+
+def load_decoder(source: Source) -> Decode:
+    """Return what makes images of the latents of `source`; pixel-space pipelines need no network for it.
+
+    Raises VerificationError for a decoder that is not known, SourceError for one that is damaged.
+    """
+    other = next((part for part in _OTHERS if (source.folder / part).is_dir()), None)
+    if other is not None:
+        raise VerificationError(
+            f"pipeline '{source.name}'",
+            got=f"a pipeline whose latents are decoded to images by its {other}",
+            expected=f"a pixel-space pipeline, or one with {' or '.join(_DECODERS)}",
+            remedy="Call accuquant.verification.verify from Python with decode=function",
+        )
+    part = next((part for part in _DECODERS if (source.folder / part).is_dir()), None)
+    return to_images if part is None else _decoder(source, part)
+
+
+def _decoder(source: Source, part: str) -> Decode:
+    network = load_component(source.folder, part)
+    config = network.config
+    scaled = not FAMILIES.get(source.pipeline_class, Family()).unscaled_latents
+    factor = float(getattr(config, "scaling_factor", 1.0)) if scaled else 1.0
+    shift = float(getattr(config, "shift_factor", None) or 0.0) if scaled else 0.0
+    mean, std = (_statistics(config, name) for name in ("latents_mean", "latents_std"))
+
+    @torch.no_grad()
+    def decode(latents: Tensor) -> Tensor:
+        if mean is not None and std is not None:  # SDXL variants; AutoencoderKL's formula
+            prepared = latents * std / factor + mean
+        else:
+            prepared = latents / factor + shift
+        images = [network.decode(batch, return_dict=False)[0] for batch in torch.split(prepared, _BATCH)]
+        return to_images(torch.cat(images))
+
+    return decode
+
+
+def unpacked(latents: Tensor, conditioning: Conditioning) -> Tensor:
+    """Undo Flux's packing of 2x2 latents into patches: [N, P, 4 C] -> [N, C, H, W]; others are returned.
+
+    The network is told where the patches stand: `img_ids` [P, 3] holds row and column behind a zero.
+    """
+    if latents.ndim != 3:
+        return latents
+    rows, columns = (int(n) + 1 for n in conditioning.shared["img_ids"][:, 1:].amax(0))
+    count, _, channels = latents.shape
+    grid = latents.reshape(count, rows, columns, channels // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
+    return grid.reshape(count, channels // 4, 2 * rows, 2 * columns)
+
+
+def _statistics(config: object, name: str) -> Tensor | None:
+    values = getattr(config, name, None)
+    return None if values is None else torch.tensor(values).reshape(1, -1, 1, 1)

@@ -1,0 +1,183 @@
+"""Layer by layer: the int8 levels in an exported graph against those of the simulation."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+from torch import Tensor, nn
+
+from accuquant.errors import VerificationError
+from accuquant.networks.network import Conditioning, call
+from accuquant.qparams import LayerQParams, quantize
+from accuquant.recipe import Recipe
+
+IntArray = npt.NDArray[np.integer[Any]]
+#: Node metadata in which the export stage names the recipe layer that a node computes.
+LAYER_KEY = "accuquant.layer"
+_PREFIX = "accuquant_levels."
+
+
+@dataclass(frozen=True)
+class LayerParity:
+    """How many of a layer's input levels differ between graph and simulation, and by how much at most.
+
+    Layers before it count as equal: see `layer_parity`.
+    """
+
+    name: str
+    elements: int
+    differing: int
+    max_difference: int
+
+    @property
+    def share(self) -> float:
+        """The share of elements whose levels differ, 0 to 1."""
+        return self.differing / self.elements
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        return {**asdict(self), "share": self.share}
+
+    def merge(self, other: LayerParity) -> LayerParity:
+        """Return both measurements of one layer as one."""
+        return LayerParity(
+            self.name,
+            self.elements + other.elements,
+            self.differing + other.differing,
+            max(self.max_difference, other.max_difference),
+        )
+
+
+def layer_parity(
+    onnx_path: Path,
+    simulated: nn.Module,
+    recipe: Recipe,
+    sample: Tensor,
+    timestep: float,
+    *,
+    conditioning: Conditioning | None = None,
+    engine: str = "onnxruntime",
+) -> tuple[LayerParity, ...]:
+    """Compare the levels that every quantized layer reads in one network call, in the recipe's order.
+
+    A copy of the graph whose QuantizeLinear nodes are outputs runs in `engine`. Then the simulation runs on
+    the same `sample` [B, C, H, W]; behind each comparison it goes on with the graph's levels, so that one
+    value that float rounding put on the next level counts once, and not in every later layer as well. With
+    the lowering "per-group", `onnx_path` is the graph of the timestep's group. Raises VerificationError
+    where the graph does not hold a layer of the recipe.
+    """
+    levels = _graph_levels(Path(onnx_path), recipe, sample, timestep, conditioning or {}, engine)
+    group = recipe.groups.find(timestep)
+    results: dict[str, LayerParity] = {}
+
+    def compare(layer: LayerQParams, x: Tensor) -> tuple[Tensor]:
+        scale, zero_point = layer.activation_scale[group], layer.zero_point
+        wanted = quantize(x.numpy(force=True), scale, layer.activation_bits, zero_point=zero_point)
+        measured = levels[layer.name]
+        # of a layer that is called twice, the first call counts
+        results.setdefault(layer.name, _compare(layer.name, measured, wanted))
+        return (torch.from_numpy((measured.reshape(x.shape) - zero_point) * scale).to(x),)
+
+    hooks = [
+        simulated.get_submodule(name).register_forward_pre_hook(
+            lambda _module, args, layer=layer: compare(layer, args[0])
+        )
+        for name, layer in recipe.layers.items()
+    ]
+    try:
+        with torch.no_grad():
+            call(simulated, sample, torch.tensor(timestep), conditioning)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return tuple(results[name] for name in recipe.layers)
+
+
+@dataclass(frozen=True)
+class _Levels:
+    """The output of a QuantizeLinear node; `inside` [rank] slices off the border that a Pad put before it."""
+
+    tensor: str
+    inside: tuple[slice, ...]
+
+
+def _quantized_inputs(model: onnx.ModelProto, recipe: Recipe) -> dict[str, _Levels]:
+    """Return, for each layer of the recipe, the levels that it reads."""
+    producers = {output: node for node in model.graph.node for output in node.output}
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    found: dict[str, _Levels] = {}
+    for node in model.graph.node:
+        name = next((entry.value for entry in node.metadata_props if entry.key == LAYER_KEY), None)
+        dequantize = producers.get(node.input[0]) if name is not None else None
+        if name is not None and dequantize is not None and dequantize.op_type == "DequantizeLinear":
+            quantize_node = producers[dequantize.input[0]]
+            inside = _inside(producers.get(quantize_node.input[0]), constants)
+            found.setdefault(name, _Levels(quantize_node.output[0], inside))
+    missing = [name for name in recipe.layers if name not in found]
+    if missing:
+        raise VerificationError(
+            f"layer '{missing[0]}'",
+            got=f"no quantized node of that name ({len(missing)} of {len(recipe.layers)} missing)",
+            expected="a graph with the layers of the recipe",
+            remedy="Export again, and compare with the recipe beside the graph",
+        )
+    return found
+
+
+def _inside(node: onnx.NodeProto | None, constants: Mapping[str, onnx.TensorProto]) -> tuple[slice, ...]:
+    """Return the slices that undo a Pad node with constant amounts; () for any other node."""
+    if node is None or node.op_type != "Pad" or node.input[1] not in constants:
+        return ()
+    amounts = onnx.numpy_helper.to_array(constants[node.input[1]]).tolist()
+    rank = len(amounts) // 2
+    return tuple(slice(a, -b or None) for a, b in zip(amounts[:rank], amounts[rank:], strict=True))
+
+
+def _graph_levels(
+    path: Path, recipe: Recipe, sample: Tensor, timestep: float, conditioning: Conditioning, engine: str
+) -> dict[str, IntArray]:
+    from accuquant.runtime.open_runner import open_runner
+
+    model = onnx.load(path)
+    outputs = _quantized_inputs(model, recipe)
+    for tensor in sorted({levels.tensor for levels in outputs.values()}):
+        # Engines return float outputs most reliably, and floats hold int8 levels exactly.
+        name = _PREFIX + tensor
+        model.graph.node.append(onnx.helper.make_node("Cast", [tensor], [name], to=onnx.TensorProto.FLOAT))
+        model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    feeds = {recipe.signature.sample.name: sample.numpy(force=True)}
+    feeds |= {name: value.numpy(force=True) for name, value in conditioning.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        tapped = Path(folder) / "model.onnx"
+        onnx.save(model, tapped, save_as_external_data=True, location="model.data")
+        with open_runner(tapped, engine) as runner:
+            for spec in runner.input_specs:
+                if spec.name == recipe.signature.timestep.name:
+                    shape = [extent if isinstance(extent, int) else 1 for extent in spec.shape]
+                    feeds[spec.name] = np.full(shape, timestep / recipe.signature.timestep_divisor)
+            typed = {spec.name: feeds[spec.name].astype(spec.dtype) for spec in runner.input_specs}
+            results = runner.infer(typed)
+    return {
+        name: results[_PREFIX + levels.tensor][levels.inside].astype(np.int16)
+        for name, levels in outputs.items()
+    }
+
+
+def _compare(name: str, measured: IntArray, wanted: IntArray) -> LayerParity:
+    if measured.size != wanted.size:
+        raise VerificationError(
+            f"layer '{name}'",
+            got=f"an activation of shape {measured.shape} in the graph",
+            expected=f"{wanted.shape}, as in the simulation",
+            remedy="Export again, and compare with the recipe beside the graph",
+        )
+    difference = np.abs(measured.reshape(-1).astype(np.int16) - wanted.reshape(-1))
+    return LayerParity(name, wanted.size, int((difference > 0).sum()), int(difference.max(initial=0)))

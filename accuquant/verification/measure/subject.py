@@ -1,0 +1,139 @@
+"""What is verified: an exported folder, and the pipeline that it has to match."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from accuquant._util.processor import cpu_flags, saturates_8_bit_weights
+from accuquant._util.progress import Progress
+from accuquant.denoising.guidance import Guidance
+from accuquant.denoising.process import DenoisingProcess
+from accuquant.denoising.start import Start, seeded_starts
+from accuquant.errors import VerificationError
+from accuquant.manifest import RECIPE_NAME, Manifest
+from accuquant.networks.network import Conditioning, model_hash
+from accuquant.pipelines.lora import check_loras
+from accuquant.pipelines.source import Source
+from accuquant.pipelines.starts import open_starter
+from accuquant.pipelines.task import Task
+from accuquant.recipe import Recipe
+from accuquant.verification.measure.scheduler_check import check_scheduler, scheduler_config
+from accuquant.verification.verification_settings import VerificationSettings
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An exported folder with its manifest and recipe, its FP32 reference, and what to run."""
+
+    folder: Path
+    manifest: Manifest
+    recipe: Recipe
+    reference: Source
+    settings: VerificationSettings
+
+    @classmethod
+    def load(cls, folder: Path, reference: Source, settings: VerificationSettings) -> Subject:
+        """Read the folder. Raises EngineError or RecipeError where it is missing or damaged."""
+        return cls(folder, Manifest.load(folder), Recipe.load(folder / RECIPE_NAME), reference, settings)
+
+    def check(self) -> tuple[str, ...]:
+        """Raise VerificationError unless folder and reference belong together; return notes."""
+        check_loras(self.recipe.calibration, self.reference.loras)
+        if model_hash(self.reference.network) != self.manifest.model_hash:
+            raise VerificationError(
+                f"reference '{self.reference.name}'",
+                got="weights other than those that were exported",
+                expected=f"the weights of the exported pipeline ({self.manifest.source or 'unnamed'})",
+                remedy="Pass that pipeline as --reference, or export this one",
+            )
+        if self.settings.layers and self.manifest.precision == "bf16":
+            raise VerificationError(
+                "--layers",
+                got="a bf16 export, whose graph ONNX Runtime cannot run",
+                expected="an export in fp32 or fp16: layers are compared in ONNX Runtime",
+                remedy="Leave --layers out, or compare the layers of an export with --precision fp32",
+            )
+        notes = check_scheduler(
+            self.recipe.scheduler,
+            scheduler_config(self.reference.scheduler),
+            allow_other=self.settings.allow_other_scheduler,
+        )
+        steps, calibrated = self.settings.steps, self.manifest.num_inference_steps
+        if steps != calibrated:
+            notes += (f"Sampled with {steps} steps; the recipe was calibrated with {calibrated}.",)
+        return notes + self._seed_notes() + self._weight_notes()
+
+    def _seed_notes(self) -> tuple[str, ...]:
+        """Return a note where some images start from seeds that were calibrated on."""
+        calibrated = self.recipe.calibration.get("settings", {})
+        start = int(calibrated.get("seed", 0))
+        stop = start + int(calibrated.get("num_trajectories", 0))
+        seed, end = self.settings.seed, self.settings.seed + self.settings.num_images
+        shared = min(stop, end) - max(start, seed)
+        if shared <= 0:
+            return ()
+        return (f"{shared} of the seeds were calibrated on; other seeds judge the model more strictly.",)
+
+    def _weight_notes(self) -> tuple[str, ...]:
+        """Return a note where OpenVINO cannot compute 8-bit weights exactly on this processor."""
+        bits = max(layer.weight_bits for layer in self.recipe.layers.values())
+        if self.settings.engine != "openvino" or bits < 8 or not saturates_8_bit_weights(cpu_flags()):
+            return ()
+        return (
+            "This processor has no int8 dot product: OpenVINO's sums saturate with 8-bit weights. "
+            "Calibrate with --weight-bits 7 for it.",
+        )
+
+    def begin(
+        self, task: Task, conditioning: Conditioning | None, progress: Progress
+    ) -> tuple[DenoisingProcess, list[Start]]:
+        """Return the sampler and the starts of all images.
+
+        What `task` leaves open is as it was calibrated; `conditioning` holds tensors [num_images, ...] for a
+        network that is called without its pipeline.
+        """
+        settings = self.settings
+        if conditioning is not None:
+            return self._begin_with(conditioning)
+        whole = task.with_defaults(self.recipe.calibration.get("task", {}))
+        starter = open_starter(self.reference, whole, steps=settings.steps)
+        starts = starter.starts(
+            settings.num_images, settings.batch_size, seed=settings.seed, progress=progress
+        )
+        return starter.process, starts
+
+    def guidance_notes(self, guidance: Guidance) -> tuple[str, ...]:
+        """Return a note where the guidance is not the calibrated one."""
+        calibrated = self.recipe.calibration.get("guidance")
+        if calibrated is None or calibrated == guidance.to_dict():
+            return ()
+        changed = [
+            f"{name}: {calibrated.get(name)} -> {value}"
+            for name, value in guidance.to_dict().items()
+            if calibrated.get(name) != value
+        ]
+        return (f"The guidance is not the calibrated one ({'; '.join(changed)}).",)
+
+    def _begin_with(self, conditioning: Conditioning) -> tuple[DenoisingProcess, list[Start]]:
+        settings, signature = self.settings, self.reference.signature
+        names = [spec.name for spec in signature.conditioning]
+        rows = [len(tensor) for tensor in conditioning.values()]
+        if sorted(conditioning) != sorted(names) or any(n != settings.num_images for n in rows):
+            raise VerificationError(
+                f"pipeline '{self.reference.name}'",
+                got=f"conditioning {sorted(conditioning)}",
+                expected=f"{names}, one row for each of the {settings.num_images} images",
+                remedy="Correct the conditioning",
+            )
+        process = DenoisingProcess(self.reference.scheduler, settings.steps)
+        shape = signature.sample.resolve(signature.sizes | {"batch": 1})[1:]
+        starts = seeded_starts(
+            process,
+            shape,
+            count=settings.num_images,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            conditioning=conditioning,
+        )
+        return process, starts

@@ -1,0 +1,1 @@
+"""Report: the figures of a verification as JSON and as a page with pictures."""

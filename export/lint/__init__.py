@@ -1,0 +1,1 @@
+"""The linter: TensorRT's int8 rules, node by node."""

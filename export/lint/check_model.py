@@ -1,0 +1,62 @@
+"""Lint an ONNX file for what TensorRT's int8 refuses, crashes on, or runs slowly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+
+from accuquant.errors import SourceError
+from accuquant.export.lint import check_levels, check_placement, check_scales, check_weight_axis
+from accuquant.export.lint.check_graph import GraphView, Violation, graph_views
+from accuquant.export.read.onnx_source import read_proto
+
+__all__ = ["Violation", "check_model"]
+
+#: Each rule takes a GraphView and yields its violations.
+RULES = (*check_levels.RULES, *check_scales.RULES, *check_weight_axis.RULES, *check_placement.RULES)
+
+
+def check_model(path: Path) -> list[Violation]:
+    """Return every violation of TensorRT's int8 rules in an .onnx file, none for a file that follows them.
+
+    Weights are not read, so files with gigabytes of external data take no more memory than their nodes.
+    Raises SourceError for a file that is missing, damaged, invalid, or whose external data lies outside
+    its folder.
+    """
+    path = Path(path)
+    model = read_proto(path)
+    _check_validity(path)
+    views = graph_views(model, path)
+    found = [*_not_quantized(model, views)]
+    for view in views:
+        for rule in RULES:
+            found.extend(rule(view))
+    return found
+
+
+def _not_quantized(model: onnx.ModelProto, views: list[GraphView]) -> list[Violation]:
+    """Report a model without any pair: since TensorRT 11 only Q/DQ in the file makes an engine int8."""
+    if any(True for view in views for _ in view.select("QuantizeLinear", "DequantizeLinear")):
+        return []
+    return [
+        Violation(
+            "not-quantized",
+            model.graph.name or "graph",
+            "no QuantizeLinear or DequantizeLinear in the whole graph: the engine will run in float",
+            "Quantize it with `accuquant export`",
+        )
+    ]
+
+
+def _check_validity(path: Path) -> None:
+    try:
+        onnx.checker.check_model(str(path))
+    except (onnx.checker.ValidationError, ValueError, RuntimeError) as fault:
+        reason = str(fault).strip().splitlines()
+        raise SourceError(
+            f"'{path}'",
+            got=f"an invalid graph ({reason[0] if reason else type(fault).__name__})",
+            expected="a graph that onnx.checker accepts",
+            remedy="Export the model again",
+        ) from fault

@@ -1,0 +1,1 @@
+"""Read float graphs: traced from a network, or from a file that somebody else exported."""

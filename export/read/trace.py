@@ -1,0 +1,168 @@
+"""Trace a denoising network into a float ONNX graph."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from accuquant.errors import ExportError
+from accuquant.networks.network import call_directly
+from accuquant.networks.signature import Signature, TensorSpec
+
+_SPATIAL = ("height", "width")
+
+
+class _Positional(nn.Module):
+    """A network called with positional tensors, in the order of the signature."""
+
+    def __init__(self, network: nn.Module, signature: Signature) -> None:
+        super().__init__()
+        self.network = network
+        self.names = [spec.name for spec in signature.conditioning]
+
+    def forward(self, sample: Tensor, timestep: Tensor, *conditioning: Tensor) -> Tensor:
+        # One timestep is shared by the batch, so an array of any length is read at its first element.
+        first = timestep[:1] if timestep.ndim else timestep
+        return call_directly(self.network, sample, first, dict(zip(self.names, conditioning, strict=True)))
+
+
+def trace(network: nn.Module, signature: Signature, *, opset: int = 21, dynamic: bool = True) -> ir.Model:
+    """Export `network` with torch.onnx -> an onnx-ir model with the signature's input and output names.
+
+    With `dynamic` every named extent of the signature may vary; else they are the signature's sizes.
+    The model refers to the network's own weights without a copy. Raises ExportError where torch
+    cannot trace the network.
+    """
+    sizes = _example_sizes(signature) if dynamic else dict(signature.sizes)
+    example = tuple(_example(spec, sizes) for spec in signature.inputs)
+    module = _Positional(network, signature)
+    model = trace_module(
+        module,
+        example,
+        _dynamic_shapes(network, signature) if dynamic else None,
+        inputs=[spec.name for spec in signature.inputs],
+        outputs=[signature.output.name],
+        opset=opset,
+        name=type(network).__name__,
+    )
+    _declare(model.graph, signature, sizes, dynamic=dynamic)
+    return model
+
+
+def trace_module(
+    module: nn.Module,
+    example: tuple[Tensor, ...],
+    dynamic_shapes: tuple[Any, ...] | None,
+    *,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    opset: int,
+    name: str,
+) -> ir.Model:
+    """Export a module that takes and returns positional tensors -> an onnx-ir model with these names.
+
+    `dynamic_shapes` is torch.export's; `name` is what errors call the module. Raises ExportError where torch
+    cannot trace it.
+    """
+    try:
+        with torch.no_grad(), _quiet():
+            program = torch.export.export(module.eval(), example, dynamic_shapes=dynamic_shapes, strict=False)
+            _drop_idle_squeezes(program)
+            exported = torch.onnx.export(
+                program,
+                (),
+                dynamo=True,
+                opset_version=opset,
+                input_names=list(inputs),
+                output_names=list(outputs),
+                verbose=False,
+            )
+    except Exception as fault:  # torch raises many unrelated kinds, with pages of text
+        raise _cannot_trace(name, fault) from fault
+    assert exported is not None, "torch.onnx.export returns a program where it is given no file"
+    model: ir.Model = exported.model
+    return model
+
+
+def _drop_idle_squeezes(program: torch.export.ExportedProgram) -> None:
+    """Remove squeezes of an extent that is not 1: torch ignores them, ONNX refuses them (PixArt has one)."""
+    for node in list(program.graph.nodes):
+        if node.target is not torch.ops.aten.squeeze.dim:
+            continue
+        extent = node.args[0].meta["val"].shape[node.args[1]]
+        if isinstance(extent, int) and extent != 1:
+            node.replace_all_uses_with(node.args[0])
+            program.graph.erase_node(node)
+
+
+def _example_sizes(signature: Signature) -> dict[str, int]:
+    """Return the default sizes, at least 2: torch.export takes an extent of 1 for a constant."""
+    return {name: max(size, 2) for name, size in signature.sizes.items()}
+
+
+def _example(spec: TensorSpec, sizes: dict[str, int]) -> Tensor:
+    return torch.zeros(spec.resolve(sizes), dtype=getattr(torch, spec.dtype))
+
+
+def _dynamic_shapes(network: nn.Module, signature: Signature) -> tuple[Any, ...]:
+    """Return torch.export's dynamic_shapes for the forward of _Positional."""
+    multiple = _size_multiple(network)
+    named: dict[str, Any] = {}
+
+    def extents(spec: TensorSpec) -> dict[int, Any]:
+        dims: dict[int, Any] = {}
+        for axis, extent in enumerate(spec.shape):
+            if not isinstance(extent, str):
+                continue
+            if extent in _SPATIAL and multiple > 1:
+                named.setdefault(extent, multiple * torch.export.Dim(f"{extent}_blocks", min=2))
+            dims[axis] = named.get(extent, torch.export.Dim.DYNAMIC)
+        return dims
+
+    sample, timestep, *conditioning = [extents(spec) for spec in signature.inputs]
+    # torch.export names the rest *conditioning as one argument, and wants no entry where it is empty.
+    return (sample, timestep, tuple(conditioning)) if conditioning else (sample, timestep)
+
+
+def _size_multiple(network: nn.Module) -> int:
+    """Return what a UNet's image sides must be divisible by: 2 for each level but the last."""
+    levels = getattr(getattr(network, "config", None), "down_block_types", None)
+    return 1 if levels is None else int(2 ** (len(levels) - 1))
+
+
+def _declare(graph: ir.Graph, signature: Signature, sizes: dict[str, int], *, dynamic: bool) -> None:
+    """Write the signature's shapes on the inputs and the output, in place of torch's expressions."""
+    specs = [*signature.inputs, signature.output]
+    for value, spec in zip([*graph.inputs, *graph.outputs], specs, strict=True):
+        value.shape = ir.Shape(spec.shape if dynamic else spec.resolve(sizes))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide what torch.onnx says about optional packages and its own deprecations."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _cannot_trace(name: str, fault: Exception) -> ExportError:
+    lines = [line for line in str(fault).splitlines() if line.strip()]
+    return ExportError(
+        f"network {name}",
+        got=f"{type(fault).__name__} from torch.onnx.export: {lines[0][:200] if lines else ''}",
+        expected="a network that torch.export can trace",
+        remedy="Run with --debug for torch's own report, or export fixed sizes with --no-dynamic",
+    )

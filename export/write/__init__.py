@@ -1,0 +1,1 @@
+"""Write lowered graphs: one file, a pipeline folder, a Triton repository."""

@@ -1,0 +1,81 @@
+"""The pair of a layer behind a concatenation moves to the parts, and no level changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from accuquant.export import check_model, export_onnx
+from accuquant.export.passes.quantize_before_concat import QuantizeBeforeConcatPass
+from accuquant.qparams import LayerQParams, fingerprint
+
+WEIGHT = np.random.default_rng(0).normal(0, 0.3, (6, 8, 1, 1)).astype(np.float32)
+
+
+def write_shortcut(path: Path) -> None:
+    """Write sample -> Concat(sample, Relu(sample)) -> Conv 1x1."""
+    nodes = [
+        helper.make_node("Relu", ["sample"], ["positive"], "relu"),
+        helper.make_node("Concat", ["sample", "positive"], ["both"], "concat", axis=1),
+        helper.make_node("Conv", ["both", "w"], ["out_sample"], "shortcut"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "unet",
+        [
+            helper.make_tensor_value_info("sample", TensorProto.FLOAT, [2, 4, 5, 5]),
+            helper.make_tensor_value_info("timestep", TensorProto.INT64, [1]),
+        ],
+        [helper.make_tensor_value_info("out_sample", TensorProto.FLOAT, [2, 6, 5, 5])],
+        [numpy_helper.from_array(WEIGHT, "w")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
+
+
+def shortcut(**changes: Any) -> LayerQParams:
+    scale = (np.abs(WEIGHT).max(axis=(1, 2, 3)) / 127).astype(np.float32)
+    activation = np.array([0.031, 0.017, 0.011], np.float32)
+    weight = fingerprint(WEIGHT)
+    return LayerQParams("conv_shortcut", "conv2d", WEIGHT.shape, weight, scale, activation, **changes)
+
+
+@pytest.fixture
+def exported(tmp_path: Path, recipe_of: Any) -> Callable[..., Path]:
+    def export(layer: LayerQParams, **options: Any) -> Path:
+        write_shortcut(tmp_path / "float.onnx")
+        return export_onnx(tmp_path / "float.onnx", recipe_of(layer), tmp_path / "int8.onnx", **options)[0]
+
+    return export
+
+
+@pytest.mark.parametrize("lowering", ["rescale", "per-group"])
+@pytest.mark.parametrize("changes", [{}, {"zero_point": -60}, {"activation_bits": 6, "zero_point": 5}])
+def test_the_layer_computes_the_same_bits(
+    exported: Callable[..., Path], run_graph: Any, lowering: str, changes: dict[str, int]
+) -> None:
+    path = exported(shortcut(**changes), lowering=lowering)
+    sample = np.random.default_rng(1).normal(0, 1, (2, 4, 5, 5)).astype(np.float32)
+    expected = run_graph(path, sample, [999])
+    model = ir.load(path)
+    assert QuantizeBeforeConcatPass()(model).modified
+    ir.save(model, path)
+    assert [node.op_type for node in model.graph].count("QuantizeLinear") == 3
+    np.testing.assert_array_equal(run_graph(path, sample, [999]), expected)
+    assert check_model(path) == []
+
+
+def test_half_precision_exports_are_written_that_way_and_others_are_not(
+    exported: Callable[..., Path],
+) -> None:
+    for precision, pairs in (("fp16", 3), ("fp32", 1)):
+        path = exported(shortcut(), precision=precision)
+        operators = [node.op_type for node in onnx.load(path).graph.node]
+        assert operators.count("QuantizeLinear") == pairs
+        assert check_model(path) == []

@@ -1,0 +1,132 @@
+"""The float parts beside the network: the graphs compute what the modules compute, at other sizes too."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import openvino
+import pytest
+import torch
+
+from accuquant.calibration import CalibrationSettings, calibrate
+from accuquant.cli.main import main
+from accuquant.errors import ExportError, UsageError
+from accuquant.export import export_pipeline
+from accuquant.export.write.pipeline_parts import write_parts
+from accuquant.manifest import Manifest
+from accuquant.pipelines.real_pipeline import open_pipeline
+from accuquant.pipelines.source import Source, load_source
+from accuquant.pipelines.task import Task
+from accuquant.recipe import Recipe
+
+SETTINGS = CalibrationSettings(
+    steps=2, group_size=1, num_trajectories=1, batch_size=1, iterations=0, shared_iterations=0,
+    observer="minmax",
+    rounding="nearest", refine=False,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def source(tiny_text_pipeline: Callable[[str], Path]) -> Source:
+    return load_source(tiny_text_pipeline("sd"))
+
+
+@pytest.fixture(scope="module")
+def recipe(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    path = tmp_path_factory.mktemp("recipe") / "recipe.safetensors"
+    return calibrate(source, SETTINGS, output=path, task=Task(prompts=("a cat",), guidance_scale=1.0))
+
+
+@pytest.fixture(scope="module")
+def whole(source: Source, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "out"
+    export_pipeline(source, recipe, folder, whole_pipeline=True)
+    return folder
+
+
+def run(path: Path, array: npt.NDArray[np.generic]) -> dict[str, npt.NDArray[np.float32]]:
+    session = onnxruntime.InferenceSession(path / "model.onnx", providers=["CPUExecutionProvider"])
+    (name,) = [value.name for value in session.get_inputs()]
+    outputs = [value.name for value in session.get_outputs()]
+    return dict(zip(outputs, session.run(None, {name: array}), strict=True))
+
+
+def test_the_text_encoder_is_the_pipelines_own(whole: Path, source: Source) -> None:
+    encoder = open_pipeline(source, Task()).text_encoder
+    ids = np.random.default_rng(0).integers(0, 54, (3, 16))
+    with torch.no_grad():
+        expected = encoder(torch.from_numpy(ids), output_hidden_states=True)
+    found = run(whole / "text_encoder", ids)
+    assert list(found)[:2] == ["last_hidden_state", "pooler_output"]
+    np.testing.assert_allclose(found["last_hidden_state"], expected.last_hidden_state, atol=1e-5)
+    np.testing.assert_allclose(found["pooler_output"], expected.pooler_output, atol=1e-5)
+    for k, state in enumerate(expected.hidden_states):
+        np.testing.assert_allclose(found[f"hidden_states.{k}"], state, atol=1e-5)
+
+
+def test_both_halves_of_the_autoencoder_are_the_pipelines_own(whole: Path, source: Source) -> None:
+    vae = open_pipeline(source, Task()).vae
+    rng = np.random.default_rng(1)
+    image = rng.uniform(-1, 1, (1, 3, 20, 28)).astype(np.float32)
+    latents = rng.normal(size=(3, 4, 7, 5)).astype(np.float32)
+    with torch.no_grad():
+        parameters = vae.encode(torch.from_numpy(image)).latent_dist.parameters.numpy()
+        decoded = vae.decode(torch.from_numpy(latents)).sample.numpy()
+    np.testing.assert_allclose(run(whole / "vae_encoder", image)["latent_parameters"], parameters, atol=1e-5)
+    np.testing.assert_allclose(run(whole / "vae_decoder", latents)["sample"], decoded, atol=1e-5)
+
+
+def test_the_folder_holds_what_model_index_names_and_the_manifest_lists_it(whole: Path) -> None:
+    index = json.loads((whole / "model_index.json").read_text())
+    named = {name for name, entry in index.items() if isinstance(entry, list) and entry[0] is not None}
+    folders = {path.name for path in whole.iterdir() if path.is_dir()}
+    assert folders == (named - {"vae"}) | {"vae_encoder", "vae_decoder"}
+    manifest = Manifest.load(whole)
+    manifest.check_files(whole)
+    assert {"text_encoder/model.onnx", "vae_decoder/config.json"} <= set(manifest.files)
+    assert manifest.graphs == ("unet/model.onnx",)
+
+
+def test_openvino_calls_every_input_of_the_network_by_its_own_name(whole: Path) -> None:
+    """Where it removes an idle node, OpenVINO gives the input that node's name, which Optimum then reads."""
+    path = whole / "unet" / "model.onnx"
+    model = openvino.Core().read_model(path)
+    openvino.Core().compile_model(model, "CPU")
+    assert [value.names for value in model.inputs] == [{"sample"}, {"timestep"}, {"encoder_hidden_states"}]
+    readers = [
+        n.op_type for n in onnx.load(whole / "unet" / "model.onnx").graph.node if "timestep" in n.input
+    ]
+    assert "Cast" not in readers
+
+
+def test_a_pipeline_that_optimum_does_not_know_is_refused_by_name(
+    tiny_source: Source, recipe: Recipe, tmp_path: Path
+) -> None:
+    with pytest.raises(ExportError, match=r"DDIMPipeline: got --whole-pipeline.*StableDiffusionXLPipeline"):
+        export_pipeline(tiny_source, recipe, tmp_path / "out", whole_pipeline=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_graph_for_each_step_group_is_refused(source: Source, recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--lowering per-group"):
+        export_pipeline(source, recipe, tmp_path / "out", lowering="per-group", whole_pipeline=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_encoder_that_optimum_has_no_names_for_is_refused(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("accuquant.export.write.pipeline_parts._TEXT_OUTPUTS", {"T5EncoderModel": ()})
+    with pytest.raises(ExportError, match="text_encoder of the pipeline: got CLIPTextModel"):
+        write_parts(source, tmp_path)
+
+
+def test_a_graph_has_no_whole_pipeline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "model.onnx", "-o", str(tmp_path / "out.onnx"), "--whole-pipeline"]) != 0
+    assert "--whole-pipeline: got an .onnx file as SOURCE" in capsys.readouterr().err

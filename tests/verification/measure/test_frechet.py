@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from accuquant.errors import VerificationError
+from accuquant.verification.measure.frechet import frechet_distance, gaussian_frechet_distance
+
+Array = npt.NDArray[np.float64]
+
+
+def random_covariance(rng: np.random.Generator, size: int) -> Array:
+    factor = rng.normal(size=(size, size))
+    covariance: Array = factor @ factor.T
+    return covariance
+
+
+def test_distance_between_gaussians_with_commuting_covariances() -> None:
+    # |m1 - m2|^2 + sum (sqrt(a) - sqrt(b))^2 = 25 + (2 - 1)^2 + (3 - 5)^2
+    distance = gaussian_frechet_distance(
+        np.array([0.0, 0.0]), np.diag([4.0, 9.0]), np.array([3.0, 4.0]), np.diag([1.0, 25.0])
+    )
+    assert distance == pytest.approx(30.0)
+
+
+def test_distance_between_gaussians_agrees_with_the_eigenvalues_of_the_product() -> None:
+    rng = np.random.default_rng(0)
+    first, second = random_covariance(rng, 6), random_covariance(rng, 6)
+    cross = np.sqrt(np.linalg.eigvals(first @ second).real).sum()
+    wanted = np.trace(first) + np.trace(second) - 2 * cross
+    measured = gaussian_frechet_distance(np.zeros(6), first, np.zeros(6), second)
+    assert measured == pytest.approx(wanted)
+    assert measured == pytest.approx(gaussian_frechet_distance(np.zeros(6), second, np.zeros(6), first))
+
+
+def test_a_shift_of_all_features_costs_its_squared_length() -> None:
+    features = np.random.default_rng(0).normal(size=(50, 4))
+    assert frechet_distance(features, features + np.array([1.0, 2.0, 0.0, 2.0])) == pytest.approx(9.0)
+
+
+def test_scaled_features_have_a_closed_form() -> None:
+    features = np.random.default_rng(0).normal(size=(50, 4))
+    features -= features.mean(0)
+    trace = np.trace(np.cov(features, rowvar=False))
+    assert frechet_distance(features, 3 * features) == pytest.approx(4 * trace)
+
+
+def test_fewer_images_than_features_is_sound() -> None:
+    features = np.random.default_rng(0).normal(size=(5, 64)).astype(np.float32)
+    assert frechet_distance(features, features) == pytest.approx(0.0, abs=1e-9)
+    assert frechet_distance(features, features[::-1] + 0.5) == pytest.approx(16.0, rel=1e-5)
+
+
+def test_one_image_is_refused() -> None:
+    with pytest.raises(VerificationError, match="at least two images"):
+        frechet_distance(np.zeros((1, 4)), np.zeros((1, 4)))
+
+
+def test_features_of_other_widths_are_refused() -> None:
+    with pytest.raises(VerificationError, match=r"\(3, 4\) and \(3, 5\)"):
+        frechet_distance(np.zeros((3, 4)), np.zeros((3, 5)))
