@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from accuquant._util.external_data import check_external_files, external_files
+from accuquant._util.facts import BadFacts, Count, Real, Sha256, Text, as_facts, read_json
 from accuquant._util.files import sha256_of_file, write_text
+from accuquant._util.named_file import is_downloaded, name_fault, named_file
 from accuquant.errors import EngineError
 
 FORMAT_VERSION = 1
@@ -26,17 +30,17 @@ class EngineManifest:
     makes the engine again.
     """
 
-    engine_sha256: str
-    engine_bytes: int
-    model_files: dict[str, str]
-    recipe_sha256: str
-    library: str
-    version: str
-    target: str
+    engine_sha256: Sha256
+    engine_bytes: Count
+    model_files: dict[Text, Sha256]
+    recipe_sha256: Text
+    library: Text
+    version: Text
+    target: Text
     options: dict[str, Any]
-    seconds: float
+    seconds: Real
     rebuild: str
-    accuquant_version: str
+    accuquant_version: Text
 
     @property
     def key(self) -> str:
@@ -53,26 +57,30 @@ class EngineManifest:
         """Read the manifest of `engine`. Raises EngineError where it is missing, damaged or changed."""
         path = manifest_path(engine)
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            version, key = data.pop("format_version"), data.pop("key")
-            manifest = cls(**data)
-            whole = key == manifest.key
+            data = read_json(path)
+            if not isinstance(data, dict):
+                raise BadFacts(f"a JSON {type(data).__name__}")
+            version = data.get("format_version")
+            if version != FORMAT_VERSION or isinstance(version, bool):
+                got = f"format version {version!r}"
+                raise _refused(f"manifest '{path}'", got, f"a whole manifest of version {FORMAT_VERSION}")
+            manifest = as_facts(data, cls)
+            _check_facts(manifest)
         except FileNotFoundError:
             raise _refused(
                 f"engine '{engine}'", f"no manifest '{path.name}' beside it", "the pair that build wrote"
             ) from None
-        except (OSError, KeyError, TypeError, ValueError, AttributeError) as fault:
-            raise _refused(
-                f"manifest '{path}'", f"{type(fault).__name__}: {fault}", "the JSON that build writes"
-            ) from fault
-        if version != FORMAT_VERSION or not whole:
-            got = f"format version {version!r}" if whole else "values that do not match its key"
+        except (OSError, BadFacts) as fault:
+            raise _refused(f"manifest '{path}'", str(fault), "the JSON that build writes") from fault
+        if data.get("key") != manifest.key:
+            got = "values that do not match its key"
             raise _refused(f"manifest '{path}'", got, f"a whole manifest of version {FORMAT_VERSION}")
         return manifest
 
     def check_engine(self, engine: Path) -> None:
         """Raise EngineError unless `engine` has the bytes that were compiled; they are executable code."""
-        if not engine.is_file():
+        path = named_file(engine.parent, engine.name, subject=f"engine '{engine}'")
+        if not path.is_file():
             got = "no such file"
         elif sha256_of_file(engine) != self.engine_sha256:
             got = "other bytes than were compiled"
@@ -92,8 +100,31 @@ def manifest_path(engine: Path) -> Path:
 
 
 def engine_path(root: Path, graph: str, target: str, library: str) -> Path:
-    """Return where the engine of a graph is kept: root/engines/<target>/<library>/<graph>.engine."""
+    """Return the engine of a graph below `root`: root/engines/<target>/<library>/<graph>.engine.
+
+    `root` is the exported folder, or what `built_root` says of it.
+    """
     return root / "engines" / target / library / f"{Path(graph).stem}{ENGINE_SUFFIX}"
+
+
+def built_root(folder: Path) -> Path:
+    """Return where engines of `folder` are built and looked for: the folder itself, unless it was downloaded.
+
+    An engine is executable code. What came with a download is checked against that download only, so it is
+    not looked at, and nothing is written into a download, least of all into a snapshot of the Hub's cache.
+    Its engines have a folder in our own cache: ACCUQUANT_CACHE, else accuquant in XDG_CACHE_HOME.
+    """
+    if not is_downloaded(folder):
+        return folder
+    name = hashlib.sha256(os.fsencode(Path(folder).resolve())).hexdigest()[:32]
+    return _cache_folder() / "built" / name
+
+
+def _cache_folder() -> Path:
+    ours, shared = os.environ.get("ACCUQUANT_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    if ours:
+        return Path(ours)
+    return (Path(shared) if shared else Path.home() / ".cache") / "accuquant"
 
 
 def engine_key(
@@ -117,7 +148,25 @@ def digest_model(model: Path) -> dict[str, str]:
     """
     check_external_files(model)
     names = [model.name, *sorted(external_files(model))]
-    return {name: sha256_of_file(model.parent / name) for name in names}
+    subject = f"model '{model}'"
+    return {name: sha256_of_file(named_file(model.parent, name, subject=subject)) for name in names}
+
+
+def _check_facts(manifest: EngineManifest) -> None:
+    """Raise BadFacts for file names that lead elsewhere, and a command that is none of ours."""
+    if not manifest.model_files:
+        raise BadFacts("model_files: empty")
+    for name in manifest.model_files:
+        if name_fault(name):
+            raise BadFacts(f"model_files: '{name}', {name_fault(name)}")
+    # The command is shown to be run. Quoted by shlex it is one command, whatever a shell makes of signs.
+    try:
+        words = shlex.split(manifest.rebuild)
+    except ValueError as fault:
+        raise BadFacts(f"rebuild: {fault}") from fault
+    ours = words[:2] == ["accuquant", "build"] and shlex.join(words) == manifest.rebuild
+    if manifest.rebuild and not ours:
+        raise BadFacts(f"rebuild: {manifest.rebuild!r}, which is no `accuquant build`")
 
 
 def _refused(subject: str, got: str, expected: str) -> EngineError:

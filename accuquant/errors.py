@@ -20,20 +20,38 @@ class AccuQuantError(Exception):
     """A failure that the user can act on: `subject: got ..., expected .... remedy`.
 
     `subject` names the thing that is wrong (a file, a layer, an option), `got` what was found,
-    `expected` what would have been right, `remedy` the next thing to do.
+    `expected` what would have been right, `remedy` the next thing to do. All four may quote files that
+    somebody else wrote: control characters are escaped and long values are cut, here and nowhere else.
     """
 
     exit_code = 1
 
     def __init__(self, subject: str, *, got: str, expected: str, remedy: str) -> None:
-        self.subject = subject
-        self.got = got
-        self.expected = expected
-        self.remedy = remedy
-        super().__init__(f"{subject}: got {got}, expected {expected}. {remedy.rstrip('.')}.")
+        self.subject = printable(subject)
+        self.got = printable(got)
+        self.expected = printable(expected)
+        self.remedy = printable(remedy)
+        super().__init__(
+            f"{self.subject}: got {self.got}, expected {self.expected}. {self.remedy.rstrip('.')}."
+        )
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), self.subject, self.got, self.expected, self.remedy)
+
+
+def printable(text: object, limit: int = 2000) -> str:
+    """Return `text` for a terminal: what is not printable escaped, the middle of a long one left out.
+
+    A name from a file can hold terminal escapes, line breaks and characters that turn the direction of
+    writing; shown as they are, they would let the file write the message.
+    """
+    shown = str(text)
+    if len(shown) > limit:
+        half = limit // 2 - 20
+        shown = f"{shown[:half]} ...{len(shown) - 2 * half} more... {shown[-half:]}"
+    if shown.isprintable():
+        return shown
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in shown)
 
 
 def _rebuild(

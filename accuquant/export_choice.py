@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from accuquant._util.facts import Text, as_facts
+
 #: Where an export is to run if not on a GPU.
 CPU = "cpu"
 #: What a choice rests on: a documented rule, the audit of engines that were compiled, or their times.
@@ -20,11 +22,11 @@ class ExportChoice:
     it is empty where a rule decided.
     """
 
-    target: str
-    precision: str
-    lowering: str
+    target: Text
+    precision: Text
+    lowering: Text
     basis: Basis
-    reason: str
+    reason: Text
     candidates: tuple[Mapping[str, Any], ...] = ()
 
     def __str__(self) -> str:
@@ -38,6 +40,6 @@ class ExportChoice:
         return asdict(self) | {"candidates": [dict(figures) for figures in self.candidates]}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> ExportChoice:
-        """Return the choice that to_dict wrote. Raises TypeError or KeyError for other values."""
-        return cls(**{**data, "candidates": tuple(dict(figures) for figures in data["candidates"])})
+    def from_dict(cls, data: Any) -> ExportChoice:
+        """Return the choice that to_dict wrote. Raises BadFacts, a ValueError, for other values."""
+        return as_facts(data, cls)

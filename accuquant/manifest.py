@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from msgspec import Meta
+
+from accuquant._util.facts import BadFacts, Real, Sha256, Text, as_facts, read_json
 from accuquant._util.files import sha256_of_file, write_text
-from accuquant.errors import AccuQuantError, EngineError
+from accuquant._util.named_file import name_fault, named_file
+from accuquant.errors import AccuQuantError, EngineError, UsageError
 from accuquant.export_choice import ExportChoice
 from accuquant.groups import StepGroups
 from accuquant.networks.signature import Signature
@@ -17,6 +21,7 @@ MANIFEST_NAME = "accuquant.json"
 RECIPE_NAME = "recipe.safetensors"
 FORMAT_VERSION = 1
 _REMEDY = "Run `accuquant export` again"
+_MOST_STEPS = 10_000
 
 
 @dataclass(frozen=True)
@@ -25,8 +30,8 @@ class Manifest:
 
     `graphs` lists .onnx paths relative to the folder: one a step group (noisiest first) for the lowering
     "per-group", else one. `component` is the pipeline's attribute that the graphs
-    replace ("unet" or "transformer"). `num_inference_steps` is the calibrated number of steps.
-    `files` maps each relative path to its SHA-256. `choice` says why lowering and precision are what they
+    replace ("unet" or "transformer"). `num_inference_steps` is the calibrated number of steps, None where
+    the recipe was made without a sampler. `files` maps each relative path to its SHA-256. `choice` says why lowering and precision are what they
     are, where the user did not name both.
     """
 
@@ -39,7 +44,7 @@ class Manifest:
     groups: StepGroups
     signature: Signature
     model_hash: str
-    num_inference_steps: int
+    num_inference_steps: int | None
     accuquant_version: str
     source: str = ""
     files: dict[str, str] = field(default_factory=dict)
@@ -47,19 +52,24 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         """Write accuquant.json into `folder`, atomically."""
+        write_text(folder / MANIFEST_NAME, self.to_json())
+
+    def to_json(self) -> str:
+        """Return the text of accuquant.json."""
         data = asdict(self)
         data["format_version"] = FORMAT_VERSION
         data["groups"] = list(self.groups.edges)
         data["signature"] = self.signature.to_dict()
         data["choice"] = self.choice.to_dict() if self.choice else None
-        write_text(folder / MANIFEST_NAME, json.dumps(data, indent=2, sort_keys=True) + "\n")
+        return json.dumps(data, indent=2, sort_keys=True) + "\n"
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
         """Read accuquant.json from `folder`. Raises EngineError where it is missing or damaged."""
         path = Path(folder) / MANIFEST_NAME
         try:
-            return cls._from_dict(json.loads(path.read_text(encoding="utf-8")))
+            named_file(folder, MANIFEST_NAME, subject=f"folder '{folder}'")
+            return cls._from_json(read_json(path))
         except FileNotFoundError:
             raise EngineError(
                 f"folder '{folder}'",
@@ -69,10 +79,10 @@ class Manifest:
             ) from None
         except EngineError:
             raise
-        except (AccuQuantError, OSError, KeyError, TypeError, ValueError) as fault:
+        except (AccuQuantError, OSError, BadFacts) as fault:
             raise EngineError(
                 f"manifest '{path}'",
-                got=fault.got if isinstance(fault, AccuQuantError) else f"{type(fault).__name__}: {fault}",
+                got=fault.got if isinstance(fault, AccuQuantError) else str(fault),
                 expected="the JSON that `accuquant export` writes",
                 remedy=f"The file is damaged. {_REMEDY}",
             ) from fault
@@ -80,7 +90,7 @@ class Manifest:
     def check_files(self, folder: Path) -> None:
         """Raise EngineError unless every listed file is there with the recorded SHA-256."""
         for name, digest in self.files.items():
-            path = Path(folder) / name
+            path = self._named(folder, name)
             if not path.is_file():
                 got = "no such file"
             elif sha256_of_file(path) != digest:
@@ -89,22 +99,71 @@ class Manifest:
                 continue
             raise EngineError(f"'{path}'", got=got, expected=f"SHA-256 {digest[:12]}...", remedy=_REMEDY)
 
+    def graph_paths(self, folder: Path) -> tuple[Path, ...]:
+        """Return the path of each graph in `folder`. Raises EngineError where one leads out of it."""
+        return tuple(self._named(folder, graph) for graph in self.graphs)
+
+    def config_path(self, folder: Path) -> Path:
+        """Return the path of the network's config.json. Raises EngineError where it leads out of `folder`."""
+        return self._named(folder, f"{self.component}/config.json")
+
+    def steps(self, given: int | None = None) -> int:
+        """Return the number of sampler steps: `given`, else the calibrated one. Raises UsageError."""
+        steps = self.num_inference_steps if given is None else given
+        if steps is None:
+            raise UsageError(
+                "number of steps",
+                got="none, and a recipe that was made without a sampler records none",
+                expected="how many steps to sample with",
+                remedy="Give --steps 50, for example",
+            )
+        return steps
+
+    @staticmethod
+    def _named(folder: Path, name: str) -> Path:
+        return named_file(folder, name, subject=f"manifest '{Path(folder) / MANIFEST_NAME}'")
+
     @classmethod
-    def _from_dict(cls, data: Any) -> Manifest:
+    def _from_json(cls, data: Any) -> Manifest:
         if not isinstance(data, dict):
-            raise TypeError(f"a JSON {type(data).__name__}")
+            raise BadFacts(f"a JSON {type(data).__name__}")
         version = data.get("format_version")
-        if version != FORMAT_VERSION:
+        if version != FORMAT_VERSION or isinstance(version, bool):
             raise EngineError(
                 "manifest",
                 got=f"format version {version!r}",
                 expected=f"version {FORMAT_VERSION}",
                 remedy=f"Upgrade AccuQuant. Or: {_REMEDY.lower()}",
             )
-        fields = {key: value for key, value in data.items() if key != "format_version"}
-        fields["groups"] = StepGroups(tuple(fields["groups"]))
-        fields["signature"] = Signature.from_dict(fields["signature"])
-        fields["graphs"] = tuple(str(graph) for graph in fields["graphs"])
-        if fields.get("choice") is not None:  # manifests of earlier exports have none
-            fields["choice"] = ExportChoice.from_dict(fields["choice"])
-        return cls(**fields)
+        facts = as_facts(data, _ManifestFacts)
+        for name in (*facts.graphs, *facts.files, f"{facts.component}/config.json"):
+            if name_fault(name):
+                raise BadFacts(f"'{name}', {name_fault(name)}")
+        return cls(
+            **{
+                **vars(facts),
+                "groups": StepGroups(facts.groups),
+                "signature": Signature.from_dict(facts.signature),
+                "choice": None if facts.choice is None else ExportChoice.from_dict(facts.choice),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class _ManifestFacts:
+    """The fields of accuquant.json (docs/export-format.md); later releases may add others."""
+
+    pipeline_class: Text
+    component: Annotated[str, Meta(pattern=r"\A[A-Za-z_][A-Za-z0-9_]{0,99}\Z")]
+    lowering: Text
+    precision: Text
+    opset: Annotated[int, Meta(ge=1, le=1000)]
+    graphs: Annotated[tuple[Text, ...], Meta(min_length=1, max_length=_MOST_STEPS)]
+    groups: Annotated[tuple[Real, ...], Meta(max_length=_MOST_STEPS + 1)]
+    signature: Any
+    model_hash: Text
+    accuquant_version: Text
+    num_inference_steps: Annotated[int, Meta(ge=1, le=_MOST_STEPS)] | None = None
+    source: Text = ""
+    files: dict[Text, Sha256] = field(default_factory=dict)
+    choice: Any = None

@@ -7,13 +7,17 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Meta
 
+from accuquant._util.facts import BadFacts, Name, Real, Text, as_facts, parse_json
 from accuquant._util.files import atomic_write
+from accuquant.calibration_facts import CalibrationFacts
 from accuquant.errors import AccuQuantError, RecipeError
 from accuquant.groups import StepGroups
 from accuquant.networks.signature import Signature
@@ -21,6 +25,10 @@ from accuquant.qparams import FloatArray, LayerQParams, fingerprint
 
 FORMAT_VERSION = 1
 _METADATA_KEY = "accuquant"
+#: What the tensors of a layer are called, behind its name and a dot; others are not read.
+_TENSOR_KINDS = ("weight_scale", "activation_scale", "weight_levels", "bias_correction")
+#: What numpy can read, as safetensors names it.
+_NUMPY_TYPES = ("F32", "I8", "F16", "F64", "BOOL", "U8", "I16", "U16", "I32", "U32", "I64", "U64")
 _RECALIBRATE = "Run `accuquant calibrate` again"
 
 
@@ -34,8 +42,8 @@ class GroupResult:
 
     initial_loss: float
     final_loss: float
-    status: str = "learned"
-    note: str = ""
+    status: Text = "learned"
+    note: Text = ""
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,14 @@ class Recipe:
                     remedy=_RECALIBRATE,
                 )
 
+    @cached_property
+    def facts(self) -> CalibrationFacts:
+        """The facts in `calibration` that later stages read, checked. Raises RecipeError."""
+        try:
+            return CalibrationFacts.of(self.calibration)
+        except BadFacts as fault:
+            raise _damaged("recipe, calibration", str(fault)) from fault
+
     def check_weights(self, weights: Mapping[str, FloatArray]) -> None:
         """Raise RecipeError unless `weights` (module name -> float weight) are the calibrated ones."""
         for name, layer in self.layers.items():
@@ -87,13 +103,14 @@ class Recipe:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the recipe to `path` (.safetensors), atomically; the bytes depend on its content only."""
         with atomic_write(path) as temporary:
-            temporary.write_bytes(self._serialized())
+            temporary.write_bytes(self.to_bytes())
 
     def sha256(self) -> str:
         """Return the SHA-256 of the file that `save` writes, as 64 hex digits."""
-        return hashlib.sha256(self._serialized()).hexdigest()
+        return hashlib.sha256(self.to_bytes()).hexdigest()
 
-    def _serialized(self) -> bytes:
+    def to_bytes(self) -> bytes:
+        """Return the file that `save` writes."""
         from safetensors.numpy import save
 
         metadata = json.dumps(self._metadata(), sort_keys=True, allow_nan=True)
@@ -104,16 +121,15 @@ class Recipe:
         """Read and validate a recipe file. Raises RecipeError on anything that is not one."""
         tensors, metadata = _read(Path(path))
         try:
-            return cls._assemble(tensors, metadata)
+            recipe = cls._assemble(tensors, as_facts(metadata, _RecipeFacts))
+            _ = recipe.facts
+        except BadFacts as fault:
+            raise _damaged(f"recipe '{path}'", str(fault)) from fault
         except RecipeError:
             raise
-        except (AccuQuantError, KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
-            raise RecipeError(
-                f"recipe '{path}'",
-                got=error.got if isinstance(error, AccuQuantError) else f"{type(error).__name__}: {error}",
-                expected="the fields and tensors that `accuquant calibrate` writes",
-                remedy=f"The file is damaged. {_RECALIBRATE}",
-            ) from error
+        except AccuQuantError as fault:
+            raise _damaged(f"recipe '{path}'", f"{fault.subject}, {fault.got}") from fault
+        return recipe
 
     def _tensors(self) -> dict[str, npt.NDArray[Any]]:
         tensors: dict[str, npt.NDArray[Any]] = {}
@@ -152,20 +168,55 @@ class Recipe:
         }
 
     @classmethod
-    def _assemble(cls, tensors: dict[str, npt.NDArray[Any]], metadata: dict[str, Any]) -> Recipe:
+    def _assemble(cls, tensors: dict[str, npt.NDArray[Any]], facts: _RecipeFacts) -> Recipe:
         return cls(
-            groups=StepGroups(tuple(metadata["group_edges"])),
-            layers={item["name"]: _layer(item, tensors) for item in metadata["layers"]},
-            signature=Signature.from_dict(metadata["signature"]),
-            scheduler=dict(metadata["scheduler"]),
-            model_hash=str(metadata["model_hash"]),
-            calibration=dict(metadata["calibration"]),
-            results=tuple(GroupResult(**item) for item in metadata["results"]),
+            groups=StepGroups(facts.group_edges),
+            layers={item.name: _layer(item, tensors) for item in facts.layers},
+            signature=Signature.from_dict(facts.signature),
+            scheduler=facts.scheduler,
+            model_hash=facts.model_hash,
+            calibration=facts.calibration,
+            results=facts.results,
         )
 
 
-def _layer(item: dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -> LayerQParams:
-    name = str(item["name"])
+@dataclass(frozen=True)
+class _LayerFacts:
+    name: Name
+    kind: Text
+    weight_shape: Annotated[tuple[Annotated[int, Meta(ge=1, le=2**31)], ...], Meta(min_length=2, max_length=8)]
+    fingerprint: Text
+    weight_bits: Annotated[int, Meta(ge=2, le=8)]
+    activation_bits: Annotated[int, Meta(ge=2, le=8)]
+    zero_point: Annotated[int, Meta(ge=-128, le=127)]
+    weight_levels: bool
+    bias_correction: bool
+
+
+@dataclass(frozen=True)
+class _RecipeFacts:
+    """The metadata of a recipe (docs/recipe-format.md); later releases may add fields."""
+
+    group_edges: Annotated[tuple[Real, ...], Meta(max_length=10_001)]
+    layers: tuple[_LayerFacts, ...]
+    signature: Any
+    scheduler: dict[str, Any]
+    model_hash: Text
+    calibration: dict[str, Any]
+    results: tuple[GroupResult, ...]
+
+
+def _damaged(subject: str, got: str) -> RecipeError:
+    return RecipeError(
+        subject,
+        got=got,
+        expected="the fields and tensors that `accuquant calibrate` writes",
+        remedy=f"The file is damaged. {_RECALIBRATE}",
+    )
+
+
+def _layer(item: _LayerFacts, tensors: dict[str, npt.NDArray[Any]]) -> LayerQParams:
+    name = item.name
 
     def tensor(kind: str) -> npt.NDArray[Any]:
         key = f"{name}.{kind}"
@@ -187,16 +238,16 @@ def _layer(item: dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -> LayerQ
 
     return LayerQParams(
         name=name,
-        kind=str(item["kind"]),
-        weight_shape=tuple(int(n) for n in item["weight_shape"]),
-        fingerprint=str(item["fingerprint"]),
+        kind=item.kind,
+        weight_shape=item.weight_shape,
+        fingerprint=item.fingerprint,
         weight_scale=tensor("weight_scale"),
         activation_scale=tensor("activation_scale"),
-        weight_bits=int(item["weight_bits"]),
-        activation_bits=int(item["activation_bits"]),
-        zero_point=int(item["zero_point"]),
-        weight_levels=tensor("weight_levels") if item["weight_levels"] else None,
-        bias_correction=tensor("bias_correction") if item["bias_correction"] else None,
+        weight_bits=item.weight_bits,
+        activation_bits=item.activation_bits,
+        zero_point=item.zero_point,
+        weight_levels=tensor("weight_levels") if item.weight_levels else None,
+        bias_correction=tensor("bias_correction") if item.bias_correction else None,
     )
 
 
@@ -212,16 +263,16 @@ def _read(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
             "a .safetensors file from `accuquant calibrate`",
             "Check the path, or calibrate first",
         )
+    unreadable = f"The file is damaged. {_RECALIBRATE}"
     try:
         with safe_open(path, framework="numpy") as file:
-            metadata = json.loads((file.metadata() or {}).get(_METADATA_KEY, "null"))
-            # a checkpoint may hold bfloat16, which numpy cannot read
-            keys = file.keys() if isinstance(metadata, dict) else ()
-            tensors = {key: file.get_tensor(key) for key in keys}
-    except (SafetensorError, ValueError, TypeError, OSError) as fault:
-        raise error(
-            f"an unreadable file ({fault})", "a safetensors file", f"The file is damaged. {_RECALIBRATE}"
-        ) from fault
+            metadata = parse_json((file.metadata() or {}).get(_METADATA_KEY, "null"))
+            held = file.keys() if isinstance(metadata, dict) else ()  # a checkpoint may hold gigabytes
+            names = [name for name in held if name.rpartition(".")[2] in _TENSOR_KINDS]
+            _check_types(path, file, names)
+            tensors = {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, BadFacts, UnicodeError, OSError) as fault:
+        raise error(f"an unreadable file ({fault})", "a safetensors file", unreadable) from fault
     if not isinstance(metadata, dict):
         raise error(
             "safetensors without AccuQuant metadata",
@@ -229,10 +280,23 @@ def _read(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
             "Pass the file that `accuquant calibrate -o` wrote, not a checkpoint",
         )
     version = metadata.get("format_version")
-    if version != FORMAT_VERSION:
+    if version != FORMAT_VERSION or isinstance(version, bool):
         raise error(
             f"format version {version!r}",
             f"version {FORMAT_VERSION}",
             "Upgrade AccuQuant, or calibrate again with this version",
         )
     return tensors, metadata
+
+
+def _check_types(path: Path, file: Any, names: list[str]) -> None:
+    """Refuse types before they are read: numpy has neither bfloat16 nor the eight-bit floats."""
+    for name in names:
+        found = file.get_slice(name).get_dtype()
+        if found not in _NUMPY_TYPES:
+            raise RecipeError(
+                f"recipe '{path}'",
+                got=f"tensor '{name}' of type {found}",
+                expected="float32, or int8 for the levels of weights",
+                remedy=f"The file is damaged or was edited. {_RECALIBRATE}",
+            )

@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from accuquant.denoising.process import seeded_generators
+from accuquant.denoising.schedulers import check_prediction
+from accuquant.errors import UsageError
 from accuquant.manifest import RECIPE_NAME
 from accuquant.pipelines.families import call_arguments, no_step_left, refusals_of
 from accuquant.pipelines.lora import Lora, loras_of_recipe
@@ -49,22 +51,31 @@ def sample_pipeline(
     root = Path(folder)
     network = EngineUNet.from_pretrained(root, engine, **options)
     manifest = network.engine_model.manifest
-    calibration = Recipe.load(root / RECIPE_NAME).calibration
-    whole = task.with_defaults(calibration.get("task", {}))
+    count = manifest.steps(steps)
+    calibrated = Recipe.load(root / RECIPE_NAME).facts
+    whole = task.with_defaults(calibrated.task)
     name = pipeline or manifest.source
+    if not name:
+        raise UsageError(
+            "--pipeline",
+            got="none, and the exported folder does not say where it was exported from",
+            expected="the pipeline whose text encoders and decoder are used",
+            remedy="Give --pipeline, a folder or a Hub id",
+        )
+    scheduler = load_component(root, "scheduler")
+    check_prediction(scheduler)
     source = Source(
         name=name,
         folder=local_folder(name),
         pipeline_class=manifest.pipeline_class,
         component=manifest.component,
         network=network,
-        scheduler=load_component(root, "scheduler"),
+        scheduler=scheduler,
         signature=manifest.signature,
-        loras=loras_of_recipe(calibration, loras),
+        loras=loras_of_recipe(calibrated.loras, loras),
     )
     pipe = open_pipeline(source, whole)
     size = min(batch_size or _DEFAULT_BATCH, num_images)
-    count = manifest.num_inference_steps if steps is None else steps
     watch = _Ticker(pipe, progress, -(-num_images // size))
     batches = []
     for first in range(0, num_images, size):

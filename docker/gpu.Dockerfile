@@ -4,8 +4,11 @@
 #
 # HOST is NVIDIA's container registry, or a mirror of it. The base brings TensorRT 11.2, CUDA 13 and Python 3.12. Another one: --build-arg BASE=...; it needs TensorRT
 # 10.12 or later with its Python bindings. Secrets as in cpu.Dockerfile.
+# A tag can be moved. To pin the bytes as well: --build-arg DIGEST=@sha256:... with what
+# `docker buildx imagetools inspect HOST/nvidia/tensorrt:26.08-py3` says (docs/docker.md).
 ARG REGISTRY
-ARG BASE=${REGISTRY}/nvidia/tensorrt:26.08-py3
+ARG DIGEST=
+ARG BASE=${REGISTRY}/nvidia/tensorrt:26.08-py3${DIGEST}
 
 FROM ${BASE} AS build
 RUN apt-get update \

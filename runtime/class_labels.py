@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from msgspec import Meta
 
+from accuquant._util.facts import BadFacts, read_facts
 from accuquant.errors import EngineError, UsageError
 from accuquant.manifest import Manifest
 from accuquant.runtime.runner import Array
 
 _NAME = "class_labels"
+
+
+@dataclass(frozen=True)
+class _NetworkFacts:
+    num_class_embeds: Annotated[int, Meta(ge=1, le=2**31)] | None = None
 
 
 def class_labels(folder: Path, manifest: Manifest, count: int, chosen: Sequence[int] | None) -> Array | None:
@@ -26,7 +34,7 @@ def class_labels(folder: Path, manifest: Manifest, count: int, chosen: Sequence[
         if chosen is not None:
             raise _unfit(f"labels {_listed(chosen)}", "none: this network takes no classes", "Leave them out")
         return None
-    classes = _number_of_classes(folder / manifest.component / "config.json")
+    classes = _number_of_classes(manifest.config_path(folder))
     if chosen is None:
         if classes is None:
             raise _unfit("none", "one for each image: this network takes classes", "Give --class-labels")
@@ -45,12 +53,11 @@ def class_labels(folder: Path, manifest: Manifest, count: int, chosen: Sequence[
 
 def _number_of_classes(path: Path) -> int | None:
     try:
-        classes = json.loads(path.read_text(encoding="utf-8")).get("num_class_embeds")
-        return None if classes is None else int(classes)
-    except (OSError, TypeError, ValueError, AttributeError) as fault:
+        return read_facts(path, _NetworkFacts).num_class_embeds
+    except (OSError, BadFacts) as fault:
         raise EngineError(
             f"configuration '{path}'",
-            got=f"{type(fault).__name__}: {str(fault).splitlines()[0]}",
+            got=str(fault),
             expected="the JSON that diffusers writes",
             remedy="Copy the whole exported folder, or run `accuquant export` again",
         ) from fault

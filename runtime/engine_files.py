@@ -7,35 +7,51 @@ import shlex
 from pathlib import Path
 
 from accuquant._util.gpu import find_gpu
-from accuquant.engine_manifest import EngineManifest, engine_path
+from accuquant.engine_manifest import EngineManifest, built_root, engine_path
 from accuquant.errors import EngineError
 from accuquant.manifest import Manifest
 
 _LIBRARIES = ("tensorrt", "tensorrt_rtx")
 
 
-def find_engines(root: Path, manifest: Manifest) -> tuple[Path, ...]:
+def find_engines(root: Path, manifest: Manifest, *, trust: bool = False) -> tuple[Path, ...]:
     """Return the engine of each graph of the folder `root`, for the GPU of this machine.
 
-    Of two libraries that are installed, tensorrt comes first. Raises EngineError where there is no GPU, no
-    engine for it, or one that was compiled from other graphs than the folder holds.
+    Of two libraries that are installed, tensorrt comes first. Engines in a folder that was downloaded are
+    looked at with `trust` only. Raises EngineError where there is no GPU, no engine for it, or one that was
+    compiled from other graphs than the folder holds.
     """
     gpu = find_gpu()
+    built = built_root(root)
+    places = (built, root) if trust and built != root else (built,)
     for library in _LIBRARIES:
         if importlib.util.find_spec(library) is None:
             continue
-        engines = tuple(engine_path(root, graph, gpu.target, library) for graph in manifest.graphs)
-        if all(engine.is_file() for engine in engines):
-            for engine, graph in zip(engines, manifest.graphs, strict=True):
-                check_origin(engine, graph, manifest)
-            return engines
-    there = sorted(str(path.relative_to(root)) for path in (root / "engines").glob("*/*") if path.is_dir())
+        for place in places:
+            engines = tuple(engine_path(place, graph, gpu.target, library) for graph in manifest.graphs)
+            if all(engine.is_file() for engine in engines):
+                for engine, graph in zip(engines, manifest.graphs, strict=True):
+                    check_origin(engine, graph, manifest)
+                return engines
     raise EngineError(
         f"folder '{root}'",
-        got=f"engines in {', '.join(there)}" if there else "no engines",
+        got=_what_is_there(root, places),
         expected=f"engines for {gpu.target} ({gpu.name}) of a library that is installed",
         remedy=f"Build them: accuquant build {shlex.quote(str(root))} --target {gpu.target}",
     )
+
+
+def _what_is_there(root: Path, places: tuple[Path, ...]) -> str:
+    there = sorted(
+        str(path.relative_to(place))
+        for place in places
+        for path in (place / "engines").glob("*/*")
+        if path.is_dir()
+    )
+    found = f"engines in {', '.join(there)}" if there else "no engines"
+    if root not in places and any((root / "engines").glob("*/*")):
+        return f"{found} that were built here, and downloaded ones, executable code, without --trust-engines"
+    return found
 
 
 def check_origin(engine: Path, graph: str, manifest: Manifest) -> None:

@@ -47,20 +47,23 @@ class EngineModel:
         engine: str = "openvino",
         *,
         check_hashes: bool = True,
+        trust_engines: bool = False,
         **options: Any,
     ) -> EngineModel:
         """Open the folder that `accuquant export` wrote; nothing is compiled yet.
 
         `options` go to the engine, e.g. `num_threads=4`. With `check_hashes` every file must have the
-        bytes that were exported. Raises UsageError for an unknown engine or option, EngineError where
-        a file is missing, damaged, or would make the engine read outside the folder.
+        bytes that were exported. A TensorRT engine is executable code: one that came with a download is run
+        with `trust_engines` only, and else one that `accuquant build` made here. Raises UsageError for an
+        unknown engine or option, EngineError where a file is missing, damaged, or would make the engine read
+        outside the folder.
         """
         root = Path(folder)
         manifest = Manifest.load(root)
-        paths = [_inside(root, graph) for graph in manifest.graphs]
+        paths = list(manifest.graph_paths(root))
         loaded = paths
         if engine == TensorRtRunner.engine:
-            loaded = list(find_engines(root, manifest))
+            loaded = list(find_engines(root, manifest, trust=trust_engines))
             options.setdefault("workspace", Workspace())
         runners = tuple(make_runner(path, engine, **options) for path in loaded)
         for path in paths:
@@ -189,14 +192,3 @@ def _converted(spec: TensorSpec, value: Array) -> Array:
         )
     return array.astype(spec.dtype, copy=False)
 
-
-def _inside(folder: Path, name: str) -> Path:
-    path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise EngineError(
-            f"folder '{folder}'",
-            got=f"graph '{name}', which points outside the folder",
-            expected="graphs inside the exported folder",
-            remedy="Do not load this folder unless you trust it; run `accuquant export` again",
-        )
-    return path

@@ -19,6 +19,7 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import nn
 
+from accuquant._util.facts import read_facts
 from accuquant.errors import EngineError, UsageError
 from accuquant.hub.fetch import local_folder
 from accuquant.manifest import Manifest
@@ -64,14 +65,20 @@ class EngineUNet(ModelMixin):
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
-        cls, folder: str | os.PathLike[str], engine: str = "openvino", **options: Any
+        cls,
+        folder: str | os.PathLike[str],
+        engine: str = "openvino",
+        *,
+        revision: str | None = None,
+        **options: Any,
     ) -> EngineUNet:
-        """Open an exported folder, or one on the Hub ("user/name").
+        """Open an exported folder, or one on the Hub ("user/name", or "user/name@revision").
 
+        `revision` is a branch, a tag or a commit of the Hub's repository; only a commit stays what it is.
         `options` go to EngineModel.from_folder and the engine.
         Raises EngineError for a folder that is damaged, UsageError for an unknown engine or option.
         """
-        root = local_folder(folder)
+        root = local_folder(folder, revision=revision)
         model = EngineModel.from_folder(root, engine, **options)
         return cls(model, _load_config(model.manifest, root))
 
@@ -217,14 +224,15 @@ def _original(manifest: Manifest) -> Any:
 
 
 def _load_config(manifest: Manifest, root: Path) -> dict[str, Any]:
-    folder = root / manifest.component
+    path = manifest.config_path(root)
     try:
-        config: dict[str, Any] = _original(manifest).load_config(folder)
+        read_facts(path, dict[str, Any])  # diffusers' own reader has no limits
+        config: dict[str, Any] = _original(manifest).load_config(path.parent)
         return config
     except (OSError, ValueError) as fault:
         raise EngineError(
-            f"configuration '{folder / 'config.json'}'",
-            got=f"{type(fault).__name__}: {str(fault).splitlines()[0]}",
+            f"configuration '{path}'",
+            got=f"{type(fault).__name__}: {(str(fault).splitlines() or [''])[0]}",
             expected="the JSON that diffusers writes",
             remedy="Copy the whole exported folder, or run `accuquant export` again",
         ) from fault

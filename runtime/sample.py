@@ -51,7 +51,7 @@ def sample_images(
     """
     with EngineModel.from_folder(folder, engine, **options) as model:
         config = sampler_config(Path(folder), model.manifest)
-        schedule = Schedule.create(config, model.manifest.num_inference_steps if steps is None else steps)
+        schedule = _schedule(config, model.manifest, steps)
         _check_counts(num_images, batch_size)
         labels = labels_of_images(Path(folder), model.manifest, num_images, class_labels)
         size = batch_size or _default_batch(model, num_images)
@@ -63,6 +63,20 @@ def sample_images(
             conditioning = {} if labels is None else {"class_labels": labels[indices.start : indices.stop]}
             batches.append(sample_latents(model, schedule, seeds, conditioning, eta=eta, callback=ticker))
     return to_images(np.concatenate(batches))
+
+
+def _schedule(config: SchedulerConfig, manifest: Manifest, steps: int | None) -> Schedule:
+    try:
+        return Schedule.create(config, manifest.steps(steps))
+    except UsageError as fault:
+        if steps is not None or manifest.num_inference_steps is None:
+            raise
+        raise EngineError(  # nobody gave a wrong option: the files contradict each other
+            "exported folder",
+            got=f"{manifest.num_inference_steps} calibrated steps; {fault.subject} {fault.got}",
+            expected=fault.expected,
+            remedy="Give --steps, or run `accuquant export` again",
+        ) from fault
 
 
 def runs_without_torch(folder: Path, manifest: Manifest) -> bool:

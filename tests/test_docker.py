@@ -104,7 +104,7 @@ def test_the_base_is_pinned_and_an_argument(image: str) -> None:
     parts = instructions(image)
     arguments_of = [arguments for name, arguments in parts if name == "ARG"]
     (base,) = (given.removeprefix("BASE=") for given in arguments_of if given.startswith("BASE="))
-    assert re.search(r":[\w.-]*\d[\w.-]*(@sha256:[0-9a-f]{64})?$", base), base
+    assert re.search(r":[\w.-]*\d[\w.-]*(@sha256:[0-9a-f]{64}|\$\{DIGEST\})$", base), base
     stages = {"${BASE}"}
     for name, arguments in parts:
         if name == "FROM":

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from accuquant._util.files import sha256_of_file
-from accuquant.errors import EngineError
+from accuquant.errors import EngineError, UsageError
 from accuquant.export_choice import ExportChoice
 from accuquant.groups import StepGroups
 from accuquant.manifest import MANIFEST_NAME, Manifest
@@ -130,3 +130,80 @@ def test_refuses_a_folder_where_a_file_is_missing(manifest: Manifest, tmp_path: 
     wanted = dataclasses.replace(manifest, files={**manifest.files, "unet/model.onnx.data": "0" * 64})
     with pytest.raises(EngineError, match=r"model.onnx.data': got no such file"):
         wanted.check_files(tmp_path)
+
+
+def test_fields_of_a_later_release_are_ignored(manifest: Manifest, tmp_path: Path) -> None:
+    manifest.save(tmp_path)
+    data = json.loads((tmp_path / MANIFEST_NAME).read_text())
+    data["of a later release"] = {"any": ["thing"]}
+    data["signature"]["sample_rate"] = 3
+    data["signature"]["inputs"][0]["layout"] = "NCHW"
+    data["choice"] = None
+    (tmp_path / MANIFEST_NAME).write_text(json.dumps(data))
+    assert Manifest.load(tmp_path) == manifest
+
+
+def test_a_number_of_steps_may_be_unknown_and_is_then_asked_for(manifest: Manifest, tmp_path: Path) -> None:
+    dataclasses.replace(manifest, num_inference_steps=None).save(tmp_path)
+    unknown = Manifest.load(tmp_path)
+    assert unknown.num_inference_steps is None
+    assert unknown.steps(7) == 7
+    assert manifest.steps() == 50
+    with pytest.raises(UsageError, match=r"number of steps: got none.*Give --steps"):
+        unknown.steps()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"files": {"/etc/passwd": "0" * 64}},
+        {"files": {"../outside": "0" * 64}},
+        {"files": {"unet/\0": "0" * 64}},
+        {"files": {"/proc/kmsg": "0" * 64}},
+        {"graphs": ["../outside/model.onnx"]},
+        {"graphs": ["C:\\model.onnx"]},
+        {"graphs": []},
+        {"component": "../x"},
+        {"component": "/etc"},
+        {"component": ""},
+        {"component": "unet\n"},
+        {"num_inference_steps": "50"},
+        {"num_inference_steps": 10**400},
+        {"num_inference_steps": 0},
+        {"opset": 2**40},
+        {"groups": [float("inf"), 0]},
+        {"groups": {"1000": 0}},
+        {"source": ["a"]},
+        {"pipeline_class": "\x1b[2J"},
+        {"files": []},
+        {"files": {"unet/model.onnx": 5}},
+        {"choice": {"target": 1}},
+        {"format_version": True},
+        {"signature": 10**400},
+    ],
+)
+def test_a_path_that_leads_out_and_a_value_of_another_type_are_refused_at_loading(
+    manifest: Manifest, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    manifest.save(tmp_path)
+    data = json.loads((tmp_path / MANIFEST_NAME).read_text()) | changes
+    (tmp_path / MANIFEST_NAME).write_text(json.dumps(data))
+    with pytest.raises(EngineError):
+        Manifest.load(tmp_path)
+
+
+def test_a_listed_file_that_is_a_link_out_is_not_read(manifest: Manifest, tmp_path: Path) -> None:
+    (tmp_path.parent / "secret").write_bytes(b"secret")
+    (tmp_path / "link").symlink_to("../secret")
+    wanted = dataclasses.replace(manifest, files={"link": sha256_of_file(tmp_path / "link")})
+    with pytest.raises(EngineError, match="'link', which points outside the folder"):
+        wanted.check_files(tmp_path)
+
+
+def test_graphs_and_configuration_are_found_inside_alone(manifest: Manifest, tmp_path: Path) -> None:
+    assert manifest.graph_paths(tmp_path) == (tmp_path / "unet/model.onnx",)
+    assert manifest.config_path(tmp_path) == tmp_path / "unet/config.json"
+    made = dataclasses.replace(manifest, graphs=("../x.onnx",), component="../x")
+    for find in (made.graph_paths, made.config_path):
+        with pytest.raises(EngineError, match="points outside the folder"):
+            find(tmp_path)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
+from accuquant._util.named_file import named_file
 from accuquant.errors import EngineError
 
 # Field numbers of onnx.proto3 on every path from ModelProto to TensorProto.external_data. The rest,
@@ -56,31 +57,11 @@ def external_files(path: str | os.PathLike[str]) -> tuple[str, ...]:
         ) from fault
 
 
-def file_inside(folder: Path, location: str) -> Path | None:
-    """Return the file in `folder` that an external data `location` names, None where it leads out of it.
-
-    Empty and absolute locations lead out, and `..` or links may: a model file is data, and must
-    not make an engine read /etc/passwd.
-    """
-    target = (folder / location).resolve()
-    absolute = PurePosixPath(location).is_absolute() or PureWindowsPath(location).is_absolute()
-    if not location or absolute:
-        return None
-    return target if target.is_relative_to(folder.resolve()) else None
-
-
 def check_external_files(path: str | os.PathLike[str]) -> None:
     """Raise EngineError unless all external data of the model at `path` lies in the model's folder."""
     folder = Path(path).parent
     for location in external_files(path):
-        target = file_inside(folder, location)
-        if target is None:
-            raise EngineError(
-                f"model '{path}'",
-                got=f"external data '{location}', which points outside the model's folder",
-                expected=f"a file inside '{folder}'",
-                remedy="Do not trust this file; if it is yours, put the data beside it and export again",
-            )
+        target = named_file(folder, location, subject=f"external data of model '{path}'")
         if not target.is_file():
             raise EngineError(
                 f"model '{path}'",

@@ -98,7 +98,7 @@ def find_graph(source: Path) -> tuple[Path, int]:
     """Return (.onnx file, number of graphs of its kind) for an .onnx file or an exported folder."""
     if source.is_dir():
         manifest = Manifest.load(source)
-        return source / manifest.graphs[0], len(manifest.graphs)
+        return manifest.graph_paths(source)[0], len(manifest.graphs)
     if not source.is_file():
         raise SourceError(
             f"'{source}'",

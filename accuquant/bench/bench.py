@@ -66,6 +66,7 @@ def run_bench(
     rounds: int = 30,
     warm_up: int = 3,
     num_threads: int | None = None,
+    trust_engines: bool = False,
     progress: Progress | None = None,
 ) -> BenchReport:
     """Time one network call of the exported folder in every engine, in interleaved rounds.
@@ -80,7 +81,7 @@ def run_bench(
     inputs = make_inputs(manifest, batch_size)
     with ExitStack() as stack:
         progress.stage("loading engines", 0)
-        found = list(_everything(folder, manifest, reference, inputs, num_threads, progress, stack))
+        found = list(_everything(folder, manifest, reference, inputs, num_threads, trust_engines, progress, stack))
         candidates = tuple(entry for entry in found if isinstance(entry, Candidate))
         left_out = tuple(entry for entry in found if isinstance(entry, LeftOut))
         if not candidates:
@@ -108,12 +109,15 @@ def _everything(
     reference: Source | None,
     inputs: Inputs,
     num_threads: int | None,
+    trust_engines: bool,
     progress: Progress,
     stack: ExitStack,
 ) -> Iterator[Candidate | LeftOut]:
-    yield from exported_candidates(folder, inputs, num_threads=num_threads, stack=stack)
+    yield from exported_candidates(
+        folder, inputs, num_threads=num_threads, trust_engines=trust_engines, stack=stack
+    )
     scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="accuquant-bench-")))
-    twin = write_float_twin(folder / manifest.graphs[0], scratch)
+    twin = write_float_twin(manifest.graph_paths(folder)[0], scratch)
     yield from float_candidates(
         manifest, twin, inputs, num_threads=num_threads, progress=progress, stack=stack
     )

@@ -26,14 +26,14 @@ _DEVICES: dict[str, Device] = {"openvino": "cpu", "onnxruntime": "cpu", "tensorr
 
 
 def exported_candidates(
-    folder: Path, inputs: Inputs, *, num_threads: int | None, stack: ExitStack
+    folder: Path, inputs: Inputs, *, num_threads: int | None, trust_engines: bool = False, stack: ExitStack
 ) -> Iterator[Candidate | LeftOut]:
     """Yield the exported int8 network in every engine; `stack` closes them."""
     for engine, device in _DEVICES.items():
 
         def make(engine: str = engine, device: Device = device) -> Candidate:
             options: dict[str, Any] = {} if device == "cuda" else {"num_threads": num_threads}
-            model = stack.enter_context(EngineModel.from_folder(folder, engine, **options))
+            model = stack.enter_context(EngineModel.from_folder(folder, engine, trust_engines=trust_engines, **options))
             return Candidate(
                 engine,
                 "int8",

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from accuquant.cli._names import COMMANDS
-from accuquant.errors import UsageError
+from accuquant.errors import AccuQuantError, UsageError
 
 
 def config_option() -> click.Option:
@@ -43,8 +43,8 @@ def config_option() -> click.Option:
 def read_config(path: Path, command: click.Command) -> dict[str, str | list[str]]:
     """Return the values that the file `path` gives to `command`, by parameter name.
 
-    Values are text, as on the command line, so that click checks both alike. Raises UsageError for a
-    file that is not TOML, an unknown table, an unknown key and a value of the wrong shape.
+    Values are text, as on the command line, so that click checks both alike. Raises AccuQuantError for a
+    file that is not TOML, UsageError for an unknown table, an unknown key and a value of the wrong shape.
     """
     if sys.version_info >= (3, 11):
         import tomllib
@@ -53,9 +53,10 @@ def read_config(path: Path, command: click.Command) -> dict[str, str | list[str]
 
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
-        raise UsageError(
-            f"config file '{path}'", got=str(fault), expected="a TOML file", remedy="Correct the file"
+    except (ValueError, RecursionError) as fault:  # syntax, encoding, huge numbers; tables nested very deep
+        got = "values nested too deeply" if isinstance(fault, RecursionError) else str(fault)
+        raise AccuQuantError(  # the option is right and the file is not: no UsageError
+            f"config file '{path}'", got=got, expected="a TOML file", remedy="Correct the file"
         ) from fault
     for name, table in tables.items():
         if name not in COMMANDS or not isinstance(table, dict):

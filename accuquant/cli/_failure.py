@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
+import re
 
 import click
 
-from accuquant.errors import AccuQuantError
+from accuquant.errors import AccuQuantError, printable
 
 INTERRUPTED = 130
 
@@ -24,15 +26,34 @@ _EXTRAS = {
 _OS_REMEDIES = {
     errno.ENOSPC: "Free some space, or write to another disk, and run the same command again",
     errno.EDQUOT: "Free some space, or write to another disk, and run the same command again",
+    errno.EFBIG: "Raise the limit of a file's size (`ulimit -f`), or write to a disk that takes larger files",
     errno.EACCES: "Check the permissions, or choose another path",
     errno.EPERM: "Check the permissions, or choose another path",
     errno.EROFS: "Choose a path on a disk that can be written to",
     errno.ENOENT: "Check the path",
 }
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+#: What libraries say when memory is short.
+_NO_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "std::bad_alloc",
+    "bad allocation",
+    "Failed to allocate memory",
+    "out of memory",
+    "can't start new thread",
+)
+_LONGEST = 4000
+
 
 def explain(error: BaseException) -> tuple[str, int]:
     """Return the line to print for `error`, and the exit code: 2 for usage, 130 for Ctrl-C, else 1."""
+    line, code = _explain(error)
+    return printable(line, _LONGEST), code
+
+
+def _explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, AccuQuantError):
         return str(error), error.exit_code
     if isinstance(error, click.Abort | KeyboardInterrupt):
@@ -44,13 +65,16 @@ def explain(error: BaseException) -> tuple[str, int]:
         package = str(error.name).split(".")[0]
         extra = _EXTRAS[package]
         return f"the package {package} is not installed. Run: pip install 'accuquant[{extra}]'.", 1
-    if isinstance(error, MemoryError):
+    if is_out_of_memory(error):
         return "out of memory. Give smaller batches, or close other programs.", 1
-    if _is_full_disk(error):
-        return f"the disk is full ({error}). {_OS_REMEDIES[errno.ENOSPC]}.", 1
+    number = os_error_number(error)
+    if number in _FULL:
+        return f"the disk is full ({error}). {_OS_REMEDIES[number]}.", 1
     if isinstance(error, OSError):
         remedy = _OS_REMEDIES.get(error.errno or 0, "Check the disk and the path")
         return f"{error.strerror or error}: {error.filename or 'a file'}. {remedy}.", 1
+    if number in _OS_REMEDIES:
+        return f"{' '.join(str(error).split())[:300]}. {_OS_REMEDIES[number]}.", 1
     reason = " ".join(str(error).split())
     return (
         f"internal error: {type(error).__name__}: {reason[:300]}. Run again with --debug for the traceback, "
@@ -59,12 +83,35 @@ def explain(error: BaseException) -> tuple[str, int]:
     )
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether memory was short: torch, OpenVINO and ONNX Runtime have exceptions of their own."""
+    if isinstance(error, MemoryError) or os_error_number(error) == errno.ENOMEM:
+        return True
+    return isinstance(error, RuntimeError | OSError) and any(sign in str(error) for sign in _NO_MEMORY)
+
+
+def os_error_number(error: BaseException) -> int | None:
+    """Return the errno that an exception, or the one that it was raised from, carries or quotes.
+
+    safetensors and onnx report a full disk through exceptions of their own.
+    """
+    seen: BaseException | None = error
+    for _ in range(8):
+        if seen is None:
+            return None
+        if isinstance(seen, OSError) and seen.errno is not None:
+            return seen.errno
+        quoted = re.search(r"\(os error (\d+)\)", str(seen))
+        if quoted:
+            return int(quoted.group(1))
+        for number in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.ENOMEM):
+            if os.strerror(number) in str(seen):
+                return number
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
 def _explain_click(error: click.ClickException) -> str:
     message = " ".join(error.format_message().split())
     context = getattr(error, "ctx", None)
     return f"{message} Run `{context.command_path} --help`." if context else message
-
-
-def _is_full_disk(error: BaseException) -> bool:
-    # safetensors and onnx report a full disk through exceptions of their own
-    return getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error)

@@ -17,6 +17,24 @@ existing_file = click.Path(exists=True, dir_okay=False, path_type=Path)
 new_path = click.Path(path_type=Path)
 
 
+class ExportedFolder(click.Path):
+    """A folder, or "user/name" or "user/name@revision" of the Hub, which is fetched."""
+
+    name = "exported folder"
+
+    def __init__(self, *, file_okay: bool = False) -> None:
+        super().__init__(exists=True, file_okay=file_okay, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path of the folder."""
+        from accuquant.hub.fetch import local_folder
+
+        return super().convert(local_folder(value), param, ctx)
+
+
+exported_folder = ExportedFolder()
+
+
 def engine_option(function: Function) -> Function:
     """Add --engine."""
     return click.option(
@@ -25,6 +43,15 @@ def engine_option(function: Function) -> Function:
         default="openvino",
         show_default=True,
         help="What runs the model.",
+    )(function)
+
+
+def trust_option(function: Function) -> Function:
+    """Add --trust-engines."""
+    return click.option(
+        "--trust-engines",
+        is_flag=True,
+        help="Run TensorRT engines that came with a download too; they are executable code.",
     )(function)
 
 

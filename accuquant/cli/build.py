@@ -12,6 +12,7 @@ import click
 
 from accuquant.cli._build_options import build_options
 from accuquant.cli._command import Command
+from accuquant.cli._options import ExportedFolder
 from accuquant.cli._output import console_beside_json, json_option, print_table, write_json
 from accuquant.errors import EngineError, UsageError
 from accuquant.export_choice import CPU
@@ -29,14 +30,15 @@ _NOT_QUANTIZED = "not-quantized"
 
 @click.command("build", cls=Command, short_help="Compile TensorRT engines, with or without a GPU.")
 @click.argument(
-    "source", type=click.Path(exists=True, path_type=Path), metavar="OUT|MODEL.onnx", required=False
+    "source", type=ExportedFolder(file_okay=True), metavar="OUT|MODEL.onnx", required=False
 )
 @build_options
 @json_option("what was built")
 def command(source: Path | None, onnx_file: Path | None, json_file: str | None, **options: Any) -> None:
     """Compile the exported folder OUT, or one ONNX model, into TensorRT engines.
 
-    The engines of OUT go to OUT/engines/<target>/<library>/, with a manifest beside each. What is there
+    The engines of OUT go to OUT/engines/<target>/<library>/, those of a download to a cache of our own, with
+    a manifest beside each. What is there
     already, from the same graph with the same options, is kept. The flags are spelled as trtexec's.
     """
     chosen = [path for path in (source, onnx_file) if path is not None]

@@ -127,7 +127,7 @@ def run(source: str, output: Path, settings: dict[str, Any]) -> Recipe:
 
 def print_summary(recipe: Recipe, output: Path) -> None:
     """Print what was learned, and how many groups were rolled back."""
-    share = recipe.calibration["int8_mac_share"]
+    share = recipe.facts.int8_mac_share or 0.0
     click.echo(
         f"Recipe {output}: {len(recipe.layers)} layers, {share:.1%} of the multiply-accumulates, in int8; "
         f"{len(recipe.groups)} step groups."

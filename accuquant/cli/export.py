@@ -186,7 +186,7 @@ def _write_pipeline(
     from accuquant.pipelines.lora import find_loras, loras_of_recipe
     from accuquant.pipelines.source import load_source
 
-    fused = loras_of_recipe(recipe.calibration, find_loras(loras))
+    fused = loras_of_recipe(recipe.facts.loras, find_loras(loras))
     return export_pipeline_for(load_source(source, fused), recipe, output, **options).choice
 
 

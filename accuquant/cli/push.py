@@ -27,11 +27,13 @@ def command(
 ) -> None:
     """Write a model card into the exported folder OUT and upload it to the Hub as REPO_ID.
 
-    EngineUNet.from_pretrained(REPO_ID) then loads it. Log in first: `hf auth login`.
+    EngineUNet.from_pretrained(REPO_ID) then loads it. Engines and paths of this machine are left out. Log in
+    first: `hf auth login`.
     """
     from accuquant.hub.model_card import write_model_card
-    from accuquant.hub.publish import push_folder
+    from accuquant.hub.publish import check_own, push_folder
 
+    check_own(folder)
     card = write_model_card(folder, report)
     if dry_run:
         click.echo(f"Wrote {card}; nothing was uploaded")

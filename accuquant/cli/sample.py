@@ -12,12 +12,13 @@ import click
 from accuquant.cli._command import Command
 from accuquant.cli._options import (
     engine_option,
-    existing_folder,
+    exported_folder,
     lora_option,
     new_path,
     num_images_option,
     seed_option,
     steps_option,
+    trust_option,
 )
 from accuquant.cli._task import take_task, task_options
 from accuquant.errors import UsageError
@@ -42,8 +43,9 @@ class _ClassLabels(click.ParamType):  # type: ignore[type-arg]  # no generic bef
 
 
 @click.command("sample", cls=Command, short_help="Sample images from an exported model.")
-@click.argument("folder", type=existing_folder, metavar="OUT")
+@click.argument("folder", type=exported_folder, metavar="OUT")
 @engine_option
+@trust_option
 @num_images_option(16)
 @steps_option
 @seed_option(0)

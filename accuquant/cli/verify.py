@@ -11,12 +11,13 @@ from accuquant.cli._command import Command
 from accuquant.cli._limits import LIMITS, limit_options
 from accuquant.cli._options import (
     engine_option,
-    existing_folder,
+    exported_folder,
     lora_option,
     new_path,
     num_images_option,
     seed_option,
     steps_option,
+    trust_option,
 )
 from accuquant.cli._output import STDOUT, console_beside_json, json_option, print_table, write_json
 from accuquant.cli._task import take_task, task_options
@@ -28,9 +29,10 @@ if TYPE_CHECKING:
 
 
 @click.command("verify", cls=Command, short_help="Compare an exported model with FP32.")
-@click.argument("folder", type=existing_folder, metavar="OUT")
+@click.argument("folder", type=exported_folder, metavar="OUT")
 @click.option("--reference", required=True, metavar="SOURCE", help="The pipeline that OUT was exported from.")
 @engine_option
+@trust_option
 @num_images_option(64)
 @steps_option
 @seed_option(10_000)
@@ -105,7 +107,7 @@ def run(folder: Path, reference: str, options: dict[str, Any]) -> Report:
     thresholds = Thresholds(**{name: options.pop(name) for name in LIMITS if name in options})
     Manifest.load(folder)  # a folder that is no export should be named as such
     given = find_loras(options.pop("loras", ()))
-    loras = loras_of_recipe(Recipe.load(folder / RECIPE_NAME).calibration, given)
+    loras = loras_of_recipe(Recipe.load(folder / RECIPE_NAME).facts.loras, given)
     with Bars() as progress:
         source = load_source(reference, loras)
         return verify(folder, source, task=task, thresholds=thresholds, progress=progress, **options)

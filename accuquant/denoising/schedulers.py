@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from accuquant.errors import CalibrationError
+from accuquant.errors import CalibrationError, SourceError
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class SchedulerFacts:
     written_in_place: tuple[str, ...] = ()
 
 
+#: What a network can predict, for one scheduler or another of diffusers.
+PREDICTIONS = ("epsilon", "sample", "v_prediction", "flow_prediction")
 #: A scheduler is added here once tests/denoising/test_schedulers.py shows that it follows diffusers' loop.
 SCHEDULERS: dict[str, SchedulerFacts] = {
     "DDIMScheduler": SchedulerFacts(),
@@ -49,7 +51,20 @@ def scheduler_facts(scheduler: Any) -> SchedulerFacts:
             remedy="Take one of these: pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config), "
             "then save the pipeline. To add yours, see docs/pipelines.md",
         )
+    check_prediction(scheduler)
     return SCHEDULERS[name]
+
+
+def check_prediction(scheduler: Any) -> None:
+    """Raise SourceError for a prediction_type that no scheduler has: diffusers looks at it in the loop."""
+    kind = scheduler.config.get("prediction_type", PREDICTIONS[0])
+    if kind not in PREDICTIONS:
+        raise SourceError(
+            f"scheduler {type(scheduler).__name__}",
+            got=f"prediction_type {kind!r}",
+            expected=f"one of {', '.join(PREDICTIONS)}",
+            remedy="Correct scheduler_config.json, or copy or download the pipeline again",
+        )
 
 
 def with_steps(scheduler: Any, num_steps: int) -> Any:

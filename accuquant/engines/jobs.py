@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from accuquant._util.gpu import find_gpu
-from accuquant.engine_manifest import engine_path
+from accuquant.engine_manifest import built_root, engine_path
 from accuquant.engines.backend import resolve_backend
 from accuquant.engines.flags import make_profile, parse_memory_pools, parse_shapes
 from accuquant.engines.options import BuildOptions, ShapeRange
@@ -81,7 +81,7 @@ def list_jobs(
     for graph in graphs:
         profile = _profile(root / graph, batch_size, sizes, flags)
         for target in chosen:
-            engine = save_engine or engine_path(root, graph, target.name, library.name)
+            engine = save_engine or engine_path(built_root(root), graph, target.name, library.name)
             cache = timing_cache or engine.parent / "timing.cache"
             options = _options(target, library.name, profile, cache, flags)
             jobs.append(BuildJob(root / graph, engine, options, f"{command} --target {target}"))
@@ -93,6 +93,7 @@ def _graphs(source: Path) -> tuple[Path, tuple[str, ...], dict[str, int]]:
     if source.is_file():
         return source.parent, (source.name,), {}
     manifest = Manifest.load(source)
+    manifest.graph_paths(source)
     manifest.check_files(source)
     return source, manifest.graphs, manifest.signature.sizes
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from accuquant._util.facts import BadFacts
 from accuquant._util.files import write_text
-from accuquant.errors import UsageError
+from accuquant.errors import VerificationError, printable
 from accuquant.manifest import Manifest
+
+from .published import published_name
+from .report_facts import ReportFacts, SummaryFacts, read_report_facts
+from .repository import Repository
 
 CARD_NAME = "README.md"
 #: Where this file is there, `accuquant export --whole-pipeline` wrote every part.
@@ -27,7 +29,8 @@ def write_model_card(folder: Path, report: Path | None = None) -> Path:
     """Write README.md into an exported folder and return its path.
 
     `report` is the JSON of `accuquant verify`; without it the card says that nothing was measured. Raises
-    EngineError for a folder that `accuquant export` did not write, UsageError for a JSON that is no report.
+    EngineError for a folder that `accuquant export` did not write, VerificationError for a JSON that is no
+    report.
     """
     manifest = Manifest.load(folder)
     text = model_card(manifest, None if report is None else read_report(report))
@@ -36,19 +39,24 @@ def write_model_card(folder: Path, report: Path | None = None) -> Path:
     return path
 
 
-def read_report(path: Path) -> dict[str, Any]:
-    """Read the JSON that `accuquant verify --json` wrote. Raises UsageError where it is something else."""
+def read_report(path: Path) -> ReportFacts:
+    """Read the JSON that `accuquant verify --json` wrote. Raises VerificationError for something else."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as fault:
-        raise _no_report(path, f"{type(fault).__name__}: {fault}") from fault
-    if not isinstance(data, dict) or data.get("schema_version") != 1 or "checks" not in data:
-        raise _no_report(path, "JSON without a report's fields")
-    return data
+        return read_report_facts(path)
+    except (OSError, BadFacts) as fault:
+        raise VerificationError(
+            f"report '{path}'",
+            got=str(fault),
+            expected="the JSON that `accuquant verify --json FILE` writes",
+            remedy="Verify the exported folder first, and give that file",
+        ) from fault
 
 
-def model_card(manifest: Manifest, report: Mapping[str, Any] | None) -> str:
-    """Return the card as Markdown with the metadata that the Hub reads."""
+def model_card(manifest: Manifest, report: ReportFacts | None) -> str:
+    """Return the card as Markdown with the metadata that the Hub reads.
+
+    What manifest and report say is text to show: it can be neither markup nor code nor metadata.
+    """
     parts = [_front_matter(manifest), _introduction(manifest), _usage(manifest)]
     parts.append(_NOT_MEASURED if report is None else _measured(report))
     return "\n".join(parts)
@@ -56,30 +64,36 @@ def model_card(manifest: Manifest, report: Mapping[str, Any] | None) -> str:
 
 def _front_matter(manifest: Manifest) -> str:
     lines = ["---", "library_name: diffusers"]
-    if _is_hub_id(manifest.source):
-        lines += [f"base_model: {manifest.source}", "base_model_relation: quantized"]
+    base = Repository.find(manifest.source)
+    if base is not None:
+        lines += [f"base_model: {base.id}", "base_model_relation: quantized"]
     lines += ["tags:", *(f"- {tag}" for tag in _TAGS), "---", ""]
     return "\n".join(lines)
 
 
 def _introduction(manifest: Manifest) -> str:
-    name = manifest.source if _is_hub_id(manifest.source) else Path(manifest.source).name
+    name = published_name(manifest.source) or Path(manifest.source).name
     groups = len(manifest.groups)
     return "\n".join(
         [
-            f"# {name or manifest.pipeline_class}, int8",
+            f"# {_plain(name or manifest.pipeline_class)}, int8",
             "",
-            f"The {manifest.component} ({manifest.signature.architecture}) of a {manifest.pipeline_class} as "
+            f"The {manifest.component} ({_plain(manifest.signature.architecture)}) of a "
+            f"{_plain(manifest.pipeline_class)} as "
             f"ONNX with int8 weights and activations (QDQ pairs), {groups} step group"
-            f"{'s' if groups > 1 else ''}, lowering {manifest.lowering}, {manifest.precision} elsewhere.",
-            f"Made with AccuQuant {manifest.accuquant_version}; `accuquant.json` lists each file's SHA-256.",
+            f"{'s' if groups > 1 else ''}, lowering {_plain(manifest.lowering)}, "
+            f"{_plain(manifest.precision)} elsewhere.",
+            f"Made with AccuQuant {_plain(manifest.accuquant_version)}; `accuquant.json` lists each file's SHA-256.",
             "",
         ]
     )
 
 
 def _usage(manifest: Manifest) -> str:
-    source = manifest.source or "the float pipeline"
+    base = Repository.find(manifest.source)
+    source = "<the float pipeline>" if base is None else base.id
+    revision = "" if base is None or base.revision is None else f', revision="{base.revision}"'
+    steps = "" if manifest.num_inference_steps is None else f"num_inference_steps={manifest.num_inference_steps}"
     return "\n".join(
         [
             "## Use",
@@ -88,9 +102,9 @@ def _usage(manifest: Manifest) -> str:
             "from diffusers import DiffusionPipeline",
             "from accuquant.runtime.engine_unet import EngineUNet",
             "",
-            f'pipe = DiffusionPipeline.from_pretrained("{source}")',
+            f'pipe = DiffusionPipeline.from_pretrained("{source}"{revision})',
             f'pipe.{manifest.component} = EngineUNet.from_pretrained("<this repository>", engine="openvino")',
-            f"images = pipe(num_inference_steps={manifest.num_inference_steps}).images",
+            f"images = pipe({steps}).images",
             "```",
             "",
             *(_WITH_OPTIMUM if _VAE in manifest.files else ()),
@@ -104,25 +118,23 @@ Nothing yet: `accuquant verify` compares the images with those of the float pipe
 """
 
 
-def _measured(report: Mapping[str, Any]) -> str:
-    settings, fidelity = report["settings"], report["fidelity"]["summary"]
-    psnr, ssim = fidelity["psnr"], fidelity["ssim"]
+def _measured(report: ReportFacts) -> str:
+    settings, fidelity = report.settings, report.fidelity.summary
     rows = [
-        ("PSNR against FP32, median (mean, minimum)", f"{_numbers(psnr, '.1f')} dB"),
-        ("SSIM, median (mean, minimum)", _numbers(ssim, ".3f")),
+        ("PSNR against FP32, median (mean, minimum)", f"{_numbers(fidelity.psnr, '.1f')} dB"),
+        ("SSIM, median (mean, minimum)", _numbers(fidelity.ssim, ".3f")),
     ]
-    if report.get("fid2fp32"):
-        fid = report["fid2fp32"]
-        rows.append((f"FID2FP32 ({fid['extractor']} features)", _number(fid["engine"], ".3f")))
-    if "int8_mac_share" in report.get("placement", {}):
-        rows.append(("multiply-accumulates in int8", f"{report['placement']['int8_mac_share']:.1%}"))
-    sizes = report.get("sizes", {})
-    if {"fp32_weights", "engine_files"} <= set(sizes):
-        sizes_mb = [f"{sizes[key] / 1e6:.1f} MB" for key in ("fp32_weights", "engine_files")]
-        rows.append(("weights on disk", " -> ".join(sizes_mb)))
-    rows += [(f"one call, {x['name']}", f"{x['median_ms']:.1f} ms") for x in report.get("latencies", ())]
-    verdict = "passed" if report["passed"] else "**failed**"
-    how = f"{settings.get('num_images')} seeds, {settings.get('steps')} steps, {settings.get('engine')}"
+    if report.fid2fp32 is not None:
+        fid = report.fid2fp32
+        rows.append((f"FID2FP32 ({_plain(fid.extractor)} features)", _number(fid.engine, ".3f")))
+    if report.placement.int8_mac_share is not None:
+        rows.append(("multiply-accumulates in int8", f"{report.placement.int8_mac_share:.1%}"))
+    sizes = (report.sizes.fp32_weights, report.sizes.engine_files)
+    if None not in sizes:
+        rows.append(("weights on disk", " -> ".join(f"{size / 1e6:.1f} MB" for size in sizes if size is not None)))
+    rows += [(f"one call, {_plain(x.name)}", f"{x.median_ms:.1f} ms") for x in report.latencies]
+    verdict = "passed" if report.passed else "**failed**"
+    how = f"{settings.num_images} seeds, {settings.steps} steps, {_plain(settings.engine)}"
     return "\n".join(
         [
             "## Measured",
@@ -137,24 +149,15 @@ def _measured(report: Mapping[str, Any]) -> str:
     )
 
 
-def _numbers(summary: Mapping[str, Any], form: str) -> str:
-    median, mean, least = (_number(summary[key], form) for key in ("median", "mean", "minimum"))
+def _numbers(summary: SummaryFacts, form: str) -> str:
+    median, mean, least = (_number(x, form) for x in (summary.median, summary.mean, summary.minimum))
     return f"{median} ({mean}, {least})"
 
 
-def _number(value: Any, form: str) -> str:
+def _number(value: float | None, form: str) -> str:
     return "not finite" if value is None else format(value, form)
 
 
-def _is_hub_id(source: str) -> bool:
-    """Return whether `source` is owner/name and no folder here, which older manifests name alike."""
-    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) is not None and not Path(source).is_dir()
-
-
-def _no_report(path: Path, got: str) -> UsageError:
-    return UsageError(
-        f"report '{path}'",
-        got=got,
-        expected="the JSON that `accuquant verify --json FILE` writes",
-        remedy="Verify the exported folder first, and give that file",
-    )
+def _plain(text: object) -> str:
+    """Return text that Markdown shows as it is: its signs, and those of HTML, escaped."""
+    return re.sub(r"([\\`*_{}\[\]<>#|!~$&()+])", r"\\\1", printable(text, 200))

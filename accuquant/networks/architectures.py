@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
+from msgspec import Meta
+
+from accuquant._util.facts import BadFacts, as_facts
 from accuquant.errors import SourceError
 from accuquant.networks.signature import Dim, Signature, TensorSpec
 
@@ -37,7 +41,42 @@ def read_signature(architecture: str, config: Config) -> Signature:
             remedy="Use a pipeline with one of these networks, or add a reader for this one to "
             "accuquant/architectures.py (docs/networks.md says how)",
         )
-    return reader(config)
+    try:
+        as_facts(dict(config), _ConfigFacts)
+        return reader(config)
+    except (BadFacts, KeyError, TypeError, ValueError, IndexError) as fault:
+        raise SourceError(
+            f"configuration of network {architecture}",
+            got=str(fault) if isinstance(fault, BadFacts) else f"{type(fault).__name__}: {fault}",
+            expected="the config.json that diffusers writes for it",
+            remedy="The file is damaged: copy or download the pipeline again",
+        ) from fault
+
+
+_Size = Annotated[int, Meta(ge=0, le=1 << 20)]
+# not tuple[_Size, _Size]: msgspec 0.23 crashes when the garbage collector meets it beside a bounded int
+_TwoSizes = Annotated[tuple[_Size, ...], Meta(min_length=2, max_length=2)]
+
+
+@dataclass(frozen=True)
+class _ConfigFacts:
+    """What a signature is read from, with the types that diffusers gives it."""
+
+    sample_size: _Size | _TwoSizes | None = None
+    in_channels: _Size | None = None
+    out_channels: _Size | None = None
+    cross_attention_dim: _Size | tuple[_Size, ...] | None = None
+    joint_attention_dim: _Size | None = None
+    pooled_projection_dim: _Size | None = None
+    encoder_hid_dim: _Size | None = None
+    time_cond_proj_dim: _Size | None = None
+    caption_channels: _Size | None = None
+    projection_class_embeddings_input_dim: _Size | None = None
+    addition_time_embed_dim: _Size | None = None
+    num_class_embeds: _Size | None = None
+    block_out_channels: tuple[_Size, ...] = ()
+    use_additional_conditions: bool | None = None
+    guidance_embeds: bool | None = None
 
 
 def timestep_divisor(architecture: str) -> float:

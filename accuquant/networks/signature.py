@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from msgspec import Meta
+
+from accuquant._util.facts import BadFacts, Name, Text, as_facts
 from accuquant.errors import UsageError
 
 #: One extent of a tensor: a number where it is fixed, a name where the caller chooses it.
 Dim = int | str
+#: The element types that a graph's inputs and outputs have.
+_DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "int8", "uint8", "bool")
+#: More elements than any network takes; a file must not make a sampler ask for terabytes.
+_MOST_ELEMENTS = 2**28
 
 
 @dataclass(frozen=True)
@@ -68,24 +76,57 @@ class Signature:
         }
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Signature:
-        """Read what `to_dict` wrote. Raises KeyError, TypeError or ValueError on other data."""
-        sample, timestep, *conditioning = [_spec_from_dict(item) for item in data["inputs"]]
-        return cls(
-            architecture=str(data["architecture"]),
+    def from_dict(cls, data: Any) -> Signature:
+        """Read what `to_dict` wrote. Raises BadFacts, a ValueError, for other data."""
+        facts = as_facts(data, _SignatureFacts)
+        sample, timestep, *conditioning = [_spec_from_facts(item) for item in facts.inputs]
+        signature = cls(
+            architecture=facts.architecture,
             sample=sample,
             timestep=timestep,
             conditioning=tuple(conditioning),
-            output=_spec_from_dict(data["output"]),
-            sizes={str(k): int(v) for k, v in dict(data["sizes"]).items()},
-            timestep_divisor=float(data.get("timestep_divisor", 1.0)),
+            output=_spec_from_facts(facts.output),
+            sizes=dict(facts.sizes),
+            timestep_divisor=facts.timestep_divisor,
         )
+        _check_extents(signature)
+        return signature
+
+
+_Extent = Annotated[int, Meta(ge=0, le=_MOST_ELEMENTS)]
+
+
+@dataclass(frozen=True)
+class _SpecFacts:
+    name: Name
+    shape: Annotated[tuple[_Extent | Name, ...], Meta(max_length=16)]
+    dtype: Text
+
+
+@dataclass(frozen=True)
+class _SignatureFacts:
+    architecture: Name
+    inputs: Annotated[tuple[_SpecFacts, ...], Meta(min_length=2, max_length=64)]
+    output: _SpecFacts
+    sizes: dict[Name, Annotated[int, Meta(ge=1, le=_MOST_ELEMENTS)]]
+    timestep_divisor: Annotated[float, Meta(gt=0, le=1e30)] = 1.0
+
+
+def _check_extents(signature: Signature) -> None:
+    sizes = signature.sizes | {"batch": 1}
+    for spec in (*signature.inputs, signature.output):
+        missing = [d for d in spec.shape if isinstance(d, str) and d not in sizes]
+        if missing:
+            raise BadFacts(f"signature: no size for {missing[0]!r} of '{spec.name}'")
+        if math.prod(spec.resolve(sizes)) > _MOST_ELEMENTS:
+            raise BadFacts(f"signature: '{spec.name}' of shape {spec.resolve(sizes)}, an impossible size")
 
 
 def _spec_to_dict(spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "shape": list(spec.shape), "dtype": spec.dtype}
 
 
-def _spec_from_dict(data: Mapping[str, Any]) -> TensorSpec:
-    shape = tuple(d if isinstance(d, str) else int(d) for d in data["shape"])
-    return TensorSpec(str(data["name"]), shape, str(data["dtype"]))
+def _spec_from_facts(facts: _SpecFacts) -> TensorSpec:
+    if facts.dtype not in _DTYPES:
+        raise BadFacts(f"signature: '{facts.name}' of type {facts.dtype!r}, not one of {', '.join(_DTYPES)}")
+    return TensorSpec(facts.name, facts.shape, facts.dtype)

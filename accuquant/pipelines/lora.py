@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from accuquant._util.files import sha256_of_file
+from accuquant.calibration_facts import LoraFacts
 from accuquant.errors import RecipeError, SourceError, UsageError
 from accuquant.hub.client import client
 
@@ -50,27 +51,25 @@ def find_loras(texts: Iterable[str]) -> tuple[Lora, ...]:
     return tuple(Lora.find(text) for text in texts)
 
 
-def loras_of_recipe(calibration: Mapping[str, Any], given: Sequence[Lora] = ()) -> tuple[Lora, ...]:
-    """Return the LoRAs that a recipe was calibrated with: `given`, or found again by their recorded names.
+def loras_of_recipe(recorded: Sequence[LoraFacts], given: Sequence[Lora] = ()) -> tuple[Lora, ...]:
+    """Return the LoRAs that a recipe records: `given`, or found again by their recorded names.
 
     Raises RecipeError where they are not the same files at the same scales, SourceError where one is gone.
     """
-    recorded = calibration.get("loras", [])
-    found = tuple(given) or find_loras(f"{item['name']}:{item['scale']!r}" for item in recorded)
-    check_loras(calibration, found)
+    found = tuple(given) or find_loras(f"{item.name}:{item.scale!r}" for item in recorded)
+    check_loras(recorded, found)
     return found
 
 
-def check_loras(calibration: Mapping[str, Any], loras: Sequence[Lora]) -> None:
-    """Raise RecipeError unless `loras` are those that a recipe was calibrated with, in that order."""
-    recorded = calibration.get("loras", [])
+def check_loras(recorded: Sequence[LoraFacts], loras: Sequence[Lora]) -> None:
+    """Raise RecipeError unless `loras` are those that a recipe records, in that order."""
     ours = [(lora.sha256, lora.scale) for lora in loras]
-    if ours == [(item["sha256"], item["scale"]) for item in recorded]:
+    if ours == [(item.sha256, item.scale) for item in recorded]:
         return
     raise RecipeError(
         "LoRA of the recipe",
         got=_listed([lora.to_dict() for lora in loras]),
-        expected=_listed(recorded),
+        expected=_listed([item.to_dict() for item in recorded]),
         remedy="Give the --lora that it was calibrated with, or calibrate again",
     )
 

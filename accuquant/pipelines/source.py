@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from accuquant._util.facts import read_facts
 from accuquant.errors import SourceError
+from accuquant.hub.repository import Repository
 from accuquant.networks.network import signature_of
 from accuquant.networks.signature import Signature
 from accuquant.pipelines.fuse_lora import fuse_into_network
@@ -38,13 +39,17 @@ class Source:
     loras: tuple[Lora, ...] = ()
 
 
-def load_source(source: str | Path, loras: Sequence[Lora] = ()) -> Source:
+def load_source(
+    source: str | Path, loras: Sequence[Lora] = (), *, revision: str | None = None
+) -> Source:
     """Load the network and the scheduler of a diffusers pipeline, and fuse `loras` into the network.
 
-    `source` is a folder with a model_index.json, or a Hub id. Raises SourceError where it is missing,
+    `source` is a folder with a model_index.json, or a Hub id; "user/name@revision" or `revision` pin what is
+    fetched from there. Raises SourceError where it is missing,
     corrupt or not supported, and for a LoRA that does not fit it.
     """
-    folder = local_folder(str(source))
+    repository = Repository.find(str(source), revision)
+    folder = local_folder(str(source)) if repository is None else _download(repository)
     index = _read_index(folder)
     component = next((name for name in COMPONENTS if index.get(name)), None)
     if component is None:
@@ -58,7 +63,7 @@ def load_source(source: str | Path, loras: Sequence[Lora] = ()) -> Source:
     network = _load_part(folder, index, component).eval().requires_grad_(False)
     fuse_into_network(network, component, pipeline_class, loras)
     return Source(
-        name=str(source),
+        name=str(source) if repository is None else str(repository),
         folder=folder,
         pipeline_class=pipeline_class,
         component=component,
@@ -86,25 +91,29 @@ def load_component(folder: Path, part: str) -> Any:
 
 def local_folder(source: str) -> Path:
     """Return the folder of a pipeline, downloading it where `source` is a Hub id. Raises SourceError."""
+    repository = Repository.find(source)
+    if repository is not None:
+        return _download(repository)
     path = Path(source)
-    if path.is_dir():
+    if source and path.is_dir():
         return path
-    looks_local = path.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1
-    if looks_local or not source:
-        raise SourceError(
-            f"pipeline '{source}'",
-            got="a file" if path.is_file() else "no such folder",
-            expected="a folder with a model_index.json, or a Hub id such as google/ddpm-cifar10-32",
-            remedy="Check the path",
-        )
-    return _download(source)
+    raise SourceError(
+        f"pipeline '{source}'",
+        got="a file" if path.is_file() else "no such folder",
+        expected="a folder with a model_index.json, or a Hub id such as google/ddpm-cifar10-32",
+        remedy="Check the path",
+    )
 
 
-def _download(hub_id: str) -> Path:
+def _download(repository: Repository) -> Path:
     from diffusers import DiffusionPipeline
 
+    hub_id = str(repository)
     try:
-        return Path(DiffusionPipeline.download(hub_id))
+        # safetensors alone: other weight files are pickles, which run code
+        return Path(
+            DiffusionPipeline.download(repository.id, revision=repository.revision, use_safetensors=True)
+        )
     except Exception as fault:  # the Hub client raises many unrelated kinds
         raise SourceError(
             f"pipeline '{hub_id}'",
@@ -117,7 +126,7 @@ def _download(hub_id: str) -> Path:
 def _read_index(folder: Path) -> dict[str, Any]:
     path = folder / "model_index.json"
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index = read_facts(path, dict[str, Any])
     except FileNotFoundError:
         hint = " (it holds a single network)" if (folder / "config.json").is_file() else ""
         raise SourceError(
@@ -128,8 +137,6 @@ def _read_index(folder: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError) as fault:
         raise _corrupt(path, fault) from fault
-    if not isinstance(index, dict):
-        raise _corrupt(path, ValueError("not a JSON object"))
     return index
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from accuquant.errors import UsageError
+from accuquant.calibration_facts import TaskFacts
+from accuquant.errors import RecipeError, SourceError, UsageError
 
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 #: name -> (lowest, highest) value
@@ -99,24 +100,33 @@ class Task:
         values["masks"] = _summary(Path(path).read_bytes() for path in self.masks)
         return values
 
-    def with_defaults(self, recorded: Mapping[str, Any]) -> Task:
-        """Fill what was not chosen with the numbers and negative prompt of a task that `to_dict` wrote.
+    def with_defaults(self, recorded: TaskFacts) -> Task:
+        """Fill what was not chosen with the recorded numbers and negative prompt.
 
-        Raises UsageError where that task had images or masks and this one has none.
+        Raises UsageError where that task had images or masks and this one has none, RecipeError for a
+        recorded number that no task can have.
         """
+        names = ("negative_prompt", *_RANGES)
+        numbers = {name: getattr(recorded, name) for name in names}
+        try:
+            Task(**numbers)
+        except UsageError as fault:
+            raise RecipeError(
+                "recipe, calibration.task",
+                got=f"{fault.subject} {fault.got}",
+                expected=fault.expected,
+                remedy="The file is damaged. Run `accuquant calibrate` again",
+            ) from fault
         for kind in ("images", "masks"):
-            if recorded.get(kind) and not getattr(self, kind):
+            if getattr(recorded, kind) and not getattr(self, kind):
                 raise UsageError(
                     option(kind),
                     got="none",
                     expected=f"{kind}: it was calibrated with some",
                     remedy=f"Give {option(kind)}",
                 )
-        names = ("negative_prompt", *_RANGES)
         chosen = {name: getattr(self, name) for name in names}
-        filled = {name: recorded.get(name) if value is None else value for name, value in chosen.items()}
-        if isinstance(filled["image_size"], list):  # JSON knows no tuples
-            filled["image_size"] = tuple(filled["image_size"])
+        filled = {name: numbers[name] if value is None else value for name, value in chosen.items()}
         return Task(prompts=self.prompts, images=self.images, masks=self.masks, **filled)
 
 
@@ -130,7 +140,7 @@ def _read_prompts(path: Path) -> tuple[str, ...]:
         # a line ends where an editor shows it to end: splitlines would also split at U+2028 and the like
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as fault:
-        raise UsageError(
+        raise SourceError(
             f"--prompts '{path}'", got=str(fault), expected="a UTF-8 text file", remedy="Correct the file"
         ) from fault
     prompts = tuple(line.strip() for line in lines if line.strip())

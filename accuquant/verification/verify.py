@@ -48,6 +48,7 @@ def verify(
     thresholds: Thresholds | None = None,
     layers: bool = False,
     allow_other_scheduler: bool = False,
+    trust_engines: bool = False,
     task: Task | None = None,
     conditioning: Conditioning | None = None,
     decode: Decode | None = None,
@@ -56,14 +57,14 @@ def verify(
 ) -> Report:
     """Compare the exported `folder` with the pipeline it came from and judge it by `thresholds`.
 
-    `steps` None takes the calibrated number.
+    `steps` None takes the calibrated number. `trust_engines` runs TensorRT engines that came with a download.
     `task` holds prompts, images and guidance; what it leaves open is as it was calibrated. `conditioning`,
     tensors [num_images, ...] by name, is for a network without its pipeline. `decode` maps latents to images
     [N, C, H, W] in [0, 1]; the pipeline's own decoder by default. `float_engine` is a float32 engine to time
     beside the others.
     Raises VerificationError where the folder belongs to another model or scheduler.
     """
-    count = Manifest.load(Path(folder)).num_inference_steps if steps is None else steps
+    count = Manifest.load(Path(folder)).steps(steps)
     settings = VerificationSettings(
         engine, num_images, count, seed, batch_size, features, layers, allow_other_scheduler
     )
@@ -77,7 +78,7 @@ def verify(
     extractor = load_features(features, tuple(images(torch.zeros_like(starts[0].latents[:1])).shape[1:]))
     limits.check_measurable(fid=extractor is not None and num_images > 1)
     simulated = simulate(reference.network, subject.recipe)
-    with EngineModel.from_folder(subject.folder, engine) as model:
+    with EngineModel.from_folder(subject.folder, engine, trust_engines=trust_engines) as model:
         model.activate()
         branches = Branches(torch_branch(reference.network), torch_branch(simulated), engine_branch(model))
         _probe(process, starts[0], branches.engine)
@@ -146,7 +147,7 @@ def _layers(
     The exported graph runs in ONNX Runtime: this checks the lowering. What the chosen engine adds shows in
     the lowering loss, since outputs added to a graph change what OpenVINO fuses and so its very levels.
     """
-    graphs, last = subject.manifest.graphs, len(rollouts.timesteps) - 1
+    graphs, last = subject.manifest.graph_paths(subject.folder), len(rollouts.timesteps) - 1
     chosen = sorted({0, last // 2, last})
     shown.stage("layer by layer", len(chosen))
     measured = []
@@ -155,7 +156,7 @@ def _layers(
         sample, conditioning = rollouts.network_call(step, _SMALL_BATCH)
         graph = graphs[subject.recipe.groups.find(timestep) if len(graphs) > 1 else 0]
         parity = layer_parity(
-            subject.folder / graph,
+            graph,
             simulated,
             subject.recipe,
             sample,

@@ -149,7 +149,7 @@ def _describe(
             "accuquant.recipe_sha256": digest,
         }
     )
-    if "method" in recipe.calibration:
-        model.metadata_props["accuquant.calibration"] = str(recipe.calibration["method"])
+    if recipe.facts.method is not None:
+        model.metadata_props["accuquant.calibration"] = recipe.facts.method
     if group is not None:
         model.metadata_props["accuquant.group"] = str(group)

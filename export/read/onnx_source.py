@@ -16,7 +16,7 @@ from onnx_ir.passes.common import (
     RemoveInitializersFromInputsPass,
 )
 
-from accuquant._util.external_data import file_inside
+from accuquant._util.named_file import named_file
 from accuquant.errors import ExportError, SourceError
 from accuquant.export.read.widen_half import WidenHalfPass
 from accuquant.graph.infer_types import infer_types
@@ -97,14 +97,8 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 def _check_location(path: Path, tensor: onnx.TensorProto) -> None:
     info = {entry.key: entry.value for entry in tensor.external_data}
     location = info.get("location", "")
-    target = file_inside(path.parent, location)
-    if target is None:
-        raise SourceError(
-            f"'{path}', tensor '{tensor.name}'",
-            got=f"external data at '{location}', outside the model's folder",
-            expected=f"a file beside '{path.name}'",
-            remedy="Do not trust this file. Export the model again, or put its data beside it",
-        )
+    subject = f"'{path}', external data of tensor '{tensor.name}'"
+    target = named_file(path.parent, location, subject=subject, error=SourceError)
     if not target.is_file():
         raise SourceError(
             f"'{path}', tensor '{tensor.name}'",

@@ -71,7 +71,7 @@ def export_pipeline(
     output = Path(output)
     check_output(output)
     say("checking the recipe", 0.0)
-    check_loras(recipe.calibration, source.loras)
+    check_loras(recipe.facts.loras, source.loras)
     recipe.check_weights(weights_by_layer(source.network))
     with _staging(output) as folder:
         if graph is None:
@@ -104,7 +104,7 @@ def export_pipeline(
             groups=recipe.groups,
             signature=source.signature,
             model_hash=recipe.model_hash,
-            num_inference_steps=int(recipe.calibration.get("settings", {}).get("steps", 50)),
+            num_inference_steps=recipe.facts.settings.steps,
             accuquant_version=accuquant.__version__,
             source=_name_of(source),
             files=_digests(folder),

@@ -65,7 +65,6 @@ def test_values_become_defaults_and_the_command_line_wins(tmp_path: Path) -> Non
         ("[calibrate]\nexclude = [[1]]", "expected a list of values"),
         ("[calibrate]\nsteps = 2.5", "'2.5' is not a valid integer"),
         ("[calibrate]\nsteps = 0", "0 is not in the range"),
-        ("[calibrate", "expected a TOML file"),
     ],
 )
 def test_a_faulty_file_is_a_usage_error(
@@ -76,3 +75,24 @@ def test_a_faulty_file_is_a_usage_error(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[calibrate",
+        b"\xff\xfe",
+        b"a = " + b"[" * 100_000,
+        b"a = " + b"{a=" * 100_000,
+        b"steps = " + b"9" * 5000,
+    ],
+)
+def test_a_damaged_file_exits_with_1(
+    tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "damaged.toml").write_bytes(content)
+    arguments = ["--config", str(tmp_path / "damaged.toml"), "x"]
+    assert run_command(command_that_stores({}), "accuquant", arguments) == 1
+    error = capsys.readouterr().err
+    assert "damaged.toml': got" in error
+    assert "expected a TOML file" in error

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from accuquant._util.progress import Silent
 from accuquant.calibration import CalibrationSettings, calibrate
+from accuquant.calibration_facts import LoraFacts
 from accuquant.cli.main import main
 from accuquant.denoising.process import seeded_generators
 from accuquant.errors import CalibrationError, RecipeError, SourceError, UsageError
@@ -213,7 +214,7 @@ def test_the_engine_in_a_pipeline_with_the_lora_makes_the_images_of_the_simulati
 def test_the_recipe_remembers_the_lora_and_finds_it_again(exported: Exported, lora: Path) -> None:
     (recorded,) = exported.recipe.calibration["loras"]
     assert (recorded["name"], recorded["scale"]) == (str(lora), 0.7)
-    assert loras_of_recipe(exported.recipe.calibration) == exported.source.loras
+    assert loras_of_recipe(exported.recipe.facts.loras) == exported.source.loras
 
 
 def test_verify_fuses_what_the_recipe_names(
@@ -239,13 +240,13 @@ def test_other_weights_or_another_lora_are_refused(
     assert list(tmp_path.iterdir()) == []
     replaced = Path(shutil.copytree(lora, tmp_path / "lora"))
     with pytest.raises(RecipeError, match=r"LoRA of the recipe: got '.*' .scale 1"):
-        loras_of_recipe(exported.recipe.calibration, find_loras([str(replaced)]))
+        loras_of_recipe(exported.recipe.facts.loras, find_loras([str(replaced)]))
 
 
 def test_a_lora_that_has_moved_is_given_anew(exported: Exported, lora: Path, tmp_path: Path) -> None:
     moved = Path(shutil.copytree(lora, tmp_path / "moved"))
     (recorded,) = exported.recipe.calibration["loras"]
-    gone = {"loras": [{**recorded, "name": "./gone.safetensors"}]}
+    gone = [LoraFacts("./gone.safetensors", recorded["scale"], recorded["sha256"])]
     with pytest.raises(SourceError, match=r"LoRA './gone.safetensors': got no such file"):
         loras_of_recipe(gone)
     assert loras_of_recipe(gone, find_loras([f"{moved}:0.7"]))[0].file == moved / next(moved.iterdir()).name

@@ -71,9 +71,20 @@ def test_a_hub_id_that_cannot_be_downloaded() -> None:
 
 
 def test_a_hub_id_is_downloaded(tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diffusers.DiffusionPipeline, "download", lambda hub_id: str(tiny_pipeline))
+    asked: list[tuple[str, dict[str, Any]]] = []
+
+    def download(hub_id: str, **options: Any) -> str:
+        asked.append((hub_id, options))
+        return str(tiny_pipeline)
+
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "download", download)
     source = load_source("somebody/ddpm")
     assert (source.name, source.folder) == ("somebody/ddpm", tiny_pipeline)
+    assert load_source("somebody/ddpm", revision="v1").name == "somebody/ddpm@v1"
+    assert asked == [
+        ("somebody/ddpm", {"revision": None, "use_safetensors": True}),
+        ("somebody/ddpm", {"revision": "v1", "use_safetensors": True}),
+    ]
 
 
 def test_a_folder_without_model_index(folder: Path) -> None:

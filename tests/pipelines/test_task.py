@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from accuquant.errors import UsageError
+from accuquant.calibration_facts import CalibrationFacts, TaskFacts
+from accuquant.errors import SourceError, UsageError
 from accuquant.pipelines.task import Task
+
+
+def facts(task: Task) -> TaskFacts:
+    """Return what a recipe file would say of `task`."""
+    return CalibrationFacts.of(json.loads(json.dumps({"task": task.to_dict()}))).task
 
 
 def test_prompts_are_the_lines_that_hold_text(tmp_path: Path) -> None:
@@ -42,7 +49,7 @@ def test_one_text_is_no_tuple_of_texts(name: str) -> None:
 @pytest.mark.parametrize("text", [b"", b"\n  \n", b"\xff\xfe\xfa"])
 def test_a_file_without_a_prompt_is_refused(text: bytes, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_bytes(text)
-    with pytest.raises(UsageError, match=r"--prompts '.*prompts.txt'"):
+    with pytest.raises((UsageError, SourceError), match=r"--prompts '.*prompts.txt'"):
         Task.read(prompts=tmp_path / "prompts.txt")
 
 
@@ -73,11 +80,11 @@ def test_the_summary_follows_the_contents_and_not_the_names(picture_folder: Path
 
 
 def test_what_is_left_open_comes_from_the_recorded_task() -> None:
-    recorded = Task(guidance_scale=3.0, strength=0.5, negative_prompt="blurred").to_dict()
-    filled = Task(prompts=("a",), strength=0.7).with_defaults(recorded)
+    recorded = Task(guidance_scale=3.0, strength=0.5, negative_prompt="blurred")
+    filled = Task(prompts=("a",), strength=0.7).with_defaults(facts(recorded))
     assert (filled.guidance_scale, filled.strength, filled.negative_prompt) == (3.0, 0.7, "blurred")
     assert filled.prompts == ("a",)
-    assert Task().with_defaults({}) == Task()
+    assert Task().with_defaults(TaskFacts()) == Task()
 
 
 def test_what_was_calibrated_with_images_or_masks_is_not_sampled_without(picture_folder: Path) -> None:
@@ -85,7 +92,7 @@ def test_what_was_calibrated_with_images_or_masks_is_not_sampled_without(picture
     images = Task.read(images=picture_folder / "images")
     message = r"--images: got none, expected images: it was calibrated with some"
     with pytest.raises(UsageError, match=message):
-        Task(prompts=("a",)).with_defaults(Task(images=images.images, strength=0.5).to_dict())
+        Task(prompts=("a",)).with_defaults(facts(Task(images=images.images, strength=0.5)))
     with pytest.raises(UsageError, match=r"--masks: got none, .*with some\. Give --masks"):
-        images.with_defaults(whole.to_dict())
-    assert whole.with_defaults(whole.to_dict()) == whole
+        images.with_defaults(facts(whole))
+    assert whole.with_defaults(facts(whole)) == whole

@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 import torch
 
 from accuquant.errors import EngineError, UsageError
-from accuquant.runtime.sample import sample_images, to_images
+from accuquant.manifest import Manifest
+from accuquant.runtime.sample import runs_without_torch, sample_images, to_images
 
 UNET = {"_class_name": "UNet2DModel", "sample_size": 8, "in_channels": 3, "out_channels": 3}
 DDPM = {"_class_name": "DDPMScheduler", "num_train_timesteps": 1000}
@@ -141,12 +143,29 @@ def test_refuses_another_scheduler_and_lists_those_it_has(make_folder: Callable)
         sample_images(folder, num_images=1)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"num_train_timesteps": "many"}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        "[" * 100_000,
+        json.dumps({**DDPM, "num_train_timesteps": "many"}),
+        json.dumps({**DDPM, "num_train_timesteps": 10**30}),
+        json.dumps({**DDPM, "num_train_timesteps": {}}),
+        json.dumps({**DDPM, "num_train_timesteps": 5}),  # fewer than were calibrated
+        json.dumps({**DDPM, "beta_start": 10**400}),
+        json.dumps({**DDPM, "beta_end": float("nan")}),
+        json.dumps({**DDPM, "prediction_type": "hope"}),
+        json.dumps({**DDPM, "beta_schedule": "cubic"}),
+        json.dumps({**DDPM, "trained_betas": [0.1]}),
+        json.dumps({**DDPM, "steps_offset": -7}),
+    ],
+)
 def test_refuses_a_damaged_scheduler_configuration(make_folder: Callable, content: str) -> None:
     folder: Path = make_folder()
     (folder / "scheduler" / "scheduler_config.json").write_text(content)
     with pytest.raises(
-        EngineError, match=r"scheduler configuration .*expected the JSON that diffusers writes"
+        EngineError, match=r"scheduler configuration .*expected the JSON that diffusers writes|calibrated steps"
     ):
         sample_images(folder, num_images=1)
 
@@ -167,3 +186,23 @@ def test_refuses_counts_below_one(make_folder: Callable, option: str, arguments:
 def test_refuses_to_hand_out_images_that_are_not_finite() -> None:
     with pytest.raises(EngineError, match="not finite"):
         to_images(np.full((1, 1, 2, 2), np.nan, np.float32))
+
+
+def test_a_choice_that_diffusers_alone_has_is_no_damage(make_folder: Callable) -> None:
+    folder = make_folder(scheduler={**DDPM, "variance_type": "learned_range"}, pipeline="DDPMPipeline")
+    assert not runs_without_torch(folder, Manifest.load(folder))
+
+
+def test_an_unknown_number_of_steps_is_asked_for(make_folder: Callable) -> None:
+    folder: Path = make_folder()
+    replace(Manifest.load(folder), num_inference_steps=None).save(folder)
+    with pytest.raises(UsageError, match=r"number of steps: got none.*Give --steps 50"):
+        sample_images(folder, num_images=1)
+    assert sample_images(folder, num_images=1, steps=2).shape == (1, 8, 8, 3)
+
+
+@pytest.mark.parametrize("classes", ["many", 0, -1, 0.5, {}, 10**400])
+def test_refuses_a_damaged_number_of_classes(make_folder: Callable, classes: Any) -> None:
+    folder = make_folder(labels=True, unet={**UNET, "num_class_embeds": classes})
+    with pytest.raises(EngineError, match="num_class_embeds"):
+        sample_images(folder, num_images=1, steps=2)

@@ -262,7 +262,7 @@ def exported(make_folder: Callable[..., Path], make_conv: MakeConv) -> Path:
         engine.parent.mkdir(parents=True, exist_ok=True)
         engine.write_bytes(b"kernels")
         EngineManifest(
-            engine_sha256="00",
+            engine_sha256="0" * 64,
             engine_bytes=7,
             model_files={Path(graph).name: manifest.files[graph]},
             recipe_sha256="",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from accuquant._util.processor import cpu_flags, saturates_8_bit_weights
@@ -39,7 +39,7 @@ class Subject:
 
     def check(self) -> tuple[str, ...]:
         """Raise VerificationError unless folder and reference belong together; return notes."""
-        check_loras(self.recipe.calibration, self.reference.loras)
+        check_loras(self.recipe.facts.loras, self.reference.loras)
         if model_hash(self.reference.network) != self.manifest.model_hash:
             raise VerificationError(
                 f"reference '{self.reference.name}'",
@@ -60,15 +60,14 @@ class Subject:
             allow_other=self.settings.allow_other_scheduler,
         )
         steps, calibrated = self.settings.steps, self.manifest.num_inference_steps
-        if steps != calibrated:
+        if calibrated is not None and steps != calibrated:
             notes += (f"Sampled with {steps} steps; the recipe was calibrated with {calibrated}.",)
         return notes + self._seed_notes() + self._weight_notes()
 
     def _seed_notes(self) -> tuple[str, ...]:
         """Return a note where some images start from seeds that were calibrated on."""
-        calibrated = self.recipe.calibration.get("settings", {})
-        start = int(calibrated.get("seed", 0))
-        stop = start + int(calibrated.get("num_trajectories", 0))
+        start = self.recipe.facts.settings.seed
+        stop = start + self.recipe.facts.settings.num_trajectories
         seed, end = self.settings.seed, self.settings.seed + self.settings.num_images
         shared = min(stop, end) - max(start, seed)
         if shared <= 0:
@@ -96,7 +95,7 @@ class Subject:
         settings = self.settings
         if conditioning is not None:
             return self._begin_with(conditioning)
-        whole = task.with_defaults(self.recipe.calibration.get("task", {}))
+        whole = task.with_defaults(self.recipe.facts.task)
         starter = open_starter(self.reference, whole, steps=settings.steps)
         starts = starter.starts(
             settings.num_images, settings.batch_size, seed=settings.seed, progress=progress
@@ -105,14 +104,16 @@ class Subject:
 
     def guidance_notes(self, guidance: Guidance) -> tuple[str, ...]:
         """Return a note where the guidance is not the calibrated one."""
-        calibrated = self.recipe.calibration.get("guidance")
-        if calibrated is None or calibrated == guidance.to_dict():
+        if self.recipe.facts.guidance is None:
             return ()
+        calibrated = asdict(self.recipe.facts.guidance)
         changed = [
             f"{name}: {calibrated.get(name)} -> {value}"
             for name, value in guidance.to_dict().items()
             if calibrated.get(name) != value
         ]
+        if not changed:
+            return ()
         return (f"The guidance is not the calibrated one ({'; '.join(changed)}).",)
 
     def _begin_with(self, conditioning: Conditioning) -> tuple[DenoisingProcess, list[Start]]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from accuquant.calibration_facts import GuidanceFacts
 from accuquant.pipelines.source import Source
 from accuquant.verification.measure.features import FeatureExtractor, fid_to_fp32
 from accuquant.verification.measure.latency import Latency
@@ -132,12 +133,12 @@ def _settings(subject: Subject, fid: FidFigure | None) -> dict[str, Any]:
         "precision": subject.manifest.precision,
         "scheduler": type(subject.reference.scheduler).__name__,
         "calibrated_steps": subject.manifest.num_inference_steps,
-        "calibrated_guidance": _guidance(subject.recipe.calibration.get("guidance")),
+        "calibrated_guidance": _guidance(subject.recipe.facts.guidance),
         "machine": facts.machine(),
     }
 
 
-def _guidance(calibrated: Mapping[str, Any] | None) -> str:
-    if not calibrated or calibrated["kind"] == "none":
+def _guidance(calibrated: GuidanceFacts | None) -> str:
+    if calibrated is None or calibrated.kind == "none":
         return "none"
-    return f"{calibrated['kind']}, scale {calibrated['scale']:g}"
+    return f"{calibrated.kind}, scale {calibrated.scale:g}"

@@ -29,9 +29,9 @@ def group_figures(recipe: Recipe) -> tuple[GroupFigure, ...]:
 
 def layer_sensitivities(recipe: Recipe) -> tuple[LayerSensitivity, ...]:
     """Return the sensitivity that calibration measured, the most sensitive layer first."""
-    measured = recipe.calibration.get("sensitivity") or {}
+    measured = recipe.facts.sensitivity
     return tuple(
-        LayerSensitivity(name, float(error), name in recipe.layers)
+        LayerSensitivity(name, error, name in recipe.layers)
         for name, error in sorted(measured.items(), key=lambda item: -item[1])
     )
 
