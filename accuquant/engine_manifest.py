@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from accuquant._util.cache_folder import cache_folder
 from accuquant._util.external_data import check_external_files, external_files
 from accuquant._util.facts import BadFacts, Count, Real, Sha256, Text, as_facts, read_json
 from accuquant._util.files import sha256_of_file, write_text
@@ -112,19 +113,12 @@ def built_root(folder: Path) -> Path:
 
     An engine is executable code. What came with a download is checked against that download only, so it is
     not looked at, and nothing is written into a download, least of all into a snapshot of the Hub's cache.
-    Its engines have a folder in our own cache: ACCUQUANT_CACHE, else accuquant in XDG_CACHE_HOME.
+    Its engines have a folder in our own cache.
     """
     if not is_downloaded(folder):
         return folder
     name = hashlib.sha256(os.fsencode(Path(folder).resolve())).hexdigest()[:32]
-    return _cache_folder() / "built" / name
-
-
-def _cache_folder() -> Path:
-    ours, shared = os.environ.get("ACCUQUANT_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    if ours:
-        return Path(ours)
-    return (Path(shared) if shared else Path.home() / ".cache") / "accuquant"
+    return cache_folder() / "built" / name
 
 
 def engine_key(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from accuquant._util.external_data import check_external_files
+from accuquant._util.real_model import real_model
 from accuquant.errors import EngineError, UsageError
 from accuquant.manifest import Manifest
 from accuquant.networks.signature import TensorSpec
@@ -61,10 +62,11 @@ class EngineModel:
         root = Path(folder)
         manifest = Manifest.load(root)
         paths = list(manifest.graph_paths(root))
-        loaded = paths
         if engine == TensorRtRunner.engine:
             loaded = list(find_engines(root, manifest, trust=trust_engines))
             options.setdefault("workspace", Workspace())
+        else:
+            loaded = [real_model(path) for path in paths]
         runners = tuple(make_runner(path, engine, **options) for path in loaded)
         for path in paths:
             check_external_files(path)

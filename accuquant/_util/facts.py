@@ -45,7 +45,10 @@ def read_json(path: Path) -> Any:
 def parse_json(text: str | bytes) -> Any:
     """Return the values in JSON text, NaN and Infinity among them, as Python writes them. Raises BadFacts."""
     try:
-        values = json.loads(text if isinstance(text, str) else text.decode("utf-8"))
+        content = text if isinstance(text, str) else text.decode("utf-8")
+        values = json.loads(content)
+        if "\\ud" in content or "\\uD" in content:  # halves of surrogate pairs are no text
+            json.dumps(values, ensure_ascii=False).encode("utf-8")
     except RecursionError:
         raise BadFacts(f"JSON nested more than {_DEEPEST} deep") from None
     except ValueError as fault:  # syntax, encoding, numbers of more than 4300 digits
@@ -68,6 +71,8 @@ def as_facts(values: Any, kind: type[Facts]) -> Facts:
         what = re.sub(r"Object missing required field `(\w+)`", r"no field '\1'", what).replace("`", "")
         field = where.strip("`").removeprefix("$").removeprefix(".")
         raise BadFacts(f"{field}: {what}" if field else what) from fault
+    except UnicodeEncodeError as fault:
+        raise BadFacts(f"text that is no Unicode ({fault})") from fault
 
 
 def read_facts(path: Path, kind: type[Facts]) -> Facts:

@@ -13,6 +13,7 @@ from onnx_ir.passes.common import NameFixPass
 
 import accuquant
 from accuquant._util.progress import Progress
+from accuquant._util.real_model import real_model
 from accuquant.audit.engine_audit import EngineAudit, audit_engine
 from accuquant.engines import BuildOptions, ShapeRange, Target, compile_engine
 from accuquant.engines.flags import make_profile
@@ -98,7 +99,7 @@ def find_graph(source: Path) -> tuple[Path, int]:
     """Return (.onnx file, number of graphs of its kind) for an .onnx file or an exported folder."""
     if source.is_dir():
         manifest = Manifest.load(source)
-        return manifest.graph_paths(source)[0], len(manifest.graphs)
+        return real_model(manifest.graph_paths(source)[0]), len(manifest.graphs)
     if not source.is_file():
         raise SourceError(
             f"'{source}'",
@@ -106,7 +107,7 @@ def find_graph(source: Path) -> tuple[Path, int]:
             expected=f"an .onnx file or a folder with {MANIFEST_NAME}",
             remedy="Check the path, or run `accuquant export` first",
         )
-    return source, 1
+    return real_model(source), 1
 
 
 def write_float_twin(model: Path, folder: Path) -> Path:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from accuquant._util.interleave import Times, time_interleaved
 from accuquant._util.progress import Progress, Silent
+from accuquant._util.real_model import real_model
 from accuquant.audit.audit_model import write_float_twin
 from accuquant.bench.candidate import Candidate, LeftOut
 from accuquant.bench.exported import exported_candidates, float_candidates
@@ -117,7 +118,7 @@ def _everything(
         folder, inputs, num_threads=num_threads, trust_engines=trust_engines, stack=stack
     )
     scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="accuquant-bench-")))
-    twin = write_float_twin(manifest.graph_paths(folder)[0], scratch)
+    twin = write_float_twin(real_model(manifest.graph_paths(folder)[0]), scratch)
     yield from float_candidates(
         manifest, twin, inputs, num_threads=num_threads, progress=progress, stack=stack
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from accuquant._util.gpu import find_gpu
+from accuquant._util.real_model import real_model
 from accuquant.engine_manifest import built_root, engine_path
 from accuquant.engines.backend import resolve_backend
 from accuquant.engines.flags import make_profile, parse_memory_pools, parse_shapes
@@ -79,12 +80,13 @@ def list_jobs(
     command = _rebuild_command(source, library.name, batch_size, save_engine, flags)
     jobs = []
     for graph in graphs:
-        profile = _profile(root / graph, batch_size, sizes, flags)
+        model = real_model(root / graph)
+        profile = _profile(model, batch_size, sizes, flags)
         for target in chosen:
             engine = save_engine or engine_path(built_root(root), graph, target.name, library.name)
             cache = timing_cache or engine.parent / "timing.cache"
             options = _options(target, library.name, profile, cache, flags)
-            jobs.append(BuildJob(root / graph, engine, options, f"{command} --target {target}"))
+            jobs.append(BuildJob(model, engine, options, f"{command} --target {target}"))
     return jobs
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from accuquant._util.progress import Progress, Silent
+from accuquant._util.real_model import real_model
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.denoising.start import Start
 from accuquant.manifest import Manifest
@@ -156,7 +157,7 @@ def _layers(
         sample, conditioning = rollouts.network_call(step, _SMALL_BATCH)
         graph = graphs[subject.recipe.groups.find(timestep) if len(graphs) > 1 else 0]
         parity = layer_parity(
-            graph,
+            real_model(graph),
             simulated,
             subject.recipe,
             sample,

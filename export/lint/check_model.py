@@ -9,6 +9,7 @@ import onnx
 from accuquant.errors import SourceError
 from accuquant.export.lint import check_levels, check_placement, check_scales, check_weight_axis
 from accuquant.export.lint.check_graph import GraphView, Violation, graph_views
+from accuquant._util.real_model import real_model
 from accuquant.export.read.onnx_source import read_proto
 
 __all__ = ["Violation", "check_model"]
@@ -26,6 +27,7 @@ def check_model(path: Path) -> list[Violation]:
     """
     path = Path(path)
     model = read_proto(path)
+    path = real_model(path)
     _check_validity(path)
     views = graph_views(model, path)
     found = [*_not_quantized(model, views)]

@@ -17,6 +17,7 @@ from onnx_ir.passes.common import (
 )
 
 from accuquant._util.named_file import named_file
+from accuquant._util.real_model import real_model
 from accuquant.errors import ExportError, SourceError
 from accuquant.export.read.widen_half import WidenHalfPass
 from accuquant.graph.infer_types import infer_types
@@ -60,6 +61,7 @@ def read_model(path: Path, *, min_opset: int = 15, keep_half: bool = False) -> i
     """
     path = Path(path)
     proto = read_proto(path)
+    path = real_model(path)
     _check(path)
     model = ir.serde.deserialize_model(proto)
     ir.external_data.set_base_dir(model.graph, path.parent)

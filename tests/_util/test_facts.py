@@ -68,7 +68,7 @@ def test_nested_json_is_refused_however_deep(text: str) -> None:
     assert parse_json("[" * 60 + "]" * 60)
 
 
-@pytest.mark.parametrize("text", ["", "{", b"\xff", "1" * 5000, "{'a': 1}"])
+@pytest.mark.parametrize("text", ["", "{", b"\xff", "1" * 5000, "{'a': 1}", '"\\ud800"', '{"\\uDC00": 1}'])
 def test_what_is_no_json_is_refused(text: str | bytes) -> None:
     with pytest.raises(BadFacts):
         parse_json(text)
@@ -81,3 +81,9 @@ def test_a_file_is_read_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(facts, "_MOST_BYTES", 8)
     with pytest.raises(BadFacts, match="more than .* MB of JSON"):
         read_facts(path, Known)
+
+
+def test_a_pair_of_surrogates_is_one_character() -> None:
+    assert parse_json('"\\ud83d\\ude00"') == "\U0001f600"
+    with pytest.raises(BadFacts, match="no Unicode"):
+        as_facts({"name": "\ud800"}, Known)

@@ -16,6 +16,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from accuquant._util.files import sha256_of_file
+from accuquant._util.real_model import real_model
+from accuquant.cli.main import main
 from accuquant.errors import EngineError
 from accuquant.hub.fetch import local_folder
 from accuquant.manifest import Manifest
@@ -28,6 +30,13 @@ FETCH = "import sys; from accuquant.hub.fetch import local_folder; print(local_f
 SOURCE = "import sys; from accuquant.pipelines.source import local_folder; print(local_folder(sys.argv[1]))"
 #: What somebody put into a repository beside an export, and what a client must leave there.
 STRANGERS = ("engines/sm89/tensorrt/model.engine", "unet/model.bin", "setup.py", "pickle.pkl", "README.md")
+
+
+@pytest.fixture(autouse=True)
+def our_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of our own for each test."""
+    monkeypatch.setenv("ACCUQUANT_CACHE", str(tmp_path / "ours"))
+    return tmp_path / "ours"
 
 
 @pytest.fixture
@@ -158,6 +167,41 @@ def test_a_snapshot_runs_in_every_engine(whole_export: Path, tmp_path: Path) -> 
     with EngineModel.from_folder(snapshot, "onnxruntime") as model:
         np.testing.assert_allclose(model(np.ones((1, 4, 8, 8), np.float32), 300), 300.5)
     assert EngineUNet.from_pretrained(snapshot).config.sample_size == 8
+
+
+def test_the_commands_that_read_graphs_take_a_snapshot(
+    whole_export: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    snapshot = as_snapshot(whole_export, tmp_path / "hub")
+    before = sorted(path.as_posix() for path in snapshot.rglob("*"))
+    model = snapshot / "unet" / "model.onnx"
+    assert main(["check", str(model), "--json", "-"]) == 1
+    assert json.loads(capsys.readouterr().out)[0]["rule"] == "not-quantized"
+    assert main(["bench", str(snapshot), "--rounds", "2", "--json", "-"]) == 0
+    names = {result["name"] for result in json.loads(capsys.readouterr().out)["results"]}
+    assert "openvino int8" in names
+    assert sorted(path.as_posix() for path in snapshot.rglob("*")) == before
+
+
+def test_weights_behind_links_are_not_stored_twice(whole_export: Path, tmp_path: Path, our_cache: Path) -> None:
+    model = as_snapshot(whole_export, tmp_path / "hub") / "unet" / "model.onnx"
+    real = real_model(model)
+    assert real.is_relative_to(our_cache)
+    assert not any(path.is_symlink() for path in real.parent.iterdir())
+    assert os.path.samefile(real.parent / "model.onnx.data", model.parent / "model.onnx.data")
+    assert real_model(model) == real
+    assert real_model(whole_export / "unet" / "model.onnx") == whole_export / "unet" / "model.onnx"
+
+
+def test_weights_behind_links_are_copied_where_the_disk_has_no_hard_links(
+    whole_export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("another disk")
+
+    snapshot = as_snapshot(whole_export, tmp_path / "hub")
+    monkeypatch.setattr(os, "link", refuse)
+    np.testing.assert_allclose(predict(snapshot), 300.5)
 
 
 def test_a_snapshot_whose_data_leads_out_of_it_is_refused(whole_export: Path, tmp_path: Path) -> None:

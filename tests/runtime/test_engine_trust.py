@@ -87,8 +87,9 @@ def test_a_folder_of_our_own_needs_no_trust(make_folder: Callable[..., Path]) ->
 @pytest.mark.trt
 def test_a_build_of_a_snapshot_writes_nothing_into_it(snapshot: Path, here: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
-    for source in (snapshot, snapshot / "unet" / "model.onnx"):
-        (job,) = list_jobs(source, targets="sm89", backend="tensorrt_rtx", batch_size=1)
+    shapes = {"opt_shapes": "sample:1x3x8x8,timestep:1"}
+    for source, flags in ((snapshot, {"batch_size": 1}), (snapshot / "unet" / "model.onnx", shapes)):
+        (job,) = list_jobs(source, targets="sm89", backend="tensorrt_rtx", **flags)
         assert job.engine.is_relative_to(here)
         assert job.options.timing_cache is not None
         assert job.options.timing_cache.is_relative_to(here)
