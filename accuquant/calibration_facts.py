@@ -87,5 +87,5 @@ class CalibrationFacts:
 
     @classmethod
     def of(cls, calibration: Any) -> CalibrationFacts:
-        """Read `Recipe.calibration`. Raises BadFacts where a value has another type."""
+        """Read `Recipe.calibration`. Raises FactsError where a value has another type."""
         return as_facts(calibration, cls)

@@ -13,7 +13,7 @@ from typing import Any
 
 from accuquant._util.cache_folder import cache_folder
 from accuquant._util.external_data import check_external_files, external_files
-from accuquant._util.facts import BadFacts, Count, Real, Sha256, Text, as_facts, read_json
+from accuquant._util.facts import Count, FactsError, Real, Sha256, Text, as_facts, read_json
 from accuquant._util.files import sha256_of_file, write_text
 from accuquant._util.named_file import is_downloaded, name_fault, named_file
 from accuquant.errors import EngineError
@@ -60,7 +60,7 @@ class EngineManifest:
         try:
             data = read_json(path)
             if not isinstance(data, dict):
-                raise BadFacts(f"a JSON {type(data).__name__}")
+                raise FactsError(f"a JSON {type(data).__name__}")
             version = data.get("format_version")
             if version != FORMAT_VERSION or isinstance(version, bool):
                 got = f"format version {version!r}"
@@ -71,7 +71,7 @@ class EngineManifest:
             raise _refused(
                 f"engine '{engine}'", f"no manifest '{path.name}' beside it", "the pair that build wrote"
             ) from None
-        except (OSError, BadFacts) as fault:
+        except (OSError, FactsError) as fault:
             raise _refused(f"manifest '{path}'", str(fault), "the JSON that build writes") from fault
         if data.get("key") != manifest.key:
             got = "values that do not match its key"
@@ -147,20 +147,20 @@ def digest_model(model: Path) -> dict[str, str]:
 
 
 def _check_facts(manifest: EngineManifest) -> None:
-    """Raise BadFacts for file names that lead elsewhere, and a command that is none of ours."""
+    """Raise FactsError for file names that lead elsewhere, and a command that is none of ours."""
     if not manifest.model_files:
-        raise BadFacts("model_files: empty")
+        raise FactsError("model_files: empty")
     for name in manifest.model_files:
         if name_fault(name):
-            raise BadFacts(f"model_files: '{name}', {name_fault(name)}")
+            raise FactsError(f"model_files: '{name}', {name_fault(name)}")
     # The command is shown to be run. Quoted by shlex it is one command, whatever a shell makes of signs.
     try:
         words = shlex.split(manifest.rebuild)
     except ValueError as fault:
-        raise BadFacts(f"rebuild: {fault}") from fault
+        raise FactsError(f"rebuild: {fault}") from fault
     ours = words[:2] == ["accuquant", "build"] and shlex.join(words) == manifest.rebuild
     if manifest.rebuild and not ours:
-        raise BadFacts(f"rebuild: {manifest.rebuild!r}, which is no `accuquant build`")
+        raise FactsError(f"rebuild: {manifest.rebuild!r}, which is no `accuquant build`")
 
 
 def _refused(subject: str, got: str, expected: str) -> EngineError:

@@ -41,5 +41,5 @@ class ExportChoice:
 
     @classmethod
     def from_dict(cls, data: Any) -> ExportChoice:
-        """Return the choice that to_dict wrote. Raises BadFacts, a ValueError, for other values."""
+        """Return the choice that to_dict wrote. Raises FactsError, a ValueError, for other values."""
         return as_facts(data, cls)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
-from accuquant._util.facts import BadFacts, Real, Sha256, Text, as_facts, read_json
+from accuquant._util.facts import FactsError, Real, Sha256, Text, as_facts, read_json
 from accuquant._util.files import sha256_of_file, write_text
 from accuquant._util.named_file import name_fault, named_file
 from accuquant.errors import AccuQuantError, EngineError, UsageError
@@ -31,8 +31,8 @@ class Manifest:
     `graphs` lists .onnx paths relative to the folder: one a step group (noisiest first) for the lowering
     "per-group", else one. `component` is the pipeline's attribute that the graphs
     replace ("unet" or "transformer"). `num_inference_steps` is the calibrated number of steps, None where
-    the recipe was made without a sampler. `files` maps each relative path to its SHA-256. `choice` says why lowering and precision are what they
-    are, where the user did not name both.
+    the recipe was made without a sampler. `files` maps each relative path to its SHA-256. `choice` says why
+    lowering and precision are what they are, where the user did not name both.
     """
 
     pipeline_class: str
@@ -79,7 +79,7 @@ class Manifest:
             ) from None
         except EngineError:
             raise
-        except (AccuQuantError, OSError, BadFacts) as fault:
+        except (AccuQuantError, OSError, FactsError) as fault:
             raise EngineError(
                 f"manifest '{path}'",
                 got=fault.got if isinstance(fault, AccuQuantError) else str(fault),
@@ -126,7 +126,7 @@ class Manifest:
     @classmethod
     def _from_json(cls, data: Any) -> Manifest:
         if not isinstance(data, dict):
-            raise BadFacts(f"a JSON {type(data).__name__}")
+            raise FactsError(f"a JSON {type(data).__name__}")
         version = data.get("format_version")
         if version != FORMAT_VERSION or isinstance(version, bool):
             raise EngineError(
@@ -138,7 +138,7 @@ class Manifest:
         facts = as_facts(data, _ManifestFacts)
         for name in (*facts.graphs, *facts.files, f"{facts.component}/config.json"):
             if name_fault(name):
-                raise BadFacts(f"'{name}', {name_fault(name)}")
+                raise FactsError(f"'{name}', {name_fault(name)}")
         return cls(
             **{
                 **vars(facts),

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Meta
 
-from accuquant._util.facts import BadFacts, Name, Real, Text, as_facts, parse_json
+from accuquant._util.facts import FactsError, Name, Real, Text, as_facts, parse_json
 from accuquant._util.files import atomic_write
 from accuquant.calibration_facts import CalibrationFacts
 from accuquant.errors import AccuQuantError, RecipeError
@@ -78,7 +78,7 @@ class Recipe:
         """The facts in `calibration` that later stages read, checked. Raises RecipeError."""
         try:
             return CalibrationFacts.of(self.calibration)
-        except BadFacts as fault:
+        except FactsError as fault:
             raise _damaged("recipe, calibration", str(fault)) from fault
 
     def check_weights(self, weights: Mapping[str, FloatArray]) -> None:
@@ -123,7 +123,7 @@ class Recipe:
         try:
             recipe = cls._assemble(tensors, as_facts(metadata, _RecipeFacts))
             _ = recipe.facts
-        except BadFacts as fault:
+        except FactsError as fault:
             raise _damaged(f"recipe '{path}'", str(fault)) from fault
         except RecipeError:
             raise
@@ -184,7 +184,9 @@ class Recipe:
 class _LayerFacts:
     name: Name
     kind: Text
-    weight_shape: Annotated[tuple[Annotated[int, Meta(ge=1, le=2**31)], ...], Meta(min_length=2, max_length=8)]
+    weight_shape: Annotated[
+        tuple[Annotated[int, Meta(ge=1, le=2**31)], ...], Meta(min_length=2, max_length=8)
+    ]
     fingerprint: Text
     weight_bits: Annotated[int, Meta(ge=2, le=8)]
     activation_bits: Annotated[int, Meta(ge=2, le=8)]
@@ -271,7 +273,7 @@ def _read(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
             names = [name for name in held if name.rpartition(".")[2] in _TENSOR_KINDS]
             _check_types(path, file, names)
             tensors = {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, BadFacts, UnicodeError, OSError) as fault:
+    except (SafetensorError, FactsError, UnicodeError, OSError) as fault:
         raise error(f"an unreadable file ({fault})", "a safetensors file", unreadable) from fault
     if not isinstance(metadata, dict):
         raise error(

@@ -10,7 +10,7 @@ from typing import Annotated
 import numpy as np
 from msgspec import Meta
 
-from accuquant._util.facts import BadFacts, read_facts
+from accuquant._util.facts import FactsError, read_facts
 from accuquant.errors import EngineError, UsageError
 from accuquant.manifest import Manifest
 from accuquant.runtime.runner import Array
@@ -54,7 +54,7 @@ def class_labels(folder: Path, manifest: Manifest, count: int, chosen: Sequence[
 def _number_of_classes(path: Path) -> int | None:
     try:
         return read_facts(path, _NetworkFacts).num_class_embeds
-    except (OSError, BadFacts) as fault:
+    except (OSError, FactsError) as fault:
         raise EngineError(
             f"configuration '{path}'",
             got=str(fault),

@@ -193,4 +193,3 @@ def _converted(spec: TensorSpec, value: Array) -> Array:
             remedy=f"Pass an array of {spec.dtype}",
         )
     return array.astype(spec.dtype, copy=False)
-

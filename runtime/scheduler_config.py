@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
-from accuquant._util.facts import BadFacts, as_facts, read_facts
+from accuquant._util.facts import FactsError, as_facts, read_facts
 from accuquant._util.named_file import named_file
 from accuquant.errors import EngineError, UsageError
 
@@ -62,7 +62,9 @@ class SchedulerConfig:
             known = _DDIM_BETA_SCHEDULES if ddim else _CHOICES["beta_schedule"]
             _check_choice("beta_schedule", self.beta_schedule, known)
         elif len(self.trained_betas) != self.num_train_timesteps:
-            raise ValueError(f"{len(self.trained_betas)} trained_betas for {self.num_train_timesteps} timesteps")
+            raise ValueError(
+                f"{len(self.trained_betas)} trained_betas for {self.num_train_timesteps} timesteps"
+            )
         for name in ("prediction_type", "timestep_spacing", "variance_type"):
             _check_choice(name, getattr(self, name), _CHOICES[name])
 
@@ -70,7 +72,7 @@ class SchedulerConfig:
     def from_dict(cls, data: Mapping[str, Any], scheduler: str | None = None) -> SchedulerConfig:
         """Read a diffusers configuration; `scheduler` overrides its class, as a pipeline may do.
 
-        Raises BadFacts for a value of another type or out of its range.
+        Raises FactsError for a value of another type or out of its range.
         """
         return as_facts({**data, "scheduler": scheduler or str(data.get("_class_name"))}, cls)
 
@@ -85,7 +87,7 @@ class SchedulerConfig:
         try:
             data = read_facts(path, dict[str, Any])
             _check_choice("scheduler", scheduler or str(data.get("_class_name")), SUPPORTED_SCHEDULERS)
-        except (OSError, BadFacts) as fault:
+        except (OSError, FactsError) as fault:
             raise _damaged(path, str(fault)) from fault
         try:
             return cls.from_dict(data, scheduler)
@@ -94,7 +96,7 @@ class SchedulerConfig:
                 raise
             # a class that is known, and a choice that it does not have
             raise _damaged(path, f"{fault.subject.rpartition(', ')[2]} {fault.got}") from fault
-        except BadFacts as fault:
+        except FactsError as fault:
             raise _damaged(path, str(fault)) from fault
 
 

@@ -12,10 +12,17 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-
-from accuquant.engine_manifest import EngineManifest, built_root, digest_model, engine_key, engine_path, manifest_path
-from accuquant.errors import EngineError
 from snapshot import as_snapshot
+
+from accuquant.engine_manifest import (
+    EngineManifest,
+    built_root,
+    digest_model,
+    engine_key,
+    engine_path,
+    manifest_path,
+)
+from accuquant.errors import EngineError
 
 MANIFEST = EngineManifest(
     engine_sha256=hashlib.sha256(b"kernels").hexdigest(),

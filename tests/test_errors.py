@@ -41,7 +41,9 @@ def test_only_usage_errors_exit_with_2(kind: type[AccuQuantError]) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("text", ["\x1b[2J\x1b]0;owned\x07", "a\nb\rc", "\u202egnp.exe", "\ud800", "\u2028", "\x9b31m"])
+@pytest.mark.parametrize(
+    "text", ["\x1b[2J\x1b]0;owned\x07", "a\nb\rc", "\u202egnp.exe", "\ud800", "\u2028", "\x9b31m"]
+)
 def test_no_value_moves_a_cursor_breaks_a_line_or_turns_the_writing(
     kind: type[AccuQuantError], text: str
 ) -> None:

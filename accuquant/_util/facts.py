@@ -29,37 +29,37 @@ _MOST_BYTES = 64 << 20
 _DEEPEST = 64
 
 
-class BadFacts(ValueError):
+class FactsError(ValueError):
     """What is wrong with the content of a file, in one line; readers turn it into an error of their own."""
 
 
 def read_json(path: Path) -> Any:
-    """Return the JSON values in `path`. Raises BadFacts for other content, OSError where it is not there."""
+    """Return the JSON values in `path`. Raises FactsError for other content, OSError where it is not there."""
     with path.open("rb") as file:
         data = file.read(_MOST_BYTES + 1)
     if len(data) > _MOST_BYTES:
-        raise BadFacts(f"more than {_MOST_BYTES >> 20} MB of JSON")
+        raise FactsError(f"more than {_MOST_BYTES >> 20} MB of JSON")
     return parse_json(data)
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return the values in JSON text, NaN and Infinity among them, as Python writes them. Raises BadFacts."""
+    """Return the values in JSON text, NaN and Infinity among them, as Python writes them. Raises FactsError."""
     try:
         content = text if isinstance(text, str) else text.decode("utf-8")
         values = json.loads(content)
         if "\\ud" in content or "\\uD" in content:  # halves of surrogate pairs are no text
             json.dumps(values, ensure_ascii=False).encode("utf-8")
     except RecursionError:
-        raise BadFacts(f"JSON nested more than {_DEEPEST} deep") from None
+        raise FactsError(f"JSON nested more than {_DEEPEST} deep") from None
     except ValueError as fault:  # syntax, encoding, numbers of more than 4300 digits
-        raise BadFacts(f"{type(fault).__name__}: {fault}") from fault
+        raise FactsError(f"{type(fault).__name__}: {fault}") from fault
     if _deeper_than(values, _DEEPEST):
-        raise BadFacts(f"JSON nested more than {_DEEPEST} deep")
+        raise FactsError(f"JSON nested more than {_DEEPEST} deep")
     return values
 
 
 def as_facts(values: Any, kind: type[Facts]) -> Facts:
-    """Return JSON values as a dataclass, every field of its annotated type. Raises BadFacts.
+    """Return JSON values as a dataclass, every field of its annotated type. Raises FactsError.
 
     Fields that the class does not have are ignored: that is how a format grows.
     """
@@ -70,13 +70,13 @@ def as_facts(values: Any, kind: type[Facts]) -> Facts:
         what = re.sub(r"Expected `str` matching regex .*", "text of another form", what)
         what = re.sub(r"Object missing required field `(\w+)`", r"no field '\1'", what).replace("`", "")
         field = where.strip("`").removeprefix("$").removeprefix(".")
-        raise BadFacts(f"{field}: {what}" if field else what) from fault
+        raise FactsError(f"{field}: {what}" if field else what) from fault
     except UnicodeEncodeError as fault:
-        raise BadFacts(f"text that is no Unicode ({fault})") from fault
+        raise FactsError(f"text that is no Unicode ({fault})") from fault
 
 
 def read_facts(path: Path, kind: type[Facts]) -> Facts:
-    """Return the facts in the JSON file `path`. Raises BadFacts and OSError."""
+    """Return the facts in the JSON file `path`. Raises FactsError and OSError."""
     return as_facts(read_json(path), kind)
 
 

@@ -82,7 +82,9 @@ def run_bench(
     inputs = make_inputs(manifest, batch_size)
     with ExitStack() as stack:
         progress.stage("loading engines", 0)
-        found = list(_everything(folder, manifest, reference, inputs, num_threads, trust_engines, progress, stack))
+        found = list(
+            _everything(folder, manifest, reference, inputs, num_threads, trust_engines, progress, stack)
+        )
         candidates = tuple(entry for entry in found if isinstance(entry, Candidate))
         left_out = tuple(entry for entry in found if isinstance(entry, LeftOut))
         if not candidates:

@@ -33,7 +33,9 @@ def exported_candidates(
 
         def make(engine: str = engine, device: Device = device) -> Candidate:
             options: dict[str, Any] = {} if device == "cuda" else {"num_threads": num_threads}
-            model = stack.enter_context(EngineModel.from_folder(folder, engine, trust_engines=trust_engines, **options))
+            model = stack.enter_context(
+                EngineModel.from_folder(folder, engine, trust_engines=trust_engines, **options)
+            )
             return Candidate(
                 engine,
                 "int8",

@@ -29,9 +29,7 @@ _NOT_QUANTIZED = "not-quantized"
 
 
 @click.command("build", cls=Command, short_help="Compile TensorRT engines, with or without a GPU.")
-@click.argument(
-    "source", type=ExportedFolder(file_okay=True), metavar="OUT|MODEL.onnx", required=False
-)
+@click.argument("source", type=ExportedFolder(file_okay=True), metavar="OUT|MODEL.onnx", required=False)
 @build_options
 @json_option("what was built")
 def command(source: Path | None, onnx_file: Path | None, json_file: str | None, **options: Any) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
 
+from accuquant._util.facts import FactsError, parse_json
 from accuquant.engines.options import ShapeRange
 from accuquant.errors import SourceError, UsageError
 from accuquant.networks.signature import Dim, Signature
@@ -38,9 +38,9 @@ def read_inputs(model: Path) -> tuple[dict[str, tuple[Dim, ...]], dict[str, int]
     sizes: dict[str, int] = {}
     if _SIGNATURE in metadata:
         try:
-            sizes = dict(Signature.from_dict(json.loads(metadata[_SIGNATURE])).sizes)
-        except (KeyError, TypeError, ValueError, AttributeError) as fault:
-            raise _unreadable(model, f"a damaged entry {_SIGNATURE}") from fault
+            sizes = dict(Signature.from_dict(parse_json(metadata[_SIGNATURE])).sizes)
+        except FactsError as fault:
+            raise _unreadable(model, f"a damaged entry {_SIGNATURE} ({fault})") from fault
     weights = {tensor.name for tensor in proto.graph.initializer}
     shapes = {value.name: _shape(value) for value in proto.graph.input if value.name not in weights}
     return shapes, sizes

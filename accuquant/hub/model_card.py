@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from accuquant._util.facts import BadFacts
+from accuquant._util.facts import FactsError
 from accuquant._util.files import write_text
 from accuquant.errors import VerificationError, printable
 from accuquant.manifest import Manifest
@@ -43,7 +43,7 @@ def read_report(path: Path) -> ReportFacts:
     """Read the JSON that `accuquant verify --json` wrote. Raises VerificationError for something else."""
     try:
         return read_report_facts(path)
-    except (OSError, BadFacts) as fault:
+    except (OSError, FactsError) as fault:
         raise VerificationError(
             f"report '{path}'",
             got=str(fault),
@@ -93,7 +93,9 @@ def _usage(manifest: Manifest) -> str:
     base = Repository.find(manifest.source)
     source = "<the float pipeline>" if base is None else base.id
     revision = "" if base is None or base.revision is None else f', revision="{base.revision}"'
-    steps = "" if manifest.num_inference_steps is None else f"num_inference_steps={manifest.num_inference_steps}"
+    steps = (
+        "" if manifest.num_inference_steps is None else f"num_inference_steps={manifest.num_inference_steps}"
+    )
     return "\n".join(
         [
             "## Use",
@@ -131,7 +133,9 @@ def _measured(report: ReportFacts) -> str:
         rows.append(("multiply-accumulates in int8", f"{report.placement.int8_mac_share:.1%}"))
     sizes = (report.sizes.fp32_weights, report.sizes.engine_files)
     if None not in sizes:
-        rows.append(("weights on disk", " -> ".join(f"{size / 1e6:.1f} MB" for size in sizes if size is not None)))
+        rows.append(
+            ("weights on disk", " -> ".join(f"{size / 1e6:.1f} MB" for size in sizes if size is not None))
+        )
     rows += [(f"one call, {_plain(x.name)}", f"{x.median_ms:.1f} ms") for x in report.latencies]
     verdict = "passed" if report.passed else "**failed**"
     how = f"{settings.num_images} seeds, {settings.steps} steps, {_plain(settings.engine)}"

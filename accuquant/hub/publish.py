@@ -30,8 +30,7 @@ def push_folder(folder: Path, repo_id: str, *, private: bool = False, message: s
     hub = client()
     api = hub.HfApi()
     additions = [
-        hub.CommitOperationAdd(path_in_repo=name, path_or_fileobj=content)
-        for name, content in files.items()
+        hub.CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in files.items()
     ]
     try:
         api.create_repo(repo_id, repo_type="model", private=private, exist_ok=True)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
-from accuquant._util.facts import BadFacts, Count, Real, Text, as_facts, read_json
+from accuquant._util.facts import Count, FactsError, Real, Text, as_facts, read_json
 
 _SCHEMA_VERSION = 1
 
@@ -78,12 +78,12 @@ class ReportFacts:
 
     @classmethod
     def of(cls, values: Any) -> ReportFacts:
-        """Read the values of a report. Raises BadFacts for others."""
+        """Read the values of a report. Raises FactsError for others."""
         if not isinstance(values, dict) or values.get("schema_version") != _SCHEMA_VERSION:
-            raise BadFacts("JSON without a report's fields")
+            raise FactsError("JSON without a report's fields")
         return as_facts(values, cls)
 
 
 def read_report_facts(path: Path) -> ReportFacts:
-    """Read a report's JSON file. Raises BadFacts and OSError."""
+    """Read a report's JSON file. Raises FactsError and OSError."""
     return ReportFacts.of(read_json(path))

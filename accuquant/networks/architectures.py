@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
-from accuquant._util.facts import BadFacts, as_facts
+from accuquant._util.facts import FactsError, as_facts
 from accuquant.errors import SourceError
 from accuquant.networks.signature import Dim, Signature, TensorSpec
 
@@ -44,10 +44,10 @@ def read_signature(architecture: str, config: Config) -> Signature:
     try:
         as_facts(dict(config), _ConfigFacts)
         return reader(config)
-    except (BadFacts, KeyError, TypeError, ValueError, IndexError) as fault:
+    except (FactsError, KeyError, TypeError, ValueError, IndexError) as fault:
         raise SourceError(
             f"configuration of network {architecture}",
-            got=str(fault) if isinstance(fault, BadFacts) else f"{type(fault).__name__}: {fault}",
+            got=str(fault) if isinstance(fault, FactsError) else f"{type(fault).__name__}: {fault}",
             expected="the config.json that diffusers writes for it",
             remedy="The file is damaged: copy or download the pipeline again",
         ) from fault

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
-from accuquant._util.facts import BadFacts, Name, Text, as_facts
+from accuquant._util.facts import FactsError, Name, Text, as_facts
 from accuquant.errors import UsageError
 
 #: One extent of a tensor: a number where it is fixed, a name where the caller chooses it.
@@ -77,7 +77,7 @@ class Signature:
 
     @classmethod
     def from_dict(cls, data: Any) -> Signature:
-        """Read what `to_dict` wrote. Raises BadFacts, a ValueError, for other data."""
+        """Read what `to_dict` wrote. Raises FactsError, a ValueError, for other data."""
         facts = as_facts(data, _SignatureFacts)
         sample, timestep, *conditioning = [_spec_from_facts(item) for item in facts.inputs]
         signature = cls(
@@ -117,9 +117,9 @@ def _check_extents(signature: Signature) -> None:
     for spec in (*signature.inputs, signature.output):
         missing = [d for d in spec.shape if isinstance(d, str) and d not in sizes]
         if missing:
-            raise BadFacts(f"signature: no size for {missing[0]!r} of '{spec.name}'")
+            raise FactsError(f"signature: no size for {missing[0]!r} of '{spec.name}'")
         if math.prod(spec.resolve(sizes)) > _MOST_ELEMENTS:
-            raise BadFacts(f"signature: '{spec.name}' of shape {spec.resolve(sizes)}, an impossible size")
+            raise FactsError(f"signature: '{spec.name}' of shape {spec.resolve(sizes)}, an impossible size")
 
 
 def _spec_to_dict(spec: TensorSpec) -> dict[str, Any]:
@@ -128,5 +128,7 @@ def _spec_to_dict(spec: TensorSpec) -> dict[str, Any]:
 
 def _spec_from_facts(facts: _SpecFacts) -> TensorSpec:
     if facts.dtype not in _DTYPES:
-        raise BadFacts(f"signature: '{facts.name}' of type {facts.dtype!r}, not one of {', '.join(_DTYPES)}")
+        raise FactsError(
+            f"signature: '{facts.name}' of type {facts.dtype!r}, not one of {', '.join(_DTYPES)}"
+        )
     return TensorSpec(facts.name, facts.shape, facts.dtype)

@@ -11,6 +11,7 @@ from accuquant._util.files import sha256_of_file
 from accuquant.calibration_facts import LoraFacts
 from accuquant.errors import RecipeError, SourceError, UsageError
 from accuquant.hub.client import client
+from accuquant.hub.repository import Repository
 
 _SUFFIX = ".safetensors"
 _USUAL_NAME = "pytorch_lora_weights.safetensors"  # what diffusers' save_lora_weights writes
@@ -34,8 +35,8 @@ class Lora:
     def find(cls, text: str) -> Lora:
         """Find the file of "PATH_OR_HUB_ID[:scale]": a .safetensors file, a folder with one, or a Hub id.
 
-        "user/name/file.safetensors" names one of several files of a Hub repository. Raises UsageError for a
-        scale that is no number, SourceError where there is no such file.
+        "user/name/file.safetensors" names one of several files of a Hub repository, "user/name@revision"
+        pins it. Raises UsageError for a scale that is no number, SourceError where there is no such file.
         """
         name, scale = _split(text)
         file = _file_of(name)
@@ -124,10 +125,12 @@ def _only_file(name: str, folder: Path) -> Path:
 
 def _download(hub_id: str, file: str) -> Path:
     hub = client()
+    repository = Repository.find(hub_id) or Repository(hub_id)
+    pinned = {} if repository.revision is None else {"revision": repository.revision}
     try:
         if file:
-            return Path(hub.hf_hub_download(hub_id, file))
-        folder = hub.snapshot_download(hub_id, allow_patterns=[f"*{_SUFFIX}"])
+            return Path(hub.hf_hub_download(repository.id, file, **pinned))
+        folder = hub.snapshot_download(repository.id, allow_patterns=[f"*{_SUFFIX}"], **pinned)
     except Exception as fault:  # the Hub client raises many unrelated kinds
         raise SourceError(
             f"LoRA '{hub_id}'",

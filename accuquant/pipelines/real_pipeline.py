@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import json
 import warnings
 from typing import Any
 
@@ -15,7 +14,7 @@ from accuquant.pipelines.families import SEEDED, family_of
 from accuquant.pipelines.fuse_lora import fuse_into_text_encoders
 from accuquant.pipelines.half_storage import compute_in_float32, half_type_of
 from accuquant.pipelines.quiet import quiet_libraries
-from accuquant.pipelines.source import Source
+from accuquant.pipelines.source import Source, read_index
 from accuquant.pipelines.task import Task
 
 
@@ -29,7 +28,7 @@ def open_pipeline(source: Source, task: Task) -> Any:
 
     if source.pipeline_class not in SEEDED:
         family_of(source.pipeline_class)
-    index = json.loads((source.folder / "model_index.json").read_text(encoding="utf-8"))
+    index = read_index(source.folder)
     _check_transformers(source, index)
     parts: dict[str, Any] = {source.component: source.network, "scheduler": source.scheduler}
     cls = getattr(diffusers, source.pipeline_class)

@@ -39,9 +39,7 @@ class Source:
     loras: tuple[Lora, ...] = ()
 
 
-def load_source(
-    source: str | Path, loras: Sequence[Lora] = (), *, revision: str | None = None
-) -> Source:
+def load_source(source: str | Path, loras: Sequence[Lora] = (), *, revision: str | None = None) -> Source:
     """Load the network and the scheduler of a diffusers pipeline, and fuse `loras` into the network.
 
     `source` is a folder with a model_index.json, or a Hub id; "user/name@revision" or `revision` pin what is
@@ -50,7 +48,7 @@ def load_source(
     """
     repository = Repository.find(str(source), revision)
     folder = local_folder(str(source)) if repository is None else _download(repository)
-    index = _read_index(folder)
+    index = read_index(folder)
     component = next((name for name in COMPONENTS if index.get(name)), None)
     if component is None:
         raise SourceError(
@@ -85,7 +83,7 @@ def _as_the_pipeline_has_it(pipeline_class: str, scheduler: Any) -> Any:
 
 def load_component(folder: Path, part: str) -> Any:
     """Load one component of the pipeline in `folder`, such as its "vae". Raises SourceError."""
-    component = _load_part(folder, _read_index(folder), part)
+    component = _load_part(folder, read_index(folder), part)
     return component.eval().requires_grad_(False) if isinstance(component, nn.Module) else component
 
 
@@ -123,7 +121,8 @@ def _download(repository: Repository) -> Path:
         ) from fault
 
 
-def _read_index(folder: Path) -> dict[str, Any]:
+def read_index(folder: Path) -> dict[str, Any]:
+    """Read the model_index.json of a pipeline. Raises SourceError where it is missing or damaged."""
     path = folder / "model_index.json"
     try:
         index = read_facts(path, dict[str, Any])

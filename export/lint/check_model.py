@@ -6,10 +6,10 @@ from pathlib import Path
 
 import onnx
 
+from accuquant._util.real_model import real_model
 from accuquant.errors import SourceError
 from accuquant.export.lint import check_levels, check_placement, check_scales, check_weight_axis
 from accuquant.export.lint.check_graph import GraphView, Violation, graph_views
-from accuquant._util.real_model import real_model
 from accuquant.export.read.onnx_source import read_proto
 
 __all__ = ["Violation", "check_model"]

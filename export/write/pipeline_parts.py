@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from accuquant.errors import ExportError
 from accuquant.export.read.trace import trace_module
 from accuquant.export.write.graph_files import save_graphs
 from accuquant.pipelines.real_pipeline import open_pipeline
-from accuquant.pipelines.source import Source
+from accuquant.pipelines.source import Source, read_index
 from accuquant.pipelines.task import Task
 
 #: The pipelines that Optimum's ORTDiffusionPipeline and OVDiffusionPipeline have a class for.
@@ -135,7 +134,7 @@ def write_parts(
         target.mkdir()
         save_graphs({"model.onnx": model}, target, "model.onnx_data", external_data=external_data)
         shutil.copyfile(source.folder / part.configuration / "config.json", target / "config.json")
-    index = json.loads((source.folder / "model_index.json").read_text(encoding="utf-8"))
+    index = read_index(source.folder)
     for name in _COPIED:
         if (index.get(name) or [None])[0] is not None:
             shutil.copytree(source.folder / name, folder / name)

@@ -12,7 +12,7 @@ import pytest
 from msgspec import Meta
 
 from accuquant._util import facts
-from accuquant._util.facts import BadFacts, Count, Real, Sha256, Text, as_facts, parse_json, read_facts
+from accuquant._util.facts import Count, FactsError, Real, Sha256, Text, as_facts, parse_json, read_facts
 
 
 @dataclass(frozen=True)
@@ -56,21 +56,21 @@ def test_values_of_the_right_types_are_read_and_unknown_fields_are_ignored() -> 
     ],
 )
 def test_a_value_of_another_type_is_named_with_its_field(field: str, value: Any) -> None:
-    with pytest.raises(BadFacts, match=field):
+    with pytest.raises(FactsError, match=field):
         as_facts({field: value}, Known)
     gc.collect()
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "[" * 70 + "]" * 70])
 def test_nested_json_is_refused_however_deep(text: str) -> None:
-    with pytest.raises(BadFacts, match="nested more than 64 deep"):
+    with pytest.raises(FactsError, match="nested more than 64 deep"):
         parse_json(text)
     assert parse_json("[" * 60 + "]" * 60)
 
 
 @pytest.mark.parametrize("text", ["", "{", b"\xff", "1" * 5000, "{'a': 1}", '"\\ud800"', '{"\\uDC00": 1}'])
 def test_what_is_no_json_is_refused(text: str | bytes) -> None:
-    with pytest.raises(BadFacts):
+    with pytest.raises(FactsError):
         parse_json(text)
 
 
@@ -79,11 +79,11 @@ def test_a_file_is_read_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.Monkey
     path.write_text(json.dumps({"name": "x", "infinite": float("-inf")}))
     assert read_facts(path, Known).name == "x"
     monkeypatch.setattr(facts, "_MOST_BYTES", 8)
-    with pytest.raises(BadFacts, match="more than .* MB of JSON"):
+    with pytest.raises(FactsError, match=r"more than .* MB of JSON"):
         read_facts(path, Known)
 
 
 def test_a_pair_of_surrogates_is_one_character() -> None:
     assert parse_json('"\\ud83d\\ude00"') == "\U0001f600"
-    with pytest.raises(BadFacts, match="no Unicode"):
+    with pytest.raises(FactsError, match="no Unicode"):
         as_facts({"name": "\ud800"}, Known)

@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+from snapshot import as_snapshot
 
 from accuquant._util.named_file import is_downloaded, name_fault, named_file, path_fault, snapshot_of
 from accuquant.errors import EngineError, SourceError
-from snapshot import as_snapshot
 
 
 @pytest.fixture
@@ -20,7 +20,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-@pytest.mark.parametrize("name", ["unet/model.onnx", "unet/../unet/model.onnx", "./unet/model.onnx", "new.onnx"])
+@pytest.mark.parametrize(
+    "name", ["unet/model.onnx", "unet/../unet/model.onnx", "./unet/model.onnx", "new.onnx"]
+)
 def test_a_path_inside_is_returned_as_it_is_whether_it_is_there_or_not(folder: Path, name: str) -> None:
     assert named_file(folder, name, subject="manifest") == folder / name
 

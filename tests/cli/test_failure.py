@@ -47,7 +47,11 @@ class SafetensorError(Exception):
         (OSError(errno.ENOENT, "No such file or directory", "a\x1b[2J"), 1, "a\\x1b[2J"),
         (MemoryError(), 1, "out of memory"),
         (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), 1, "out of memory"),
-        (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"), 1, "out of m"),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+            1,
+            "out of m",
+        ),
         (RuntimeError("Exception from src/inference: std::bad_alloc"), 1, "out of memory"),
         (
             KeyboardInterrupt(),

@@ -1,4 +1,4 @@
-"""Seeded mutations of files: of JSON by its structure, of anything by its bytes. Other fuzz tests add theirs."""
+"""Seeded mutations of files: of JSON by its structure, of anything by its bytes."""
 
 from __future__ import annotations
 

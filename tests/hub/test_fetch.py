@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from hub_server import HubServer, serve
 from onnx import TensorProto, helper, numpy_helper
+from snapshot import as_snapshot
 
 from accuquant._util.files import sha256_of_file
 from accuquant._util.real_model import real_model
@@ -23,8 +25,6 @@ from accuquant.hub.fetch import local_folder
 from accuquant.manifest import Manifest
 from accuquant.runtime.engine_model import EngineModel
 from accuquant.runtime.engine_unet import EngineUNet
-from hub_server import HubServer, serve
-from snapshot import as_snapshot
 
 FETCH = "import sys; from accuquant.hub.fetch import local_folder; print(local_folder(sys.argv[1]))"
 SOURCE = "import sys; from accuquant.pipelines.source import local_folder; print(local_folder(sys.argv[1]))"
@@ -183,7 +183,9 @@ def test_the_commands_that_read_graphs_take_a_snapshot(
     assert sorted(path.as_posix() for path in snapshot.rglob("*")) == before
 
 
-def test_weights_behind_links_are_not_stored_twice(whole_export: Path, tmp_path: Path, our_cache: Path) -> None:
+def test_weights_behind_links_are_not_stored_twice(
+    whole_export: Path, tmp_path: Path, our_cache: Path
+) -> None:
     model = as_snapshot(whole_export, tmp_path / "hub") / "unet" / "model.onnx"
     real = real_model(model)
     assert real.is_relative_to(our_cache)

@@ -92,7 +92,12 @@ def test_what_manifest_and_report_say_is_no_markup(
     export: Path, manifest_of: Callable[..., Manifest], report: Callable[..., dict[str, Any]]
 ) -> None:
     named = manifest_of(
-        export, pipeline_class=HOSTILE, lowering=HOSTILE, precision=HOSTILE, accuquant_version=HOSTILE, source=""
+        export,
+        pipeline_class=HOSTILE,
+        lowering=HOSTILE,
+        precision=HOSTILE,
+        accuquant_version=HOSTILE,
+        source="",
     )
     numbers = report(
         latencies=[{"name": HOSTILE, "median_ms": 1.0}],
@@ -106,7 +111,8 @@ def test_what_manifest_and_report_say_is_no_markup(
 
 
 @pytest.mark.parametrize(
-    "source", ["me/model\nlicense: mit", "me/model: x", "me/{{model}}", "me/mod\u202eel", "-/../x", "me/model #x"]
+    "source",
+    ["me/model\nlicense: mit", "me/model: x", "me/{{model}}", "me/mod\u202eel", "-/../x", "me/model #x"],
 )
 def test_a_source_that_is_no_hub_id_becomes_no_metadata(
     export: Path, manifest_of: Callable[..., Manifest], source: str
@@ -118,7 +124,9 @@ def test_a_source_that_is_no_hub_id_becomes_no_metadata(
     assert "license: mit" not in card.splitlines()
 
 
-def test_a_pinned_source_is_named_with_its_revision(export: Path, manifest_of: Callable[..., Manifest]) -> None:
+def test_a_pinned_source_is_named_with_its_revision(
+    export: Path, manifest_of: Callable[..., Manifest]
+) -> None:
     card = model_card(manifest_of(export, source="owner/model@abc"), None)
     assert "base_model: owner/model\n" in card
     assert 'from_pretrained("owner/model", revision="abc")' in card

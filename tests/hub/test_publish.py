@@ -12,6 +12,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
+from snapshot import as_snapshot
 
 from accuquant._util.files import sha256_of_file
 from accuquant.calibration import CalibrationSettings, calibrate
@@ -23,7 +24,6 @@ from accuquant.hub.publish import push_folder
 from accuquant.manifest import RECIPE_NAME, Manifest
 from accuquant.pipelines.source import Source
 from accuquant.recipe import Recipe
-from snapshot import as_snapshot
 
 
 class FakeApi:

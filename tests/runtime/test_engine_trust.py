@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from snapshot import as_snapshot
 
 from accuquant._util.gpu import Gpu
 from accuquant.engine_manifest import EngineManifest, built_root, engine_path
@@ -14,7 +15,6 @@ from accuquant.errors import EngineError
 from accuquant.manifest import Manifest
 from accuquant.runtime import engine_files
 from accuquant.runtime.engine_files import find_engines
-from snapshot import as_snapshot
 
 ADA = Gpu("RTX 4090", (8, 9), (13, 0))
 

@@ -165,7 +165,8 @@ def test_refuses_a_damaged_scheduler_configuration(make_folder: Callable, conten
     folder: Path = make_folder()
     (folder / "scheduler" / "scheduler_config.json").write_text(content)
     with pytest.raises(
-        EngineError, match=r"scheduler configuration .*expected the JSON that diffusers writes|calibrated steps"
+        EngineError,
+        match=r"scheduler configuration .*expected the JSON that diffusers writes|calibrated steps",
     ):
         sample_images(folder, num_images=1)
 
