@@ -34,7 +34,7 @@ class FactsError(ValueError):
 
 
 def read_json(path: Path) -> Any:
-    """Return the JSON values in `path`. Raises FactsError for other content, OSError where it is not there."""
+    """Return the JSON values in `path`. Raises FactsError for others, OSError for no file."""
     with path.open("rb") as file:
         data = file.read(_MOST_BYTES + 1)
     if len(data) > _MOST_BYTES:
@@ -43,7 +43,7 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return the values in JSON text, NaN and Infinity among them, as Python writes them. Raises FactsError."""
+    """Return the values in JSON text, NaN and Infinity as Python writes them among them. Raises FactsError."""
     try:
         content = text if isinstance(text, str) else text.decode("utf-8")
         values = json.loads(content)

@@ -83,7 +83,8 @@ def _introduction(manifest: Manifest) -> str:
             f"ONNX with int8 weights and activations (QDQ pairs), {groups} step group"
             f"{'s' if groups > 1 else ''}, lowering {_plain(manifest.lowering)}, "
             f"{_plain(manifest.precision)} elsewhere.",
-            f"Made with AccuQuant {_plain(manifest.accuquant_version)}; `accuquant.json` lists each file's SHA-256.",
+            f"Made with AccuQuant {_plain(manifest.accuquant_version)}; "
+            "`accuquant.json` lists each file's SHA-256.",
             "",
         ]
     )
