@@ -97,9 +97,9 @@ class EngineModel:
         feeds.update(given)  # what no input takes: the runner refuses it with the names it has
         missing = missing_rows(signature, runner.input_specs, np.shape(sample))
         if not missing:
-            return runner.infer(feeds)[signature.output.name]
+            return self._output_of(runner.infer(feeds))
         padded = pad_rows(feeds, batched_names(signature), missing)
-        return runner.infer(padded)[signature.output.name][: len(sample)]
+        return self._output_of(runner.infer(padded))[: len(sample)]
 
     @property
     def runs_on_device(self) -> bool:
@@ -165,6 +165,17 @@ class EngineModel:
         self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _output_of(self, outputs: Mapping[str, Array]) -> Array:
+        name = self.manifest.signature.output.name
+        if name not in outputs:
+            raise EngineError(
+                "graph",
+                got=f"the outputs {', '.join(outputs)}",
+                expected=f"'{name}', as the manifest says",
+                remedy="Run `accuquant export` again",
+            )
+        return outputs[name]
 
     def _runner(self, timestep: float) -> Runner:
         group = self.manifest.groups.find(timestep)  # also with one graph: refuses what was not calibrated

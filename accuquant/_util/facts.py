@@ -43,7 +43,7 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return the values in JSON text, NaN and Infinity as Python writes them among them. Raises FactsError."""
+    """Return the values in JSON text, NaN and Infinity too, as Python writes them. Raises FactsError."""
     try:
         content = text if isinstance(text, str) else text.decode("utf-8")
         values = json.loads(content)

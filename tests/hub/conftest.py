@@ -30,7 +30,7 @@ def manifest_of(folder: Path, **changes: Any) -> Manifest:
             IMAGE,
             TensorSpec("timestep", ("steps",)),
             (),
-            IMAGE,
+            TensorSpec("out_sample", IMAGE.shape),
             {"batch": 1, "steps": 1, "height": 64, "width": 64},
         ),
         "model_hash": "0" * 64,

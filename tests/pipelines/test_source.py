@@ -24,7 +24,7 @@ def folder(tiny_pipeline: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(hub_id: str) -> str:
+    def refuse(hub_id: str, **_: object) -> str:
         raise OSError(f"{hub_id} cannot be reached\nand more lines")
 
     monkeypatch.setattr(diffusers.DiffusionPipeline, "download", refuse)

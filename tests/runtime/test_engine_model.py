@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ import onnx
 import pytest
 
 from accuquant.errors import EngineError, UsageError
+from accuquant.manifest import Manifest
 from accuquant.runtime.engine_model import EngineModel
 
 SAMPLE = np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)
@@ -139,3 +141,13 @@ def test_rejects_an_unknown_engine_before_reading_weights(make_folder: Callable)
 def test_says_that_a_folder_is_not_an_export(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"no accuquant\.json"):
         EngineModel.from_folder(tmp_path)
+
+
+def test_refuses_a_graph_whose_output_has_another_name(make_folder: Callable) -> None:
+    folder = make_folder()
+    manifest = Manifest.load(folder)
+    output = dataclasses.replace(manifest.signature.output, name="other")
+    signature = dataclasses.replace(manifest.signature, output=output)
+    dataclasses.replace(manifest, signature=signature).save(folder)
+    with EngineModel.from_folder(folder) as model, pytest.raises(EngineError, match="expected 'other'"):
+        model(np.zeros((1, 3, 8, 8), np.float32), 700)
