@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from accuquant.cli._options import Function
+from accuquant.errors import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,7 +52,7 @@ def print_table(
 ) -> None:
     """Print a plain table; cells may hold rich markup.
 
-    Long cells are folded, but for those of the column `unbroken`: a path has to be copied in one piece, so
+    Names from a file cannot move the cursor. Long cells are folded, but for those of the column `unbroken`: a path has to be copied in one piece, so
     that the table may be wider than the terminal.
     """
     from rich.box import SIMPLE_HEAD
@@ -62,7 +63,7 @@ def print_table(
     for column in columns:
         table.add_column(column, overflow="fold", no_wrap=column == unbroken)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(_without_controls, row))
     if unbroken is None:
         console.print(table, soft_wrap=False)
         return
@@ -71,3 +72,7 @@ def print_table(
     console.width = max(width, Measurement.get(console, roomy, table).maximum)
     console.print(table, crop=False, soft_wrap=False)
     console.width = width
+
+
+def _without_controls(cell: str) -> str:
+    return "\n".join(printable(line, 20_000) for line in cell.split("\n"))

@@ -29,3 +29,13 @@ def test_a_table_that_fits_is_no_wider_than_the_terminal() -> None:
     print_table(console, ("engine",), [("b",)], unbroken="engine")
     assert isinstance(console.file, StringIO)
     assert max(map(len, console.file.getvalue().splitlines())) <= 80
+
+
+def test_a_name_in_a_table_moves_no_cursor() -> None:
+    console = Console(file=StringIO(), width=80)
+    print_table(console, ("node",), [("conv\x1b[2J\x07",), ("two\nlines",)])
+    assert isinstance(console.file, StringIO)
+    text = console.file.getvalue()
+    assert "conv\\x1b[2J\\x07" in text
+    assert "\x1b" not in text
+    assert [line.strip() for line in text.splitlines() if line.strip()][-2:] == ["two", "lines"]

@@ -19,9 +19,9 @@ from accuquant.calibration.work_folder import WorkFolder
 from accuquant.denoising.conditioning import Conditioning
 from accuquant.denoising.guidance import Guidance
 from accuquant.denoising.process import DenoisingProcess, seeded_generators
-from accuquant.denoising.schedulers import SCHEDULERS
+from accuquant.denoising.schedulers import SCHEDULERS, scheduler_facts
 from accuquant.denoising.start import Start
-from accuquant.errors import CalibrationError
+from accuquant.errors import CalibrationError, SourceError
 from accuquant.groups import StepGroups
 from accuquant.networks.network import call
 from accuquant.networks.simulate import quantize_network, quantized_layers
@@ -317,3 +317,10 @@ def test_a_network_sees_one_copy_of_the_latents_for_each_prediction(
     assert torch.equal(seen[0][:2], seen[0][2:])
     sigma = float(process.scheduler.sigmas[0])
     torch.testing.assert_close(seen[0][:2], latents / (sigma**2 + 1) ** 0.5)
+
+
+def test_a_prediction_that_no_scheduler_knows_is_refused_before_the_loop() -> None:
+    scheduler = diffusers.EulerDiscreteScheduler(prediction_type="hope")
+    with pytest.raises(SourceError, match=r"prediction_type 'hope', expected one of epsilon, sample, v_pred"):
+        scheduler_facts(scheduler)
+    assert scheduler_facts(diffusers.FlowMatchEulerDiscreteScheduler())
