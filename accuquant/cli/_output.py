@@ -52,8 +52,8 @@ def print_table(
 ) -> None:
     """Print a plain table; cells may hold rich markup.
 
-    Names from a file cannot move the cursor. Long cells are folded, but for those of the column `unbroken`: a path has to be copied in one piece, so
-    that the table may be wider than the terminal.
+    Names from a file cannot move the cursor. Long cells are folded, but for those of the column `unbroken`: a
+    path has to be copied in one piece, so that the table may be wider than the terminal.
     """
     from rich.box import SIMPLE_HEAD
     from rich.measure import Measurement
