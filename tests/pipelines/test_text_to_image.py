@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +18,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from accuquant._util.files import sha256_of_file
 from accuquant._util.progress import Silent
 from accuquant.calibration import CalibrationSettings, calibrate
 from accuquant.cli.main import main
 from accuquant.denoising.process import seeded_generators
-from accuquant.errors import CalibrationError, UsageError
+from accuquant.errors import CalibrationError, SourceError, UsageError
 from accuquant.export import export_pipeline
+from accuquant.manifest import Manifest
 from accuquant.networks.simulate import simulate
 from accuquant.pipelines.source import Source, load_source
 from accuquant.pipelines.task import Task
@@ -212,6 +216,27 @@ def test_sample_runs_the_pipeline_with_prompts(exported: Exported, tmp_path: Pat
 def test_what_the_pipeline_refuses_while_sampling_is_one_clear_line(exported: Exported) -> None:
     with pytest.raises(UsageError, match=r"pipeline StableDiffusionPipeline: got .*divisible by 8"):
         sample_pipeline(exported.folder, Task(prompts=("a cat",), image_size=10), num_images=1)
+
+
+def test_an_export_that_names_no_pipeline_asks_for_one(exported: Exported, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(exported.folder, tmp_path / "out"))
+    dataclasses.replace(Manifest.load(folder), source="", num_inference_steps=None).save(folder)
+    with pytest.raises(UsageError, match=r"number of steps: got none.*Give --steps"):
+        sample_pipeline(folder, Task(prompts=("a cat",)), num_images=1)
+    with pytest.raises(UsageError, match=r"--pipeline: got none.*Give --pipeline"):
+        sample_pipeline(folder, Task(prompts=("a cat",)), num_images=1, steps=1)
+
+
+def test_a_prediction_that_no_scheduler_knows_is_refused_before_sampling(
+    exported: Exported, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(exported.folder, tmp_path / "out"))
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"prediction_type": "hope"}))
+    listed = {**Manifest.load(folder).files, "scheduler/scheduler_config.json": sha256_of_file(path)}
+    dataclasses.replace(Manifest.load(folder), files=listed).save(folder)
+    with pytest.raises(SourceError, match="prediction_type 'hope'"):
+        sample_pipeline(folder, Task(prompts=("a cat",)), num_images=1, steps=1)
 
 
 def test_sample_is_what_the_users_script_makes(exported: Exported, pipe: Any) -> None:
