@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from accuquant._util.scratch import is_scratch, scratch_beside
 from accuquant.errors import UsageError
 
 
@@ -27,25 +27,19 @@ def check_new_file(subject: str, path: str | os.PathLike[str]) -> None:
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it onto `path` if the block succeeds.
+    """Yield a temporary path on the disk of `path`; rename it onto `path` if the block succeeds.
 
-    The parent folder is created. The temporary file keeps the suffix of `path` and is removed when
-    the block raises. An OSError names `path`.
+    The parent folder is created. The temporary file has the name of `path` and is removed when the block
+    raises, or by the next process that writes beside it where this one is killed. An OSError names `path`.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{target.stem}."
-    with _errors_name(target, prefix):
-        handle, name = tempfile.mkstemp(prefix=prefix, suffix=target.suffix, dir=target.parent)
-        os.close(handle)
-        temporary = Path(name)
-        try:
-            yield temporary
-            temporary.chmod(0o666 & ~_umask())
-            _sync(temporary)
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with _errors_name(target), scratch_beside(target) as folder:
+        temporary = folder / target.name
+        temporary.touch()
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        _sync(temporary)
+        os.replace(temporary, target)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -64,13 +58,13 @@ def sha256_of_file(path: str | os.PathLike[str]) -> str:
 
 
 @contextmanager
-def _errors_name(target: Path, prefix: str) -> Iterator[None]:
-    """Give an OSError the name of `target` where it has none, or that of the temporary file."""
+def _errors_name(target: Path) -> Iterator[None]:
+    """Give an OSError the name of `target` where it has none, or that of a temporary file."""
     try:
         yield
     except OSError as fault:
         named = fault.filename
-        hidden = isinstance(named, str | os.PathLike) and Path(named).name.startswith(prefix)
+        hidden = isinstance(named, str | os.PathLike) and is_scratch(Path(named))
         if fault.errno is None or not (named is None or hidden):
             raise
         raise OSError(fault.errno, fault.strerror, str(target)) from fault

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import NameFixPass
 
 import accuquant
+from accuquant._util.scratch import scratch_folder
 from accuquant._util.progress import Progress
 from accuquant.audit.engine_audit import EngineAudit, audit_engine
 from accuquant.engines import BuildOptions, ShapeRange, Target, compile_engine
@@ -64,16 +64,16 @@ def audit_model(
 
     def audit(path: Path, name: str, num_engines: int) -> EngineAudit:
         options = BuildOptions(target, backend=backend, profile=_profile(path, batch_size, shapes or {}))
-        with tempfile.TemporaryDirectory(prefix="accuquant-audit-") as scratch:
-            compiled = compile_engine(path, Path(scratch) / "plan", options, progress=progress)
+        with scratch_folder("audit") as scratch:
+            compiled = compile_engine(path, scratch / "plan", options, progress=progress)
             return audit_engine(path, compiled, options, name=name, num_engines=num_engines)
 
     subject = audit(model, _name(source), count)
     if against is None:
         return AuditReport(subject, None)
     if against == FP16:
-        with tempfile.TemporaryDirectory(prefix="accuquant-audit-") as scratch:
-            twin = write_float_twin(model, Path(scratch))
+        with scratch_folder("audit") as scratch:
+            twin = write_float_twin(model, scratch)
             return AuditReport(subject, audit(twin, f"{_name(source)} in fp16 without QDQ", 1))
     other, other_count = find_graph(Path(against))
     return AuditReport(subject, audit(other, _name(Path(against)), other_count))

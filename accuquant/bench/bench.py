@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accuquant._util.scratch import scratch_folder
 from accuquant._util.interleave import Times, time_interleaved
 from accuquant._util.progress import Progress, Silent
 from accuquant.audit.audit_model import write_float_twin
@@ -112,7 +112,7 @@ def _everything(
     stack: ExitStack,
 ) -> Iterator[Candidate | LeftOut]:
     yield from exported_candidates(folder, inputs, num_threads=num_threads, stack=stack)
-    scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="accuquant-bench-")))
+    scratch = stack.enter_context(scratch_folder("bench"))
     twin = write_float_twin(folder / manifest.graphs[0], scratch)
     yield from float_candidates(
         manifest, twin, inputs, num_threads=num_threads, progress=progress, stack=stack

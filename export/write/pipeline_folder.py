@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,10 @@ from pathlib import Path
 import onnx_ir as ir
 
 import accuquant
+from accuquant._util.exchange import replace_folder
 from accuquant._util.files import sha256_of_file
+from accuquant._util.lock import only_writer
+from accuquant._util.scratch import scratch_beside
 from accuquant.errors import ExportError, UsageError
 from accuquant.export.passes.lowering import (
     Affine,
@@ -158,30 +160,13 @@ def _why_kept(output: Path) -> str:
 def _staging(output: Path) -> Iterator[Path]:
     """Yield a new folder beside `output` that takes its place if the block succeeds.
 
-    Whatever fails, `output` is afterwards what it was.
+    Whatever fails, `output` is afterwards what it was. Raises UsageError where another process writes it.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    root = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    try:
-        folder = root / "new"
+    with only_writer(output), scratch_beside(output) as scratch:
+        folder = scratch / "new"
         folder.mkdir()
         yield folder
-        _exchange(output, folder, root / "old")
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
-
-
-def _exchange(output: Path, folder: Path, old: Path) -> None:
-    """Move `output`, if there is one, to `old` and `folder` to `output`."""
-    existed = output.exists()
-    if existed:
-        output.rename(old)
-    try:
-        folder.rename(output)
-    except OSError:
-        if existed:
-            old.rename(output)
-        raise
+        replace_folder(folder, output, scratch / "old")
 
 
 def _copy_configuration(source: Source, folder: Path) -> None:

@@ -42,14 +42,11 @@ def test_the_export_before_comes_back_where_the_new_one_cannot_take_its_place(
     output = tmp_path / "out"
     output.mkdir()
     (output / "before").touch()
-    rename = Path.rename
 
-    def refuse_new(path: Path, target: Path) -> Path:
-        if path.name == "new":
-            raise OSError("no")
-        return rename(path, target)
+    def refuse(*_: object) -> None:
+        raise OSError("no")
 
-    monkeypatch.setattr(Path, "rename", refuse_new)
+    monkeypatch.setattr("accuquant._util.exchange._exchange", refuse)
     with pytest.raises(OSError, match="no"), pipeline_folder._staging(output) as folder:
         (folder / "after").touch()
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "before"]
