@@ -16,9 +16,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from accuquant._util.scratch import scratch_folder
 from accuquant._util.gpu import find_gpu
 from accuquant._util.processor import cpu_flags, int8_instructions
+from accuquant._util.scratch import scratch_folder
 from accuquant.errors import EngineError, MissingDependencyError
 
 Status = Literal["ok", "absent", "warning", "broken"]

@@ -14,15 +14,30 @@ from accuquant.errors import UsageError
 
 def check_new_file(subject: str, path: str | os.PathLike[str]) -> None:
     """Raise UsageError where no file can be written to `path`, before the work whose result goes there."""
-    target = Path(path)
-    parent = next((folder for folder in target.absolute().parents if folder.exists()), None)
-    if target.is_dir():
-        got = f"'{target}', a folder"
-    elif parent is not None and not parent.is_dir():
-        got = f"'{target}', inside of a file"
-    else:
-        return
-    raise UsageError(subject, got=got, expected="the path of a file", remedy="Choose another path")
+    if Path(path).is_dir():
+        raise _unwritable(subject, f"'{path}', a folder", "the path of a file")
+    check_new_path(subject, path)
+
+
+def check_new_folder(subject: str, path: str | os.PathLike[str]) -> None:
+    """Raise UsageError where no files can be written into the folder `path`, as check_new_file does."""
+    if Path(path).exists() and not Path(path).is_dir():
+        raise _unwritable(subject, f"'{path}', a file", "the path of a folder")
+    check_new_path(subject, path)
+
+
+def check_new_path(subject: str, path: str | os.PathLike[str]) -> None:
+    """Raise UsageError where neither a file nor a folder can be made at `path`."""
+    target = Path(path).absolute()
+    parent = next((folder for folder in target.parents if folder.exists()), None)
+    if parent is not None and not parent.is_dir():
+        raise _unwritable(subject, f"'{path}', inside of a file", "a path in a folder")
+    if parent is not None and not os.access(parent, os.W_OK | os.X_OK):
+        raise _unwritable(subject, f"'{path}', and nothing can be written into '{parent}'", "another one")
+
+
+def _unwritable(subject: str, got: str, expected: str) -> UsageError:
+    return UsageError(subject, got=got, expected=expected, remedy="Choose another path")
 
 
 @contextmanager

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accuquant._util.scratch import scratch_folder
 from accuquant._util.interleave import Times, time_interleaved
 from accuquant._util.progress import Progress, Silent
+from accuquant._util.scratch import scratch_folder
 from accuquant.audit.audit_model import write_float_twin
 from accuquant.bench.candidate import Candidate, LeftOut
 from accuquant.bench.exported import exported_candidates, float_candidates

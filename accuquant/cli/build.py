@@ -12,6 +12,7 @@ import click
 
 from accuquant.cli._build_options import build_options
 from accuquant.cli._command import Command
+from accuquant.cli._options import existing_path
 from accuquant.cli._output import console_beside_json, json_option, print_table, write_json
 from accuquant.errors import EngineError, UsageError
 from accuquant.export_choice import CPU
@@ -28,12 +29,10 @@ _NOT_QUANTIZED = "not-quantized"
 
 
 @click.command("build", cls=Command, short_help="Compile TensorRT engines, with or without a GPU.")
-@click.argument(
-    "source", type=click.Path(exists=True, path_type=Path), metavar="OUT|MODEL.onnx", required=False
-)
+@click.argument("source", type=existing_path, metavar="OUT|MODEL.onnx", required=False)
 @build_options
 @json_option("what was built")
-def command(source: Path | None, onnx_file: Path | None, json_file: str | None, **options: Any) -> None:
+def command(source: Path | None, onnx_file: Path | None, json_file: Path | None, **options: Any) -> None:
     """Compile the exported folder OUT, or one ONNX model, into TensorRT engines.
 
     The engines of OUT go to OUT/engines/<target>/<library>/, with a manifest beside each. What is there
@@ -162,7 +161,7 @@ def _as_json(built: BuiltEngine) -> dict[str, Any]:
     }
 
 
-def _print_summary(json_file: str | None, built: list[BuiltEngine]) -> None:
+def _print_summary(json_file: Path | None, built: list[BuiltEngine]) -> None:
     from rich.markup import escape
 
     rows = [

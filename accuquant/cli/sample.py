@@ -11,10 +11,11 @@ import click
 
 from accuquant.cli._command import Command
 from accuquant.cli._options import (
+    Source,
     engine_option,
     existing_folder,
     lora_option,
-    new_path,
+    new_folder,
     num_images_option,
     seed_option,
     steps_option,
@@ -51,10 +52,11 @@ class _ClassLabels(click.ParamType):  # type: ignore[type-arg]  # no generic bef
     "--batch-size", type=click.IntRange(min=1), show_default="as the model allows", help="Images at a time."
 )
 @click.option(
-    "--output-dir", type=new_path, default=Path("samples"), show_default=True, help="Where images go."
+    "--output-dir", type=new_folder, default=Path("samples"), show_default=True, help="Where images go."
 )
 @click.option(
     "--pipeline",
+    type=Source(),
     metavar="SOURCE",
     show_default="where it was exported from",
     help="The pipeline whose text encoder and decoder are used.",

@@ -52,6 +52,17 @@ def write_triton_repository(
     manifest = Manifest.load(folder)
     backends = _choose_backends(backends, manifest.precision)
     manifest.check_files(folder)
+    check_repository(output)
+    with scratch_beside(output) as scratch:
+        models = _write_models(folder, manifest, scratch / "new", backends, name or manifest.component)
+        if output.exists():
+            output.rmdir()
+        (scratch / "new").rename(output)
+    return models
+
+
+def check_repository(output: Path) -> None:
+    """Raise ExportError unless `output` is a new path or an empty folder."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ExportError(
             f"output '{output}'",
@@ -59,12 +70,6 @@ def write_triton_repository(
             expected="a new path or an empty folder",
             remedy="Choose another path: nothing was overwritten",
         )
-    with scratch_beside(output) as scratch:
-        models = _write_models(folder, manifest, scratch / "new", backends, name or manifest.component)
-        if output.exists():
-            output.rmdir()
-        (scratch / "new").rename(output)
-    return models
 
 
 def _choose_backends(backends: Sequence[str] | None, precision: str) -> list[str]:
