@@ -79,7 +79,7 @@ def command(ctx: click.Context, model: str, output_dir: Path) -> None:
     """
     report = run(DEMOS[model], output_dir)
     click.echo(f"Report: {output_dir / 'report.html'}")
-    if not report.passed:
+    if report.passed is False:
         ctx.exit(1)
 
 

@@ -86,10 +86,23 @@ def run(folder: Path, output_dir: Path, options: dict[str, Any]) -> Path:
     from accuquant.runtime.save_images import save_images
 
     task = take_task(options)
+    _check_channels(folder)
     with Bars() as progress:
         progress.stage(f"sampling on {options['engine']}", 0)
         images = _sample(folder, task, dict(options), progress.reached)
     return save_images(images, output_dir)[-1]
+
+
+def _check_channels(folder: Path) -> None:
+    """Refuse images that no PNG holds before they are sampled; a pipeline's decoder makes RGB of latents."""
+    from accuquant.manifest import Manifest
+    from accuquant.runtime.sample import runs_without_torch
+    from accuquant.runtime.save_images import check_channels
+
+    manifest = Manifest.load(folder)
+    if runs_without_torch(folder, manifest):
+        sample = manifest.signature.sample
+        check_channels(sample.resolve({"batch": 1, **manifest.signature.sizes})[1])
 
 
 def _sample(folder: Path, task: Task, options: dict[str, Any], progress: Callable[[int, int], None]) -> Any:

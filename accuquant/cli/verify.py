@@ -74,7 +74,8 @@ def command(
     A pipeline that takes prompts or images needs some here too, best others than it was calibrated with; the
     guidance and the strength are the calibrated ones unless you change them.
 
-    Exits with 1 where a threshold (--min-..., --max-...) fails; `none` switches one off.
+    Exits with 1 where a threshold (--min-..., --max-...) fails; `none` switches one off. With all of them off
+    nothing is judged, and the exit code is 0.
     """
     report = run(folder, reference, options)
     print_verdict(console_beside_json(json_file), report)
@@ -84,7 +85,7 @@ def command(
         from accuquant.verification.report.html import write_html
 
         write_html(report, html_file)
-    if not report.passed:
+    if report.passed is False:
         ctx.exit(1)
 
 
@@ -122,4 +123,7 @@ def print_verdict(console: Console, report: Report) -> None:
     print_table(console, ("check", "measured", "wanted", ""), rows)
     for note in report.notes:
         console.print(f"Note: {note}", markup=False)
-    console.print("[bold green]PASSED[/bold green]" if report.passed else "[bold red]FAILED[/bold red]")
+    if report.passed is None:
+        console.print("[bold yellow]NOT JUDGED[/bold yellow]: every threshold is off")
+    else:
+        console.print("[bold green]PASSED[/bold green]" if report.passed else "[bold red]FAILED[/bold red]")

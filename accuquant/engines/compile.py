@@ -77,12 +77,13 @@ def _request(model: Path, plan: Path, options: BuildOptions, log: Path) -> dict[
 
 def _run_child(work: Path, model: Path, backend: Backend, progress: Progress) -> None:
     """Run the compiler on work/request.json and raise what it reports."""
-    command = [sys.executable, "-m", "accuquant.engines._child", backend.name, str(work / "request.json")]
+    request = str(work / "request.json")
+    command = [sys.executable, "-m", "accuquant.engines._child", backend.name, request, str(os.getpid())]
     with (
         open(work / "stderr", "wb") as stderr,
         subprocess.Popen(
             command,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # never written to: its end says that this process is gone
             stdout=subprocess.PIPE,
             stderr=stderr,
             env=_environment(backend),

@@ -121,7 +121,7 @@ def _measured(report: Mapping[str, Any]) -> str:
         sizes_mb = [f"{sizes[key] / 1e6:.1f} MB" for key in ("fp32_weights", "engine_files")]
         rows.append(("weights on disk", " -> ".join(sizes_mb)))
     rows += [(f"one call, {x['name']}", f"{x['median_ms']:.1f} ms") for x in report.get("latencies", ())]
-    verdict = "passed" if report["passed"] else "**failed**"
+    verdict = {True: "passed", None: "judged nothing"}.get(report["passed"], "**failed**")
     how = f"{settings.get('num_images')} seeds, {settings.get('steps')} steps, {settings.get('engine')}"
     return "\n".join(
         [
