@@ -59,7 +59,7 @@ def check_channels(channels: int) -> None:
             "images",
             got=f"{channels} channels",
             expected="1 or 3 channels: gray or RGB",
-            remedy="Sample in Python, with accuquant.runtime.sample.sample_images, and keep the array: numpy.save",
+            remedy="Sample in Python, and keep the array: numpy.save",
         )
 
 

@@ -34,7 +34,10 @@ _OS_REMEDIES = {
 
 
 def explain(error: BaseException) -> tuple[str, int]:
-    """Return the line to print for `error`, and the exit code: 2 for usage, 130 for Ctrl-C, 143 for SIGTERM, else 1."""
+    """Return the line to print for `error`, and the exit code.
+
+    That is 2 for usage, 130 for Ctrl-C, 143 for SIGTERM, else 1.
+    """
     if isinstance(error, AccuQuantError):
         return str(error), error.exit_code
     if isinstance(error, click.Abort | KeyboardInterrupt):
