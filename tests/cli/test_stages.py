@@ -6,6 +6,7 @@ import errno
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -264,6 +265,29 @@ def test_bad_input_is_one_line(
     assert error.count("\n") == 1
     assert error.startswith("accuquant: ")
     assert message in error
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_images_that_no_png_holds_are_refused_before_they_are_sampled(
+    output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], channels: int
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(output / "model", folder)
+    (folder / "unet" / "model.onnx").unlink()  # it would be missed, were it looked for
+    manifest = Manifest.load(folder)
+    image = replace(manifest.signature.sample, shape=("batch", channels, "height", "width"))
+    replace(manifest, signature=replace(manifest.signature, sample=image, output=image)).save(folder)
+    assert main(["--quiet", "sample", str(folder), "--output-dir", str(tmp_path / "images")]) == 2
+    assert f"images: got {channels} channels, expected 1 or 3" in capsys.readouterr().err
+
+
+def test_the_manifest_names_its_source_from_anywhere(
+    output: Path, tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_pipeline.parent)
+    arguments = ["export", tiny_pipeline.name, "--recipe", str(output / "recipe.safetensors")]
+    assert main([*arguments, "-o", str(tmp_path / "out"), "--target", "cpu"]) == 0
+    assert Manifest.load(tmp_path / "out").source == str(tiny_pipeline.resolve())
 
 
 def test_a_damaged_export_is_refused(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,9 @@ from accuquant._util.progress import Silent
 from accuquant.calibration import CalibrationSettings, calibrate
 from accuquant.cli.main import main
 from accuquant.denoising.process import seeded_generators
-from accuquant.errors import CalibrationError, UsageError
+from accuquant.errors import CalibrationError, SourceError, UsageError
 from accuquant.export import export_pipeline
+from accuquant.manifest import Manifest
 from accuquant.networks.simulate import simulate
 from accuquant.pipelines.source import Source, load_source
 from accuquant.pipelines.task import Task
@@ -212,6 +214,16 @@ def test_sample_runs_the_pipeline_with_prompts(exported: Exported, tmp_path: Pat
 def test_what_the_pipeline_refuses_while_sampling_is_one_clear_line(exported: Exported) -> None:
     with pytest.raises(UsageError, match=r"pipeline StableDiffusionPipeline: got .*divisible by 8"):
         sample_pipeline(exported.folder, Task(prompts=("a cat",), image_size=10), num_images=1)
+
+
+def test_a_source_that_has_moved_can_be_named(exported: Exported, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    shutil.copytree(exported.folder, folder)
+    moved = dataclasses.replace(Manifest.load(folder), source=str(tmp_path / "gone"))
+    moved.save(folder)
+    message = r"which this was exported from: got no such folder.*--pipeline SOURCE"
+    with pytest.raises(SourceError, match=message):
+        sample_pipeline(folder, Task(prompts=("a cat",)), num_images=1)
 
 
 def test_sample_is_what_the_users_script_makes(exported: Exported, pipe: Any) -> None:
