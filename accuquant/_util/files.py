@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,15 +21,23 @@ def check_new_file(subject: str, path: str | os.PathLike[str]) -> None:
 
 def check_new_folder(subject: str, path: str | os.PathLike[str]) -> None:
     """Raise UsageError where no files can be written into the folder `path`, as check_new_file does."""
-    if Path(path).exists() and not Path(path).is_dir():
+    folder = Path(path)
+    if folder.exists() and not folder.is_dir():
         raise _unwritable(subject, f"'{path}', a file", "the path of a folder")
-    check_new_path(subject, path)
+    _check_around(subject, path, [folder.absolute(), *folder.absolute().parents])
 
 
 def check_new_path(subject: str, path: str | os.PathLike[str]) -> None:
-    """Raise UsageError where neither a file nor a folder can be made at `path`."""
-    target = Path(path).absolute()
-    parent = next((folder for folder in target.parents if folder.exists()), None)
+    """Raise UsageError where neither a file nor a folder can be made at `path`.
+
+    Both are made beside their place and then renamed: it is the folder around it that counts.
+    """
+    _check_around(subject, path, Path(path).absolute().parents)
+
+
+def _check_around(subject: str, path: str | os.PathLike[str], folders: Iterable[Path]) -> None:
+    """Check the first of `folders` that is there: the others will be made in it."""
+    parent = next((folder for folder in folders if folder.exists()), None)
     if parent is not None and not parent.is_dir():
         raise _unwritable(subject, f"'{path}', inside of a file", "a path in a folder")
     if parent is not None and not os.access(parent, os.W_OK | os.X_OK):

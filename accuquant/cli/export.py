@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from accuquant.cli._command import Command
-from accuquant.cli._options import Source, existing_file, lora_option, new_folder, new_path
+from accuquant.cli._options import Source, existing_file, lora_option, new_path
 from accuquant.cli._task import take_options, task_options
 from accuquant.errors import UsageError
 
@@ -95,7 +95,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--triton",
-    type=new_folder,
+    type=new_path,
     metavar="DIR",
     help="Write a Triton Inference Server model repository too; SOURCE is a pipeline.",
 )
