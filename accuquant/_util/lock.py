@@ -100,9 +100,18 @@ def _given_back(file: IO[bytes], path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):  # Windows removes no open file: there it stays
-            path.unlink()  # while it is locked: who waits for it looks whether it is still there
-        file.close()
+        try:
+            _unlink(path)  # while it is locked: who waits for it looks whether it is still there
+        except KeyboardInterrupt:  # it came in the middle of the cleaning, which is to end first
+            _unlink(path)
+            raise
+        finally:
+            file.close()
+
+
+def _unlink(path: Path) -> None:
+    with suppress(OSError):  # Windows removes no open file: there it stays
+        path.unlink()
 
 
 def _lies_at(file: IO[bytes], path: Path) -> bool:

@@ -53,7 +53,7 @@ def _scratch(parent: Path, name: str) -> Iterator[Path]:
         yield folder
     finally:
         lock.close()  # Windows removes no open file
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
 
 
 def _make(parent: Path, name: str) -> tuple[Path, IO[bytes]]:
@@ -63,8 +63,19 @@ def _make(parent: Path, name: str) -> tuple[Path, IO[bytes]]:
             lock = take(folder / _LOCK)
         except FileNotFoundError:
             continue  # another process took it for abandoned before it was locked
+        except BaseException:
+            _remove(folder)
+            raise
         if lock is not None:
             return folder, lock
+
+
+def _remove(folder: Path) -> None:
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except KeyboardInterrupt:  # it came in the middle of the cleaning, which is to end first
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 @cache  # once a process: what is left after that is its own

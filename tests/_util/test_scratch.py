@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -111,4 +112,34 @@ def test_temporary_work_is_swept_too(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / ".accuquant-build.abcdefgh.accuquant-tmp").mkdir()
     with scratch_folder("build") as folder:
         assert list(tmp_path.iterdir()) == [folder]
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_interruption_of_the_cleaning_waits_until_it_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove, interrupted = shutil.rmtree, []
+
+    def interrupt_once(folder: Path, **options: bool) -> None:
+        if not interrupted:
+            interrupted.append(folder)
+            raise KeyboardInterrupt
+        remove(folder, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", interrupt_once)
+    with pytest.raises(KeyboardInterrupt), scratch_beside(tmp_path / "out"):
+        pass
+    assert interrupted
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_interruption_of_the_making_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("accuquant._util.scratch.take", interrupt)
+    with pytest.raises(KeyboardInterrupt), scratch_beside(tmp_path / "out"):
+        pass
     assert os.listdir(tmp_path) == []
