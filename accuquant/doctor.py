@@ -6,7 +6,6 @@ import importlib
 import os
 import platform
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +18,7 @@ import numpy.typing as npt
 
 from accuquant._util.gpu import find_gpu
 from accuquant._util.processor import cpu_flags, int8_instructions
+from accuquant._util.scratch import scratch_folder
 from accuquant.errors import EngineError, MissingDependencyError
 
 Status = Literal["ok", "absent", "warning", "broken"]
@@ -183,8 +183,8 @@ def _try_tensorrt(module: str) -> str:
             target = Target(*find_gpu().capability)
         except (EngineError, MissingDependencyError):
             return f"{module} {found.__version__} imports; it compiles engines where a GPU is"
-    with tempfile.TemporaryDirectory() as folder:
-        model, plan = Path(folder, "tiny.onnx"), Path(folder, "tiny.engine")
+    with scratch_folder("doctor") as folder:
+        model, plan = folder / "tiny.onnx", folder / "tiny.engine"
         model.write_bytes(_tiny_model())
         compiled = compile_engine(model, plan, BuildOptions(target, module))
     return f"{module} {found.__version__} compiles a QDQ model for {target} in {compiled.seconds:.1f} s"

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from accuquant.denoising.process import seeded_generators
 from accuquant.denoising.schedulers import check_prediction
-from accuquant.errors import UsageError
+from accuquant.errors import SourceError, UsageError
 from accuquant.manifest import RECIPE_NAME
 from accuquant.pipelines.families import call_arguments, no_step_left, refusals_of
 from accuquant.pipelines.lora import Lora, loras_of_recipe
@@ -66,7 +66,7 @@ def sample_pipeline(
     check_prediction(scheduler)
     source = Source(
         name=name,
-        folder=local_folder(name),
+        folder=_folder(name, pipeline),
         pipeline_class=manifest.pipeline_class,
         component=manifest.component,
         network=network,
@@ -87,6 +87,21 @@ def sample_pipeline(
         if not watch.done:
             raise no_step_left(pipe)
     return np.concatenate(batches)
+
+
+def _folder(name: str, named: str | None) -> Path:
+    """Return the folder of the pipeline; where it is not where it was exported from, say how to name it."""
+    try:
+        return local_folder(name)
+    except SourceError as fault:
+        if named is not None:
+            raise
+        raise SourceError(
+            f"pipeline '{name}', which this was exported from",
+            got=fault.got,
+            expected="the pipeline whose text encoders and decoder are used",
+            remedy="Say where it is now: --pipeline SOURCE",
+        ) from fault
 
 
 class _Ticker:

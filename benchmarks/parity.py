@@ -31,7 +31,7 @@ from workload import latent_shape, observed_recipe
 from accuquant.bundled import FASHION_DDPM
 from accuquant.calibration.trajectory import record_trajectories
 from accuquant.denoising.process import DenoisingProcess
-from accuquant.export.passes.lowering import Lowering
+from accuquant.export.export_options import Lowering
 from accuquant.export.write.onnx_file import export_onnx
 from accuquant.networks.network import call
 from accuquant.networks.simulate import simulate

@@ -17,8 +17,8 @@ from workload import load_model
 
 from accuquant.calibration.placement import place
 from accuquant.export import export_onnx
+from accuquant.export.export_options import Lowering, Precision
 from accuquant.export.passes.half_precision import HalfPrecisionPass
-from accuquant.export.passes.lowering import Lowering, Precision
 from accuquant.export.read.onnx_source import read_model
 from accuquant.export.read.trace import trace
 from accuquant.export.write.graph_files import save_graphs

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from accuquant.export.export_options import ExportOptions
+
 # Not lazy: a module's own name would hide the function of that name once anybody imported the module.
 from accuquant.export.lint.check_model import Violation, check_model
 
@@ -11,7 +13,7 @@ if TYPE_CHECKING:
     from accuquant.export.write.onnx_file import export_onnx
     from accuquant.export.write.pipeline_folder import export_pipeline
 
-__all__ = ["Violation", "check_model", "export_onnx", "export_pipeline"]
+__all__ = ["ExportOptions", "Violation", "check_model", "export_onnx", "export_pipeline"]
 
 
 def __getattr__(name: str) -> Any:

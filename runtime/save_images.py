@@ -38,17 +38,29 @@ def save_images(images: npt.NDArray[Any], output_dir: str | os.PathLike[str]) ->
 
 def to_uint8(images: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """Return images [N, H, W, C] as uint8, rounded as diffusers does; uint8 passes unchanged."""
-    if images.ndim != 4 or images.shape[-1] not in (1, 3) or len(images) == 0:
+    if images.ndim != 4 or len(images) == 0:
         raise UsageError(
             "images",
             got=f"an array of shape {list(images.shape)}",
             expected="[N, H, W, C] with at least one image and 1 or 3 channels",
-            remedy="Save the latents as an array instead: numpy.save",
+            remedy="Give images as sample_images returns them",
         )
+    check_channels(images.shape[-1])
     if images.dtype == np.uint8:
         return images
     levels: npt.NDArray[np.uint8] = (images * 255).round().astype(np.uint8)
     return levels
+
+
+def check_channels(channels: int) -> None:
+    """Raise UsageError unless images with so many channels can be saved as PNG files: gray or RGB."""
+    if channels not in (1, 3):
+        raise UsageError(
+            "images",
+            got=f"{channels} channels",
+            expected="1 or 3 channels: gray or RGB",
+            remedy="Sample in Python, and keep the array: numpy.save",
+        )
 
 
 def image_grid(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

@@ -4,48 +4,65 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from accuquant._util.scratch import is_scratch, scratch_beside
 from accuquant.errors import UsageError
 
 
 def check_new_file(subject: str, path: str | os.PathLike[str]) -> None:
     """Raise UsageError where no file can be written to `path`, before the work whose result goes there."""
-    target = Path(path)
-    parent = next((folder for folder in target.absolute().parents if folder.exists()), None)
-    if target.is_dir():
-        got = f"'{target}', a folder"
-    elif parent is not None and not parent.is_dir():
-        got = f"'{target}', inside of a file"
-    else:
-        return
-    raise UsageError(subject, got=got, expected="the path of a file", remedy="Choose another path")
+    if Path(path).is_dir():
+        raise _unwritable(subject, f"'{path}', a folder", "the path of a file")
+    check_new_path(subject, path)
+
+
+def check_new_folder(subject: str, path: str | os.PathLike[str]) -> None:
+    """Raise UsageError where no files can be written into the folder `path`, as check_new_file does."""
+    folder = Path(path)
+    if folder.exists() and not folder.is_dir():
+        raise _unwritable(subject, f"'{path}', a file", "the path of a folder")
+    _check_around(subject, path, [folder.absolute(), *folder.absolute().parents])
+
+
+def check_new_path(subject: str, path: str | os.PathLike[str]) -> None:
+    """Raise UsageError where neither a file nor a folder can be made at `path`.
+
+    Both are made beside their place and then renamed: it is the folder around it that counts.
+    """
+    _check_around(subject, path, Path(path).absolute().parents)
+
+
+def _check_around(subject: str, path: str | os.PathLike[str], folders: Iterable[Path]) -> None:
+    """Check the first of `folders` that is there: the others will be made in it."""
+    parent = next((folder for folder in folders if folder.exists()), None)
+    if parent is not None and not parent.is_dir():
+        raise _unwritable(subject, f"'{path}', inside of a file", "a path in a folder")
+    if parent is not None and not os.access(parent, os.W_OK | os.X_OK):
+        raise _unwritable(subject, f"'{path}', and nothing can be written into '{parent}'", "another one")
+
+
+def _unwritable(subject: str, got: str, expected: str) -> UsageError:
+    return UsageError(subject, got=got, expected=expected, remedy="Choose another path")
 
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it onto `path` if the block succeeds.
+    """Yield a temporary path on the disk of `path`; rename it onto `path` if the block succeeds.
 
-    The parent folder is created. The temporary file keeps the suffix of `path` and is removed when
-    the block raises. An OSError names `path`.
+    The parent folder is created. The temporary file has the name of `path` and is removed when the block
+    raises, or by the next process that writes beside it where this one is killed. An OSError names `path`.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{target.stem}."
-    with _errors_name(target, prefix):
-        handle, name = tempfile.mkstemp(prefix=prefix, suffix=target.suffix, dir=target.parent)
-        os.close(handle)
-        temporary = Path(name)
-        try:
-            yield temporary
-            temporary.chmod(0o666 & ~_umask())
-            _sync(temporary)
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with _errors_name(target), scratch_beside(target) as folder:
+        temporary = folder / target.name
+        temporary.touch()
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        _sync(temporary)
+        os.replace(temporary, target)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -64,13 +81,13 @@ def sha256_of_file(path: str | os.PathLike[str]) -> str:
 
 
 @contextmanager
-def _errors_name(target: Path, prefix: str) -> Iterator[None]:
-    """Give an OSError the name of `target` where it has none, or that of the temporary file."""
+def _errors_name(target: Path) -> Iterator[None]:
+    """Give an OSError the name of `target` where it has none, or that of a temporary file."""
     try:
         yield
     except OSError as fault:
         named = fault.filename
-        hidden = isinstance(named, str | os.PathLike) and Path(named).name.startswith(prefix)
+        hidden = isinstance(named, str | os.PathLike) and is_scratch(Path(named))
         if fault.errno is None or not (named is None or hidden):
             raise
         raise OSError(fault.errno, fault.strerror, str(target)) from fault

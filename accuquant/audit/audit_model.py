@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from onnx_ir.passes.common import NameFixPass
 import accuquant
 from accuquant._util.progress import Progress
 from accuquant._util.real_model import real_model
+from accuquant._util.scratch import scratch_folder
 from accuquant.audit.engine_audit import EngineAudit, audit_engine
 from accuquant.engines import BuildOptions, ShapeRange, Target, compile_engine
 from accuquant.engines.flags import make_profile
@@ -62,21 +62,22 @@ def audit_model(
     where it cannot be compiled or its log cannot be read.
     """
     model, count = find_graph(source)
+    if against is not None and against != FP16:
+        other, other_count = find_graph(Path(against))  # before the minutes that the first takes
 
     def audit(path: Path, name: str, num_engines: int) -> EngineAudit:
         options = BuildOptions(target, backend=backend, profile=_profile(path, batch_size, shapes or {}))
-        with tempfile.TemporaryDirectory(prefix="accuquant-audit-") as scratch:
-            compiled = compile_engine(path, Path(scratch) / "plan", options, progress=progress)
+        with scratch_folder("audit") as scratch:
+            compiled = compile_engine(path, scratch / "plan", options, progress=progress)
             return audit_engine(path, compiled, options, name=name, num_engines=num_engines)
 
     subject = audit(model, _name(source), count)
     if against is None:
         return AuditReport(subject, None)
     if against == FP16:
-        with tempfile.TemporaryDirectory(prefix="accuquant-audit-") as scratch:
-            twin = write_float_twin(model, Path(scratch))
+        with scratch_folder("audit") as scratch:
+            twin = write_float_twin(model, scratch)
             return AuditReport(subject, audit(twin, f"{_name(source)} in fp16 without QDQ", 1))
-    other, other_count = find_graph(Path(against))
     return AuditReport(subject, audit(other, _name(Path(against)), other_count))
 
 

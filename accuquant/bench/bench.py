@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from accuquant._util.interleave import Times, time_interleaved
 from accuquant._util.progress import Progress, Silent
 from accuquant._util.real_model import real_model
+from accuquant._util.scratch import scratch_folder
 from accuquant.audit.audit_model import write_float_twin
 from accuquant.bench.candidate import Candidate, LeftOut
 from accuquant.bench.exported import exported_candidates, float_candidates
@@ -119,7 +119,7 @@ def _everything(
     yield from exported_candidates(
         folder, inputs, num_threads=num_threads, trust_engines=trust_engines, stack=stack
     )
-    scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="accuquant-bench-")))
+    scratch = stack.enter_context(scratch_folder("bench"))
     twin = write_float_twin(real_model(manifest.graph_paths(folder)[0]), scratch)
     yield from float_candidates(
         manifest, twin, inputs, num_threads=num_threads, progress=progress, stack=stack

@@ -9,6 +9,7 @@ from typing import Any
 
 import accuquant
 from accuquant._util.files import check_new_file
+from accuquant._util.lock import only_writer
 from accuquant._util.progress import Progress, Silent
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.groups import StepGroups
@@ -42,11 +43,17 @@ def calibrate(
     The same settings give the same file bit for bit. Finished parts are kept in `<output>.partial/`;
     a run that was interrupted goes on at its first unfinished step group. AccuQuant
     (arXiv 2510.20348): both branches fork from the full-precision latent at the start of a group,
-    the loss compares the end points. Raises UsageError where `output` is a folder.
+    the loss compares the end points. Raises UsageError where `output` is a folder, or where another process
+    calibrates into it.
     """
     check_new_file("output", output)
-    shown = progress or Silent()
-    task = task or Task()
+    with only_writer(Path(output)):
+        return _calibrate(source, settings, Path(output), task or Task(), progress or Silent())
+
+
+def _calibrate(
+    source: Source, settings: CalibrationSettings, output: Path, task: Task, shown: Progress
+) -> Recipe:
     starter = open_starter(source, task, steps=settings.steps)
     process = starter.process
     groups = StepGroups.from_timesteps(
@@ -54,7 +61,7 @@ def calibrate(
         group_size=settings.group_size,
         num_train_timesteps=process.num_train_timesteps,
     )
-    work = WorkFolder(Path(output), _identity(source, settings, task))
+    work = WorkFolder(output, _identity(source, settings, task))
     batches = work.load_trajectories()
     initial = work.load_initial()
     if batches is None or initial is None:

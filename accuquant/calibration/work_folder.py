@@ -20,11 +20,15 @@ from accuquant.recipe import GroupResult, Recipe
 from .state_tensors import states_from_tensors, states_to_tensors
 from .trajectory import TrajectoryBatch
 
+#: What a calibration keeps beside settings.json.
+_PARTS = ("trajectories.safetensors", "initial.safetensors", "shared.safetensors", "group_*.json")
+
 
 class WorkFolder:
     """`<recipe>.partial/`: settings.json, trajectories, initial and shared.safetensors, group_*.json.
 
-    Every file appears whole or not at all, so any prefix of the work survives a kill.
+    Every file appears whole or not at all, so any prefix of the work survives a kill. Files belong to the
+    settings beside them, which say everything that they depend on: what lies there without any is removed.
     """
 
     def __init__(self, recipe: Path, settings: Mapping[str, Any]) -> None:
@@ -48,6 +52,8 @@ class WorkFolder:
                 )
         else:
             self.path.mkdir(parents=True, exist_ok=True)
+            for file in [path for pattern in _PARTS for path in self.path.glob(pattern)]:
+                file.unlink()
             write_text(marker, json.dumps(self._settings, indent=2, sort_keys=True))
 
     def save_trajectories(self, batches: Sequence[TrajectoryBatch]) -> None:
@@ -117,7 +123,9 @@ class WorkFolder:
         """Delete the folder: the recipe is finished."""
         # the settings go last: without them, another run would take what is left for its own
         for file in self.path.iterdir():
-            if file.name != "settings.json":
+            if file.is_dir():  # a killed run's temporary files
+                shutil.rmtree(file)
+            elif file.name != "settings.json":
                 file.unlink()
         shutil.rmtree(self.path)
 

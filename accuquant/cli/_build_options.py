@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from accuquant.cli._options import Function, existing_file, new_path
+from accuquant.cli._options import Function, existing_file, new_file
 from accuquant.engines.backend import BACKENDS
 from accuquant.engines.flags import REMOVED_OPTIONS, REMOVED_SWITCHES
 
@@ -59,13 +59,13 @@ def _trtexec() -> list[Any]:
     return [
         click.option("--onnx", "onnx_file", type=existing_file, help="The model, as trtexec takes it."),
         click.option(
-            "--saveEngine", "save_engine", type=new_path, help="Where the engine goes, where there is one."
+            "--saveEngine", "save_engine", type=new_file, help="Where the engine goes, where there is one."
         ),
         *shape_options,
         click.option(
             "--timingCacheFile",
             "timing_cache",
-            type=new_path,
+            type=new_file,
             show_default="beside the engine",
             help="Measured tactics to reuse (tensorrt).",
         ),
@@ -104,7 +104,7 @@ def _trtexec() -> list[Any]:
         click.option(
             "--exportLayerInfo",
             "export_layer_info",
-            type=new_path,
+            type=new_file,
             metavar="FILE",
             help="Write every layer of the engine as JSON.",
         ),

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from accuquant.cli._names import COMMANDS
+from accuquant.cli._options import existing_file
 from accuquant.errors import AccuQuantError, UsageError
 
 
@@ -32,7 +33,7 @@ def config_option() -> click.Option:
 
     return click.Option(
         ["--config"],
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        type=existing_file,
         is_eager=True,
         expose_value=False,
         callback=apply,

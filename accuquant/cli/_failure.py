@@ -8,9 +8,11 @@ import re
 
 import click
 
+from accuquant.cli._signals import Terminated
 from accuquant.errors import AccuQuantError, printable
 
-INTERRUPTED = 130
+#: What a shell says of a program that these signals ended: 128 plus their number.
+INTERRUPTED, TERMINATED = 130, 143
 
 #: Packages that are not in the base installation -> the extra that holds them.
 _EXTRAS = {
@@ -48,7 +50,10 @@ _LONGEST = 4000
 
 
 def explain(error: BaseException) -> tuple[str, int]:
-    """Return the line to print for `error`, and the exit code: 2 for usage, 130 for Ctrl-C, else 1."""
+    """Return the line to print for `error`, and the exit code.
+
+    That is 2 for usage, 130 for Ctrl-C, 143 for SIGTERM, else 1.
+    """
     line, code = _explain(error)
     return printable(line, _LONGEST), code
 
@@ -57,8 +62,9 @@ def _explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, AccuQuantError):
         return str(error), error.exit_code
     if isinstance(error, click.Abort | KeyboardInterrupt):
-        line = "interrupted, without leaving half a file. Run it again; a calibration goes on where it was"
-        return line, INTERRUPTED
+        terminated = isinstance(error, Terminated) or isinstance(error.__cause__, Terminated)
+        word, code = ("terminated", TERMINATED) if terminated else ("interrupted", INTERRUPTED)
+        return f"{word}, without leaving half a file. Run it again; a calibration goes on where it was", code
     if isinstance(error, click.ClickException):
         return _explain_click(error), error.exit_code
     if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in _EXTRAS:

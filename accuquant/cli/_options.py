@@ -2,22 +2,66 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from accuquant._util.files import check_new_file, check_new_folder, check_new_path
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 #: The names that accuquant.runtime.open_runner knows; spelled out so that --help loads no engine.
 ENGINES = ("openvino", "onnxruntime", "onnxruntime-cuda", "tensorrt")
 
-existing_folder = click.Path(exists=True, file_okay=False, path_type=Path)
-existing_file = click.Path(exists=True, dir_okay=False, path_type=Path)
-new_path = click.Path(path_type=Path)
+
+class LocalPath(click.Path):
+    """A path whose `~` is the home folder: in a --config file no shell expands it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path."""
+        return super().convert(_expanded(value), param, ctx)
 
 
-class ExportedFolder(click.Path):
+class NewPath(LocalPath):
+    """A path that will be written, checked before the work whose result goes there; `-` is stdout."""
+
+    def __init__(self, check: Callable[[str, Path], None], **options: Any) -> None:
+        super().__init__(path_type=Path, **options)
+        self._check = check
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path. Raises accuquant.errors.UsageError where nothing can be written to it."""
+        path = super().convert(value, param, ctx)
+        if not (self.allow_dash and str(path) == "-"):
+            self._check(max(param.opts, key=len) if param else "path", path)
+        return path
+
+
+class Source(click.ParamType):  # type: ignore[type-arg]  # no generic before click 8.2
+    """A folder, whose `~` is the home folder, or a Hub id."""
+
+    name = "source"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the text."""
+        return str(_expanded(value))
+
+
+def _expanded(value: Any) -> Any:
+    return os.path.expanduser(value) if isinstance(value, str | os.PathLike) else value
+
+
+existing_folder = LocalPath(exists=True, file_okay=False, path_type=Path)
+existing_file = LocalPath(exists=True, dir_okay=False, path_type=Path)
+existing_path = LocalPath(exists=True, path_type=Path)
+new_file = NewPath(check_new_file)
+new_folder = NewPath(check_new_folder)
+new_path = NewPath(check_new_path)
+
+
+class ExportedFolder(LocalPath):
     """A folder, or "user/name" or "user/name@revision" of the Hub, which is fetched."""
 
     name = "exported folder"
@@ -29,7 +73,7 @@ class ExportedFolder(click.Path):
         """Return the path of the folder."""
         from accuquant.hub.fetch import local_folder
 
-        return super().convert(local_folder(value), param, ctx)
+        return super().convert(local_folder(_expanded(value)), param, ctx)
 
 
 exported_folder = ExportedFolder()
@@ -60,6 +104,7 @@ def lora_option(otherwise: str) -> Callable[[Function], Function]:
     return click.option(
         "--lora",
         "loras",
+        type=Source(),
         multiple=True,
         metavar="PATH_OR_HUB_ID[:SCALE]",
         help=f"A LoRA to fuse into the weights, may be given several times; {otherwise}.",

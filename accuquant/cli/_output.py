@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from accuquant.cli._options import Function
+from accuquant._util.files import check_new_file
+from accuquant.cli._options import Function, NewPath
 from accuquant.errors import printable
 
 if TYPE_CHECKING:
@@ -21,30 +23,30 @@ def json_option(what: str) -> Callable[[Function], Function]:
     return click.option(
         "--json",
         "json_file",
-        type=click.Path(dir_okay=False, allow_dash=True),
+        type=NewPath(check_new_file, allow_dash=True),
         metavar="FILE",
         help=f"Write {what} as JSON to this file; - for stdout.",
     )
 
 
-def write_json(target: str, text: str) -> None:
+def write_json(target: Path, text: str) -> None:
     """Write JSON to a file, atomically, or to stdout for `-`."""
     from accuquant._util.files import write_text
 
-    if target == STDOUT:
+    if str(target) == STDOUT:
         click.echo(text, nl=not text.endswith("\n"))
     else:
         write_text(target, text)
 
 
-def console_beside_json(json_file: str | None) -> Console:
+def console_beside_json(json_file: Path | None) -> Console:
     """Return the console for people: stdout, or stderr where stdout carries the JSON.
 
     A sentence is one line, which the terminal wraps, so that it can be searched for and copied.
     """
     from rich.console import Console
 
-    return Console(stderr=json_file == STDOUT, highlight=False, soft_wrap=True)
+    return Console(stderr=str(json_file) == STDOUT, highlight=False, soft_wrap=True)
 
 
 def print_table(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from accuquant.cli._command import Command
-from accuquant.cli._options import new_path
+from accuquant.cli._options import Source, existing_path, new_file
 from accuquant.cli._output import console_beside_json, json_option, print_table, write_json
 
 if TYPE_CHECKING:
@@ -25,10 +25,11 @@ _NAMES = 6
 
 
 @click.command("audit", cls=Command, short_help="Say what the TensorRT compiler makes of a model.")
-@click.argument("model", type=click.Path(path_type=Path), metavar="MODEL.onnx|OUT")
+@click.argument("model", type=existing_path, metavar="MODEL.onnx|OUT")
 @click.option("--target", default="sm89", show_default=True, help="GPU to compile for, e.g. sm86, sm120.")
 @click.option(
     "--against",
+    type=Source(),
     default="fp16",
     show_default=True,
     metavar="fp16|none|OTHER",
@@ -47,7 +48,7 @@ _NAMES = 6
 )
 @click.option("--layers", is_flag=True, help="List every kernel of the engine, and every pair by name.")
 @json_option("everything that was found")
-@click.option("--html", "html_file", type=new_path, metavar="FILE", help="Write the audit as one HTML page.")
+@click.option("--html", "html_file", type=new_file, metavar="FILE", help="Write the audit as one HTML page.")
 def command(
     model: Path,
     target: str,
@@ -56,7 +57,7 @@ def command(
     batch_size: int | None,
     opt_shapes: str,
     layers: bool,
-    json_file: str | None,
+    json_file: Path | None,
     html_file: Path | None,
 ) -> None:
     """Compile MODEL.onnx, or the exported folder OUT, and say what the compiler made of it.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from accuquant.cli._command import Command
-from accuquant.cli._options import exported_folder, trust_option
+from accuquant.cli._options import Source, exported_folder, trust_option
 from accuquant.cli._output import console_beside_json, json_option, print_table, write_json
 
 if TYPE_CHECKING:
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 @click.command("bench", cls=Command, short_help="Time every engine, and say which to use.")
 @click.argument("folder", type=exported_folder, metavar="OUT")
 @click.option(
-    "--reference", metavar="SOURCE", help="The pipeline that OUT was exported from, to time PyTorch as well."
+    "--reference",
+    type=Source(),
+    metavar="SOURCE",
+    help="The pipeline that OUT was exported from, to time PyTorch as well.",
 )
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=1, show_default=True, help="Images at a time."
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
 )
 @trust_option
 @json_option("every time")
-def command(folder: Path, reference: str | None, json_file: str | None, **options: Any) -> None:
+def command(folder: Path, reference: str | None, json_file: Path | None, **options: Any) -> None:
     """Time one network call of the exported folder OUT in every engine that is there.
 
     The engines take turns, so that a busy moment hits all alike. Beside int8 it times the same network

@@ -32,7 +32,7 @@ _NOT_QUANTIZED = "not-quantized"
 @click.argument("source", type=ExportedFolder(file_okay=True), metavar="OUT|MODEL.onnx", required=False)
 @build_options
 @json_option("what was built")
-def command(source: Path | None, onnx_file: Path | None, json_file: str | None, **options: Any) -> None:
+def command(source: Path | None, onnx_file: Path | None, json_file: Path | None, **options: Any) -> None:
     """Compile the exported folder OUT, or one ONNX model, into TensorRT engines.
 
     The engines of OUT go to OUT/engines/<target>/<library>/, those of a download to a cache of our own, with
@@ -162,7 +162,7 @@ def _as_json(built: BuiltEngine) -> dict[str, Any]:
     }
 
 
-def _print_summary(json_file: str | None, built: list[BuiltEngine]) -> None:
+def _print_summary(json_file: Path | None, built: list[BuiltEngine]) -> None:
     from rich.markup import escape
 
     rows = [

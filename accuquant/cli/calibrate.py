@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from accuquant.cli._command import Command
-from accuquant.cli._options import lora_option, new_path
+from accuquant.cli._options import Source, lora_option, new_file
 from accuquant.cli._task import take_task, task_options
 
 if TYPE_CHECKING:
@@ -28,9 +29,9 @@ _COUNT = click.IntRange(min=1)
     short_help="Learn int8 scales for a pipeline.",
     context_settings={"show_default": True},
 )
-@click.argument("source")
+@click.argument("source", type=Source())
 @click.option(
-    "-o", "--output", type=new_path, default=Path("recipe.safetensors"), help="The recipe to write."
+    "-o", "--output", type=new_file, default=Path("recipe.safetensors"), help="The recipe to write."
 )
 @click.option("--steps", type=_COUNT, default=50, help="Sampler steps to simulate.")
 @click.option("--group-size", type=_COUNT, default=5, help="Consecutive steps that share scales.")
@@ -106,7 +107,8 @@ def command(source: str, output: Path, **settings: Any) -> None:
     """
     recipe = run(source, output, settings)
     print_summary(recipe, output)
-    click.echo(f"Next: accuquant export {source} --recipe {output} -o OUT")
+    words = shlex.join(["accuquant", "export", source, "--recipe", str(output)])
+    click.echo(f"Next: {words} -o OUT")
 
 
 def run(source: str, output: Path, settings: dict[str, Any]) -> Recipe:

@@ -17,7 +17,7 @@ from accuquant.cli._output import console_beside_json, json_option, print_table,
 @click.argument("model", type=existing_file, metavar="MODEL.onnx")
 @json_option("the violations")
 @click.pass_context
-def command(ctx: click.Context, model: Path, json_file: str | None) -> None:
+def command(ctx: click.Context, model: Path, json_file: Path | None) -> None:
     """Name every node of MODEL.onnx that breaks TensorRT's int8 rules, with the remedy.
 
     Exits with 1 where there is a violation.

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from accuquant._util.files import check_new_file, check_new_folder
 from accuquant._util.processor import cpu_flags, saturates_8_bit_weights
 from accuquant.bundled import FASHION_DDPM, FASHION_TEXT
 from accuquant.cli._command import Command
-from accuquant.cli._options import new_path
+from accuquant.cli._options import new_folder
 
 if TYPE_CHECKING:
     from accuquant.verification.report.report import Report
@@ -64,7 +65,7 @@ DEMOS = {
 )
 @click.option(
     "--output-dir",
-    type=new_path,
+    type=new_folder,
     default=Path("demo-output"),
     show_default=True,
     help="Where the recipe, the model, images and the report go.",
@@ -78,7 +79,7 @@ def command(ctx: click.Context, model: str, output_dir: Path) -> None:
     """
     report = run(DEMOS[model], output_dir)
     click.echo(f"Report: {output_dir / 'report.html'}")
-    if not report.passed:
+    if report.passed is False:
         ctx.exit(1)
 
 
@@ -89,6 +90,7 @@ def run(demo: Demo, folder: Path) -> Report:
     from accuquant.verification.report.html import write_html
 
     source, recipe, model = str(demo.source), folder / "recipe.safetensors", folder / "model"
+    _check(folder, recipe, model)
     _heading(1, "Calibrate: int8 scales for every group of denoising steps")
     calibrate.print_summary(calibrate.run(source, recipe, _for_processor(demo.calibration)), recipe)
     _heading(2, "Export to ONNX with int8 weights and QDQ pairs")
@@ -101,6 +103,16 @@ def run(demo: Demo, folder: Path) -> Report:
     report.write_json(folder / "report.json")
     write_html(report, folder / "report.html")
     return report
+
+
+def _check(folder: Path, recipe: Path, model: Path) -> None:
+    """Refuse a folder in which the last of the results would find no place."""
+    from accuquant.export.write.pipeline_folder import check_output
+
+    for file in (recipe, folder / "report.json", folder / "report.html"):
+        check_new_file("--output-dir", file)
+    check_new_folder("--output-dir", folder / "images")
+    check_output(model)
 
 
 def _for_processor(calibration: dict[str, Any]) -> dict[str, Any]:

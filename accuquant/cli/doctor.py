@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import click
 
@@ -16,7 +17,7 @@ _COLOURS = {"ok": "green", "absent": "dim", "warning": "yellow", "broken": "bold
 @json_option("the findings")
 @click.option("--gpu", is_flag=True, help="Exit with 1 also where TensorRT or an NVIDIA GPU is missing.")
 @click.pass_context
-def command(ctx: click.Context, json_file: str | None, gpu: bool) -> None:
+def command(ctx: click.Context, json_file: Path | None, gpu: bool) -> None:
     """Say what is installed, what works (by trying it), and what to install.
 
     Exits with 1 where exported models cannot be run on this machine.

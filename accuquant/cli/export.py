@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from accuquant.cli._command import Command
-from accuquant.cli._options import existing_file, lora_option, new_path
+from accuquant.cli._options import Source, existing_file, lora_option, new_path
 from accuquant.cli._task import take_options, task_options
 from accuquant.errors import UsageError
 
 if TYPE_CHECKING:
+    from accuquant.cli._progress import Bars
+    from accuquant.export.export_options import ExportOptions
     from accuquant.export_choice import ExportChoice
     from accuquant.recipe import Recipe
 
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
     short_help="Write an ONNX model with int8 weights.",
     context_settings={"show_default": True},
 )
-@click.argument("source")
+@click.argument("source", type=Source())
 @click.option(
     "--recipe",
     type=existing_file,
@@ -63,13 +66,14 @@ if TYPE_CHECKING:
     type=click.Choice(("auto", "shift", "zero_point")),
     default="auto",
     help="Zero-points as an addition around a symmetric QDQ pair (for every engine), or inside it, which is "
-    "faster on a CPU and nothing for TensorRT; auto is zero_point with --target cpu, else shift.",
+    "a little faster on a CPU without AMX, float32 on one with it, and nothing for TensorRT; auto is shift.",
 )
 @click.option(
     "--float-weights",
     type=click.Choice(("auto", "fp32", "fp16", "bf16")),
     default="auto",
-    help="How weights of layers that stay float are stored; auto is fp16 above 100 MB.",
+    help="How weights of layers that stay float are stored where they compute in fp32; auto is fp16 above "
+    "100 MB. bf16 keeps weights that were trained in it, and is coarser than fp16 for others.",
 )
 @click.option(
     "--opset",
@@ -106,7 +110,7 @@ def command(source: str, recipe: Path | None, output: Path, triton: Path | None,
     are then observed in a few calls, which is no calibration over denoising steps.
     """
     _check_pipeline(source, {"--triton": triton, "--whole-pipeline": options["whole_pipeline"]})
-    run(source, recipe, output, options)
+    run(source, recipe, output, options, triton)
     click.echo(f"Exported {output}")
     if triton is not None:
         from accuquant.export.write.triton_repository import write_triton_repository
@@ -129,65 +133,102 @@ def _check_pipeline(source: str, given: dict[str, Any]) -> None:
             )
 
 
-def run(source: str, recipe: Path | None, output: Path, options: dict[str, Any]) -> None:
-    """Export a pipeline or an .onnx file, with progress on stderr."""
+def run(
+    source: str, recipe: Path | None, output: Path, options: dict[str, Any], triton: Path | None = None
+) -> None:
+    """Export a pipeline or an .onnx file, with progress on stderr; everything is checked before that."""
     from accuquant.cli._progress import Bars
-    from accuquant.recipe import Recipe
+    from accuquant.export.export_options import ExportOptions
 
-    _check_target(options)
     task = take_options(options)
-    inputs = options.pop("inputs", None)
-    write = _write_graph if source.endswith(".onnx") else _write_pipeline
-    if inputs is not None and (recipe is not None or write is _write_pipeline):
+    inputs, loras = options.pop("inputs", None), options.pop("loras", ())
+    export = _targeted(ExportOptions(**options))
+    graph = source.endswith(".onnx")
+    if inputs is not None and (recipe is not None or not graph):
         raise UsageError(
             "--inputs",
             got="inputs to observe a graph with, which nothing would use",
             expected="an .onnx file as SOURCE and no --recipe",
             remedy="Leave --inputs out",
         )
-    given = options.pop("loras", ())
-    if given and write is _write_graph:
-        _refuse_task({"lora": given})
-    if recipe is not None:
-        _refuse_task(task)
-        loaded = Recipe.load(recipe)
-    elif write is _write_pipeline:
-        loaded = _calibrate_first(source, output, {**task, "loras": given})
-    else:
-        _refuse_task(task)
-        loaded = _observe_first(source, inputs, output)
+    if graph or recipe is not None:
+        _refuse_task({**task, "lora": loras} if graph and loras else task)
+    _check_outputs(source, output, export, triton)
+    loaded = _recipe(source, recipe, output, inputs, {**task, "loras": loras})
     with Bars() as progress:
-        if write is _write_pipeline:
-            options["loras"] = given
-        choice = write(source, loaded, output, progress=progress, share=progress.share, **options)
+        if graph:
+            choice = _write_graph(source, loaded, output, export, progress)
+        else:
+            choice = _write_pipeline(source, loaded, output, export, progress, loras)
     if choice is not None:
         click.echo(str(choice))
 
 
-def _check_target(options: dict[str, Any]) -> None:
-    """Refuse a target that is not there before anything takes long."""
-    if options.get("target") is not None:
-        from accuquant.export.for_target.export_target import resolve_target
+def _targeted(export: ExportOptions) -> ExportOptions:
+    """Refuse a target that is not there before anything takes long; "gpu" becomes that of this machine."""
+    if export.target is None:
+        return export
+    from accuquant.export.for_target.export_target import resolve_target
 
-        options["target"] = resolve_target(options["target"]).name
+    return replace(export, target=resolve_target(export.target).name)
 
 
-def _write_graph(source: str, recipe: Recipe, output: Path, **options: Any) -> ExportChoice | None:
+def _check_outputs(source: str, output: Path, export: ExportOptions, triton: Path | None) -> None:
+    """Refuse what cannot be written, before a calibration of an hour shows it."""
+    if source.endswith(".onnx"):
+        from accuquant.export.write.onnx_file import check_output as check_graph
+
+        check_graph(Path(source), output)
+        return
+    from accuquant.export.write.pipeline_folder import check_output
+    from accuquant.export.write.pipeline_parts import check_parts
+    from accuquant.export.write.triton_repository import check_repository
+    from accuquant.pipelines.source import pipeline_class_of
+
+    check_output(output)
+    if triton is not None:
+        check_repository(triton)
+    if export.whole_pipeline:
+        check_parts(pipeline_class_of(source))
+
+
+def _recipe(
+    source: str, recipe: Path | None, output: Path, inputs: Path | None, task: dict[str, Any]
+) -> Recipe:
+    """Load the recipe, or make one from what there is."""
+    from accuquant.recipe import Recipe
+
+    if recipe is not None:
+        return Recipe.load(recipe)
+    if source.endswith(".onnx"):
+        return _observe_first(source, inputs, output)
+    return _calibrate_first(source, output, task)
+
+
+def _write_graph(
+    source: str, recipe: Recipe, output: Path, options: ExportOptions, progress: Bars
+) -> ExportChoice | None:
     from accuquant.export.for_target import export_onnx_for
 
-    options.pop("whole_pipeline", None)  # refused above for a graph
-    return export_onnx_for(Path(source), recipe, output, **options)[1]
+    return export_onnx_for(Path(source), recipe, output, options, share=progress.share, progress=progress)[1]
 
 
 def _write_pipeline(
-    source: str, recipe: Recipe, output: Path, *, loras: tuple[str, ...] = (), **options: Any
+    source: str,
+    recipe: Recipe,
+    output: Path,
+    options: ExportOptions,
+    progress: Bars,
+    loras: tuple[str, ...],
 ) -> ExportChoice | None:
     from accuquant.export.for_target import export_pipeline_for
     from accuquant.pipelines.lora import find_loras, loras_of_recipe
     from accuquant.pipelines.source import load_source
 
     fused = loras_of_recipe(recipe.facts.loras, find_loras(loras))
-    return export_pipeline_for(load_source(source, fused), recipe, output, **options).choice
+    return export_pipeline_for(
+        load_source(source, fused), recipe, output, options, share=progress.share, progress=progress
+    ).choice
 
 
 def _refuse_task(task: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from accuquant import __version__
 from accuquant.cli._command import LazyGroup
 from accuquant.cli._failure import explain
 from accuquant.cli._session import Session
+from accuquant.cli._signals import terminable
 
 
 @click.group("accuquant", cls=LazyGroup, invoke_without_command=True)
@@ -44,7 +45,8 @@ def run(target: click.Command, name: str, args: Sequence[str] | None = None) -> 
     session = Session()
     _hush_libraries(sys.argv if args is None else args)
     try:
-        code = target.main(args, prog_name=name, obj=session, standalone_mode=False)
+        with terminable():
+            code = target.main(args, prog_name=name, obj=session, standalone_mode=False)
     except (Exception, KeyboardInterrupt) as error:
         if session.debug:
             import traceback

@@ -11,10 +11,11 @@ import click
 
 from accuquant.cli._command import Command
 from accuquant.cli._options import (
+    Source,
     engine_option,
     exported_folder,
     lora_option,
-    new_path,
+    new_folder,
     num_images_option,
     seed_option,
     steps_option,
@@ -53,10 +54,11 @@ class _ClassLabels(click.ParamType):  # type: ignore[type-arg]  # no generic bef
     "--batch-size", type=click.IntRange(min=1), show_default="as the model allows", help="Images at a time."
 )
 @click.option(
-    "--output-dir", type=new_path, default=Path("samples"), show_default=True, help="Where images go."
+    "--output-dir", type=new_folder, default=Path("samples"), show_default=True, help="Where images go."
 )
 @click.option(
     "--pipeline",
+    type=Source(),
     metavar="SOURCE",
     show_default="where it was exported from",
     help="The pipeline whose text encoder and decoder are used.",
@@ -86,10 +88,23 @@ def run(folder: Path, output_dir: Path, options: dict[str, Any]) -> Path:
     from accuquant.runtime.save_images import save_images
 
     task = take_task(options)
+    _check_channels(folder)
     with Bars() as progress:
         progress.stage(f"sampling on {options['engine']}", 0)
         images = _sample(folder, task, dict(options), progress.reached)
     return save_images(images, output_dir)[-1]
+
+
+def _check_channels(folder: Path) -> None:
+    """Refuse images that no PNG holds before they are sampled; a pipeline's decoder makes RGB of latents."""
+    from accuquant.manifest import Manifest
+    from accuquant.runtime.sample import runs_without_torch
+    from accuquant.runtime.save_images import check_channels
+
+    manifest = Manifest.load(folder)
+    if runs_without_torch(folder, manifest):
+        sample = manifest.signature.sample
+        check_channels(sample.resolve({"batch": 1, **manifest.signature.sizes})[1])
 
 
 def _sample(folder: Path, task: Task, options: dict[str, Any], progress: Callable[[int, int], None]) -> Any:

@@ -10,16 +10,17 @@ import click
 from accuquant.cli._command import Command
 from accuquant.cli._limits import LIMITS, limit_options
 from accuquant.cli._options import (
+    Source,
     engine_option,
     exported_folder,
     lora_option,
-    new_path,
+    new_file,
     num_images_option,
     seed_option,
     steps_option,
     trust_option,
 )
-from accuquant.cli._output import STDOUT, console_beside_json, json_option, print_table, write_json
+from accuquant.cli._output import console_beside_json, json_option, print_table, write_json
 from accuquant.cli._task import take_task, task_options
 
 if TYPE_CHECKING:
@@ -30,7 +31,13 @@ if TYPE_CHECKING:
 
 @click.command("verify", cls=Command, short_help="Compare an exported model with FP32.")
 @click.argument("folder", type=exported_folder, metavar="OUT")
-@click.option("--reference", required=True, metavar="SOURCE", help="The pipeline that OUT was exported from.")
+@click.option(
+    "--reference",
+    type=Source(),
+    required=True,
+    metavar="SOURCE",
+    help="The pipeline that OUT was exported from.",
+)
 @engine_option
 @trust_option
 @num_images_option(64)
@@ -53,14 +60,14 @@ if TYPE_CHECKING:
 @task_options
 @limit_options
 @json_option("the report")
-@click.option("--html", "html_file", type=new_path, metavar="FILE", help="Write the report as one HTML page.")
+@click.option("--html", "html_file", type=new_file, metavar="FILE", help="Write the report as one HTML page.")
 @click.pass_context
 def command(
     ctx: click.Context,
     /,
     folder: Path,
     reference: str,
-    json_file: str | None,
+    json_file: Path | None,
     html_file: Path | None,
     **options: Any,
 ) -> None:
@@ -69,9 +76,9 @@ def command(
     A pipeline that takes prompts or images needs some here too, best others than it was calibrated with; the
     guidance and the strength are the calibrated ones unless you change them.
 
-    Exits with 1 where a threshold (--min-..., --max-...) fails; `none` switches one off.
+    Exits with 1 where a threshold (--min-..., --max-...) fails; `none` switches one off. With all of them off
+    nothing is judged, and the exit code is 0.
     """
-    _check_files(json_file, html_file)
     report = run(folder, reference, options)
     print_verdict(console_beside_json(json_file), report)
     if json_file:
@@ -80,17 +87,8 @@ def command(
         from accuquant.verification.report.html import write_html
 
         write_html(report, html_file)
-    if not report.passed:
+    if report.passed is False:
         ctx.exit(1)
-
-
-def _check_files(json_file: str | None, html_file: Path | None) -> None:
-    from accuquant._util.files import check_new_file
-
-    if json_file and json_file != STDOUT:
-        check_new_file("--json", json_file)
-    if html_file:
-        check_new_file("--html", html_file)
 
 
 def run(folder: Path, reference: str, options: dict[str, Any]) -> Report:
@@ -127,4 +125,7 @@ def print_verdict(console: Console, report: Report) -> None:
     print_table(console, ("check", "measured", "wanted", ""), rows)
     for note in report.notes:
         console.print(f"Note: {note}", markup=False)
-    console.print("[bold green]PASSED[/bold green]" if report.passed else "[bold red]FAILED[/bold red]")
+    if report.passed is None:
+        console.print("[bold yellow]NOT JUDGED[/bold yellow]: every threshold is off")
+    else:
+        console.print("[bold green]PASSED[/bold green]" if report.passed else "[bold red]FAILED[/bold red]")

@@ -1,5 +1,6 @@
-"""The process that compiles: `python -m accuquant.engines._child LIBRARY REQUEST.json`.
+"""The process that compiles: `python -m accuquant.engines._child LIBRARY REQUEST.json PARENT`.
 
+PARENT is the process that waits for it, and with which it ends; stdin is a pipe that only closes then.
 It writes the engine and the log to the files that the request names, and one JSON object a line to
 stdout: `{"percent": 7}`, then `{"finished": true}` or `{"error": {...}}`.
 """
@@ -12,11 +13,13 @@ import sys
 from pathlib import Path
 from typing import IO, Any
 
+from accuquant.engines._bound import die_with_parent
 from accuquant.errors import AccuQuantError
 
 
 def main() -> None:
     """Compile what the request asks for, and report on stdout."""
+    die_with_parent(int(sys.argv[3]))
     library, request = sys.argv[1], json.loads(Path(sys.argv[2]).read_text(encoding="utf-8"))
     channel = _claim_stdout()
 

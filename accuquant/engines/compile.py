@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 import accuquant
 from accuquant._util.files import atomic_write
 from accuquant._util.progress import Progress, Silent
+from accuquant._util.scratch import scratch_folder
 from accuquant.engines.backend import Backend, resolve_backend
 from accuquant.engines.options import BuildOptions
 from accuquant.errors import EngineError
@@ -56,8 +56,7 @@ def compile_engine(
     check_half_types(Path(model), options.target)
     progress = progress or Silent()
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="accuquant-build-") as scratch, atomic_write(plan) as written:
-        work = Path(scratch)
+    with scratch_folder("build") as work, atomic_write(plan) as written:
         request = _request(Path(model), written, options, work / "log")
         (work / "request.json").write_text(json.dumps(request), encoding="utf-8")
         progress.stage(f"compiling {Path(model).name} for {options.target}", 100)
@@ -78,12 +77,13 @@ def _request(model: Path, plan: Path, options: BuildOptions, log: Path) -> dict[
 
 def _run_child(work: Path, model: Path, backend: Backend, progress: Progress) -> None:
     """Run the compiler on work/request.json and raise what it reports."""
-    command = [sys.executable, "-m", "accuquant.engines._child", backend.name, str(work / "request.json")]
+    request = str(work / "request.json")
+    command = [sys.executable, "-m", "accuquant.engines._child", backend.name, request, str(os.getpid())]
     with (
         open(work / "stderr", "wb") as stderr,
         subprocess.Popen(
             command,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # never written to: its end says that this process is gone
             stdout=subprocess.PIPE,
             stderr=stderr,
             env=_environment(backend),

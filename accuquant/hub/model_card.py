@@ -138,7 +138,7 @@ def _measured(report: ReportFacts) -> str:
             ("weights on disk", " -> ".join(f"{size / 1e6:.1f} MB" for size in sizes if size is not None))
         )
     rows += [(f"one call, {_plain(x.name)}", f"{x.median_ms:.1f} ms") for x in report.latencies]
-    verdict = "passed" if report.passed else "**failed**"
+    verdict = {True: "passed", None: "judged nothing"}.get(report.passed, "**failed**")
     how = f"{settings.num_images} seeds, {settings.steps} steps, {_plain(settings.engine)}"
     return "\n".join(
         [

@@ -67,7 +67,7 @@ class _Latency:
 class ReportFacts:
     """The fields of a report that a model card shows; a report has more."""
 
-    passed: bool
+    passed: bool | None
     checks: list[Any]
     settings: _Settings
     fidelity: _Fidelity

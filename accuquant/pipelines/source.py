@@ -72,6 +72,11 @@ def load_source(source: str | Path, loras: Sequence[Lora] = (), *, revision: str
     )
 
 
+def pipeline_class_of(source: str | Path) -> str:
+    """Return the name of a pipeline's class, before its weights are loaded. Raises SourceError."""
+    return str(read_index(local_folder(str(source))).get("_class_name", "DiffusionPipeline"))
+
+
 def _as_the_pipeline_has_it(pipeline_class: str, scheduler: Any) -> Any:
     """Return the scheduler that the pipeline samples with: DDIMPipeline makes DDIM of whatever was saved."""
     from diffusers import DDIMScheduler

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from accuquant.export.export_options import Lowering
 from accuquant.export.for_target.noise import added_noise_db
-from accuquant.export.passes.lowering import Lowering, LoweringOptions
+from accuquant.export.passes.lowering import LoweringOptions
 from accuquant.export.passes.shared_scales import share_scales
 from accuquant.export.write.lowered_files import write_lowered
 from accuquant.recipe import Recipe

@@ -10,11 +10,12 @@ import onnx_ir as ir
 
 from accuquant._util.progress import Progress, Silent
 from accuquant.errors import AccuQuantError
+from accuquant.export.export_options import Lowering, Precision
 from accuquant.export.for_target.candidates import Candidate, FloatGraph, list_candidates
 from accuquant.export.for_target.compiled import CompiledCandidate, Compiler, audited, timed
 from accuquant.export.for_target.decide import Decision, EngineFigures, decide, decide_by_rule
 from accuquant.export.for_target.export_target import ExportTarget
-from accuquant.export.passes.lowering import Lowering, LoweringOptions, Precision
+from accuquant.export.passes.lowering import LoweringOptions
 from accuquant.export_choice import Basis, ExportChoice
 from accuquant.recipe import Recipe
 

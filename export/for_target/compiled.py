@@ -18,9 +18,10 @@ from accuquant.engines.backend import resolve_backend
 from accuquant.engines.build import BuiltEngine, build_engine
 from accuquant.engines.profile import static_profile
 from accuquant.errors import AccuQuantError
+from accuquant.export.export_options import Lowering
 from accuquant.export.for_target.candidates import Candidate, FloatGraph, write_candidate
 from accuquant.export.for_target.decide import MAX_GROUP_BYTES, EngineFigures
-from accuquant.export.passes.lowering import Lowering, LoweringOptions
+from accuquant.export.passes.lowering import LoweringOptions
 from accuquant.recipe import Recipe
 from accuquant.runtime.open_runner import make_runner
 from accuquant.runtime.runner import Runner

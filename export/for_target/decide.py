@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from accuquant.export.export_options import Lowering
 from accuquant.export.for_target.candidates import Candidate
-from accuquant.export.passes.lowering import Lowering
 
 #: What a lowering has to save before anything is paid for it. Less is within the noise of a benchmark.
 MIN_SAVING = 0.03

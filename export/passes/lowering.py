@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import onnx_ir as ir
 from onnx_ir.passes.common import (
@@ -15,7 +14,7 @@ from onnx_ir.passes.common import (
 )
 
 import accuquant
-from accuquant.errors import UsageError
+from accuquant.export.export_options import Affine, ExportOptions, FloatWeights, Lowering, Precision
 from accuquant.export.passes.correct_bias import CorrectBiasPass
 from accuquant.export.passes.decompose_norms import DecomposeNormsPass
 from accuquant.export.passes.half_precision import HalfPrecisionPass
@@ -29,62 +28,30 @@ from accuquant.recipe import Recipe
 
 #: Called with what happens now and the share of the work that is done, from 0 to 1.
 Progress = Callable[[str, float], None]
-Lowering = Literal["rescale", "hybrid", "per-group"]
-Precision = Literal["fp32", "fp16", "bf16"]
-Affine = Literal["shift", "zero_point"]
-FloatWeights = Literal["auto", "fp32", "fp16"]
-_CHOICES = {
-    "lowering": ("rescale", "hybrid", "per-group"),
-    "precision": ("fp32", "fp16", "bf16"),
-    "affine": ("shift", "zero_point"),
-    "float_weights": ("auto", "fp32", "fp16"),
-}
 _HALVES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
-#: QDQ pairs with float16 scales need opset 19, Conv in bfloat16 needs 22.
-_MIN_OPSET = {"fp32": 19, "fp16": 19, "bf16": 22}
-_DEFAULT_OPSET = 21
 
 
 @dataclass(frozen=True)
 class LoweringOptions:
-    """How step groups, float precision and zero-points are written.
+    """How step groups, float precision and zero-points are written: ExportOptions with nothing left open.
 
-    `lowering` "rescale" is one graph that derives the step group from the timestep, "hybrid" the same
-    with a recipe that share_scales has changed, "per-group" one graph a group with constant scales.
-    `affine` "shift" writes zero-points as an addition around a symmetric QDQ pair, which every engine
-    takes; "zero_point" writes them into the pair.
-    `float_weights` is how weights of layers that stay float are stored; "auto" is fp16 above 100 MB.
+    "hybrid" is "rescale" with a recipe that share_scales has changed.
     """
 
-    lowering: Lowering = "rescale"
-    precision: Precision = "fp32"
-    affine: Affine = "shift"
-    float_weights: FloatWeights = "auto"
+    lowering: Lowering
+    precision: Precision
+    affine: Affine
+    float_weights: FloatWeights
 
-    def __post_init__(self) -> None:
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise UsageError(
-                    f"--{name.replace('_', '-')}",
-                    got=repr(getattr(self, name)),
-                    expected=f"one of {', '.join(choices)}",
-                    remedy=f"Give --{name.replace('_', '-')} {choices[0]}, for example",
-                )
-
-
-def choose_opset(opset: int | None, precision: Precision) -> int:
-    """Return `opset`, or the default for `precision` where it is None. Raises UsageError if it is too low."""
-    lowest = _MIN_OPSET[precision]
-    if opset is None:
-        return max(lowest, _DEFAULT_OPSET)
-    if opset < lowest:
-        raise UsageError(
-            "--opset",
-            got=f"{opset} with --precision {precision}",
-            expected=f"{lowest} or later",
-            remedy=f"Give --opset {max(lowest, _DEFAULT_OPSET)}, or leave it out",
+    @classmethod
+    def of(cls, options: ExportOptions) -> LoweringOptions:
+        """Return what `options` name; what they leave open is as every engine takes it."""
+        return cls(
+            lowering="rescale" if options.lowering == "auto" else options.lowering,
+            precision="fp32" if options.precision == "auto" else options.precision,
+            affine="shift" if options.affine == "auto" else options.affine,
+            float_weights=options.float_weights,
         )
-    return opset
 
 
 def lower(model: ir.Model, recipe: Recipe, options: LoweringOptions, digest: str) -> list[ir.Model]:
@@ -101,7 +68,8 @@ def lower(model: ir.Model, recipe: Recipe, options: LoweringOptions, digest: str
         DecomposeNormsPass()(model)
         HalfPrecisionPass(_HALVES[options.precision])(model)
     elif options.float_weights != "fp32":
-        StoreHalfPass(above=AUTO_ABOVE if options.float_weights == "auto" else 0)(model)
+        half = _HALVES["fp16" if options.float_weights == "auto" else options.float_weights]
+        StoreHalfPass(half, above=AUTO_ABOVE if options.float_weights == "auto" else 0)(model)
     if options.lowering != "per-group":
         return [_finish(model, recipe, options, digest, None)]
     return [_finish(model.clone(), recipe, options, digest, group) for group in range(len(recipe.groups))]

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from accuquant.errors import ExportError
 from accuquant.export.write.check_types import check_types
+from accuquant.export.write.data_file import add_hash
 from accuquant.export.write.inline_file import save_inline
 
 #: Protobuf refuses messages of 2 GB; some room is left for the nodes.
@@ -22,12 +23,18 @@ _INVALID = (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, V
 
 
 def save_graphs(
-    models: Mapping[str, ir.Model], folder: Path, data_name: str, *, external_data: bool | None = None
+    models: Mapping[str, ir.Model],
+    folder: Path,
+    data_name: str,
+    *,
+    external_data: bool | None = None,
+    hash_data: bool = False,
 ) -> list[str]:
     """Write each model as `folder/name` -> the names of all files written, .onnx first.
 
     Weights go to `folder/data_name` where `external_data` is true, where there are several graphs
-    (each tensor is stored once), or, with None, above 2 GB. Every file passes onnx.checker and check_types.
+    (each tensor is stored once), or, with None, above 2 GB; `hash_data` adds its content's hash to that
+    name. Every file passes onnx.checker and check_types.
     """
     tensors = _large_tensors(models)
     if external_data is None:
@@ -35,6 +42,9 @@ def save_graphs(
     written = list(models)
     if external_data and tensors:
         stored = ir.external_data.convert_tensors_to_external(tensors, folder, data_name)
+        if hash_data:
+            data_name = add_hash(folder / data_name).name
+            stored = [_moved(tensor, data_name) for tensor in stored]
         _replace(models, dict(zip(map(id, tensors), stored, strict=True)))
         written.append(data_name)
     for name, model in models.items():
@@ -76,6 +86,20 @@ def _embed_foreign(model: ir.Model, folder: Path, written: Collection[int] = ())
 
 def _is_foreign(tensor: object, folder: Path) -> TypeGuard[ir.ExternalTensor]:
     return isinstance(tensor, ir.ExternalTensor) and Path(tensor.base_dir) != folder
+
+
+def _moved(tensor: ir.TensorProtocol, name: str) -> ir.ExternalTensor:
+    """Return `tensor`, which lies in a data file, in the file of that name."""
+    assert isinstance(tensor, ir.ExternalTensor)
+    return ir.ExternalTensor(
+        name,
+        tensor.offset,
+        tensor.length,
+        tensor.dtype,
+        shape=tensor.shape,
+        name=tensor.name or "",
+        base_dir=tensor.base_dir,
+    )
 
 
 def _replace(models: Mapping[str, ir.Model], stored: Mapping[int, ir.TensorProtocol]) -> None:

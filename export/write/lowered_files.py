@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from accuquant.export.passes.lowering import LoweringOptions, Progress, lower
 from accuquant.export.passes.shared_scales import share_scales
+from accuquant.export.write.data_file import data_files, data_name
 from accuquant.export.write.graph_files import save_graphs
 from accuquant.recipe import Recipe
 
@@ -37,13 +38,14 @@ def write_lowered(
     *,
     group_prefix: str = "",
     external_data: bool | None = None,
+    hash_data: bool = False,
     say: Progress = lambda _text, _share: None,
 ) -> LoweredFiles:
     """Quantize the float `model` by `recipe` and write `folder/name`.
 
     `model` is changed. For "per-group" the files are called `<group_prefix>group_00.onnx` and so on; their
-    data file is `<name>_data`. `say` is told between 0 and 1. Raises ExportError where the graph cannot
-    carry the recipe.
+    data file is `<name>_data`, with its content's hash before the suffix if `hash_data`. `say` is told
+    between 0 and 1. Raises ExportError where the graph cannot carry the recipe.
     """
     say("placing QDQ pairs", 0.0)
     if options.lowering == "hybrid":
@@ -54,17 +56,17 @@ def write_lowered(
         names = [f"{group_prefix}group_{group:02d}.onnx" for group in range(len(graphs))]
     say("writing", 0.5)
     written = save_graphs(
-        dict(zip(names, graphs, strict=True)), folder, _data_name(name), external_data=external_data
+        dict(zip(names, graphs, strict=True)),
+        folder,
+        data_name(name),
+        external_data=external_data,
+        hash_data=hash_data,
     )
     return LoweredFiles(tuple(names), tuple(written[len(names) :]), recipe)
 
 
 def possible_files(output: Path) -> Iterator[Path]:
-    """Yield what write_lowered may write for `output` with any lowering: group graphs if they are there."""
+    """Yield what write_lowered may write for `output` with any lowering; groups and hashes that are there."""
     yield output
-    yield output.with_name(_data_name(output.name))
+    yield from data_files(output)
     yield from output.parent.glob(f"{escape(output.stem)}_group_[0-9]*.onnx")
-
-
-def _data_name(name: str) -> str:
-    return f"{name}_data"

@@ -3,75 +3,69 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from accuquant._util.external_data import external_files
+from accuquant._util.lock import only_writer
+from accuquant._util.scratch import scratch_beside
 from accuquant.errors import EngineError, ExportError
-from accuquant.export.passes.lowering import (
-    Affine,
-    FloatWeights,
-    Lowering,
-    LoweringOptions,
-    Precision,
-    Progress,
-    choose_opset,
-)
+from accuquant.export.export_options import ExportChoices, ExportOptions
+from accuquant.export.passes.lowering import LoweringOptions, Progress
 from accuquant.export.read.onnx_source import read_model
+from accuquant.export.write.data_file import read_now, remove_unread
 from accuquant.export.write.lowered_files import possible_files, write_lowered
 from accuquant.recipe import Recipe
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def export_onnx(
     path: Path,
     recipe: Recipe,
     output: Path,
+    options: ExportOptions | None = None,
     *,
-    lowering: Lowering = "rescale",
-    precision: Precision = "fp32",
-    affine: Affine = "shift",
-    float_weights: FloatWeights = "auto",
-    opset: int | None = None,
-    external_data: bool | None = None,
     progress: Progress | None = None,
+    **choices: Unpack[ExportChoices],
 ) -> list[Path]:
     """Quantize the float graph at `path` by `recipe` -> the files written, .onnx first.
 
-    The graph may come from either exporter of torch or from Optimum: layers are found by the content of
-    their weights. "per-group" writes `<stem>_group_00.onnx` and so on beside `output`, and one data file
-    that they share. A graph older than `opset` (None: 21, or 22 for bf16) is converted. Files appear whole
-    or not at all. Raises SourceError for a file that cannot be read, ExportError where a layer of the recipe
-    is not in the graph.
+    The graph may come from either exporter of torch or from Optimum: layers are found by the content of their
+    weights. `choices` are single fields of `options`; what both leave open is as every engine takes it.
+    "per-group" writes `<stem>_group_00.onnx` and so on beside `output`. A data file, which they share, has
+    its content's hash in its name, so that an earlier export is whole until it is replaced; its data file
+    goes when no graph beside it reads it any more. A graph older than the opset is converted. Files appear
+    whole or not at all. Raises SourceError for a file that cannot be read, ExportError where a layer of the
+    recipe is not in the graph.
     """
     say = progress or (lambda _text, _share: None)
-    options = LoweringOptions(lowering, precision, affine, float_weights)
-    opset = choose_opset(opset, precision)
+    options = replace(options or ExportOptions(), **choices)
     path, output = Path(path), Path(output)
     check_output(path, output)
     say("reading the graph", 0.0)
-    model = read_model(path, min_opset=opset)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{output.stem}.", dir=output.parent))
-    try:
+    with only_writer(output), scratch_beside(output) as staging:
         files = write_lowered(
-            model,
+            read_model(path, min_opset=options.written_opset),
             recipe,
-            options,
+            LoweringOptions.of(options),
             staging,
             output.name,
             group_prefix=f"{output.stem}_",
-            external_data=external_data,
+            external_data=options.external_data,
+            hash_data=True,
             say=lambda text, share: say(text, 0.4 + 0.6 * share),
         )
-        written = (*files.graphs, *files.others)
+        written = [output.parent / name for name in (*files.graphs, *files.others)]
+        read_before = read_now(output)
         # the data file goes first: a graph that is there can be loaded
-        for name in reversed(written):
-            os.replace(staging / name, output.parent / name)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        for file in reversed(written):
+            os.replace(staging / file.name, file)
+        remove_unread(output, read_before)
     say("done", 1.0)
-    return [output.parent / name for name in written]
+    return written
 
 
 def check_output(path: Path, output: Path) -> None:

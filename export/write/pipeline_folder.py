@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 import accuquant
+from accuquant._util.exchange import replace_folder
 from accuquant._util.files import sha256_of_file
-from accuquant.errors import ExportError, UsageError
-from accuquant.export.passes.lowering import (
-    Affine,
-    FloatWeights,
-    Lowering,
-    LoweringOptions,
-    Precision,
-    Progress,
-    choose_opset,
-)
+from accuquant._util.lock import only_writer
+from accuquant._util.scratch import scratch_beside
+from accuquant.errors import ExportError
+from accuquant.export.export_options import ExportChoices, ExportOptions
+from accuquant.export.passes.lowering import LoweringOptions, Progress
 from accuquant.export.read.trace import trace
 from accuquant.export.write.lowered_files import write_lowered
 from accuquant.export.write.pipeline_parts import check_parts, write_parts
@@ -33,41 +30,36 @@ from accuquant.pipelines.lora import check_loras
 from accuquant.pipelines.source import Source
 from accuquant.recipe import Recipe
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 
 def export_pipeline(
     source: Source,
     recipe: Recipe,
     output: Path,
+    options: ExportOptions | None = None,
     *,
-    lowering: Lowering = "rescale",
-    precision: Precision = "fp32",
-    affine: Affine = "shift",
-    float_weights: FloatWeights = "auto",
-    opset: int | None = None,
-    external_data: bool | None = None,
-    dynamic: bool = True,
-    whole_pipeline: bool = False,
     choice: ExportChoice | None = None,
     graph: ir.Model | None = None,
     progress: Progress | None = None,
+    **choices: Unpack[ExportChoices],
 ) -> Manifest:
     """Write `source`, quantized by `recipe`, into the folder `output`.
 
     The folder holds model_index.json, the network's graph(s) and configuration, the scheduler, the recipe and
-    the manifest accuquant.json. It appears whole: it is built beside `output` and renamed. An earlier
-    export is replaced, anything else is not touched. `external_data` None puts weights into a file of
-    their own above 2 GB; `opset` None is 21, or 22 for bf16; `dynamic` lets batch and image size vary;
-    `whole_pipeline` adds text encoders and autoencoder in float32, so that Optimum loads the folder.
-    `choice` says why `lowering` and `precision` are what they are, for the manifest. `graph` is the network
-    as `trace` gives it with the same opset and `dynamic`, where that was done before; it is changed.
-    Raises RecipeError where the recipe belongs to another checkpoint, ExportError where the network cannot
-    carry it.
+    the manifest accuquant.json. It appears whole: it is built beside `output` and takes its place. An earlier
+    export is replaced, anything else is not touched.
+    `choices` are single fields of `options`; what both leave open is as every engine takes it. `choice` says
+    why they are what they are, for the manifest. `graph` is the network as `trace` gives it with the same
+    opset and `dynamic`, where that was done before; it is changed. Raises RecipeError where the recipe
+    belongs to another checkpoint, ExportError where the network cannot carry it.
     """
     say = progress or (lambda _text, _share: None)
-    options = LoweringOptions(lowering, precision, affine, float_weights)
-    opset = choose_opset(opset, precision)
-    if whole_pipeline:
-        _check_whole(source, lowering)
+    options = replace(options or ExportOptions(), **choices)
+    lowering, opset = LoweringOptions.of(options), options.written_opset
+    if options.whole_pipeline:
+        check_parts(source.pipeline_class)
     output = Path(output)
     check_output(output)
     say("checking the recipe", 0.0)
@@ -76,29 +68,33 @@ def export_pipeline(
     with _staging(output) as folder:
         if graph is None:
             say("tracing the network", 0.05)
-            graph = trace(source.network, source.signature, opset=opset, dynamic=dynamic)
+            graph = trace(source.network, source.signature, opset=opset, dynamic=options.dynamic)
         part = folder / source.component
         part.mkdir()
         written = write_lowered(
             graph,
             recipe,
-            options,
+            lowering,
             part,
             "model.onnx",
-            external_data=external_data,
+            external_data=options.external_data,
             say=lambda text, share: say(text, 0.6 + 0.4 * share),
         )
         _copy_configuration(source, folder)
-        if whole_pipeline:
+        if options.whole_pipeline:
             write_parts(
-                source, folder, opset=opset, external_data=external_data, say=lambda text: say(text, 0.9)
+                source,
+                folder,
+                opset=opset,
+                external_data=options.external_data,
+                say=lambda text: say(text, 0.9),
             )
         written.recipe.save(folder / RECIPE_NAME)
         manifest = Manifest(
             pipeline_class=source.pipeline_class,
             component=source.component,
-            lowering=lowering,
-            precision=precision,
+            lowering=lowering.lowering,
+            precision=lowering.precision,
             opset=opset,
             graphs=tuple(f"{source.component}/{name}" for name in written.graphs),
             groups=recipe.groups,
@@ -113,17 +109,6 @@ def export_pipeline(
         manifest.save(folder)
     say("done", 1.0)
     return manifest
-
-
-def _check_whole(source: Source, lowering: Lowering) -> None:
-    if lowering == "per-group":
-        raise UsageError(
-            "--whole-pipeline",
-            got="--lowering per-group, which writes one graph a step group",
-            expected="rescale or hybrid: Optimum loads one graph",
-            remedy="Leave one of the two out",
-        )
-    check_parts(source)
 
 
 def check_output(output: Path) -> None:
@@ -158,30 +143,13 @@ def _why_kept(output: Path) -> str:
 def _staging(output: Path) -> Iterator[Path]:
     """Yield a new folder beside `output` that takes its place if the block succeeds.
 
-    Whatever fails, `output` is afterwards what it was.
+    Whatever fails, `output` is afterwards what it was. Raises UsageError where another process writes it.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    root = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    try:
-        folder = root / "new"
+    with only_writer(output), scratch_beside(output) as scratch:
+        folder = scratch / "new"
         folder.mkdir()
         yield folder
-        _exchange(output, folder, root / "old")
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
-
-
-def _exchange(output: Path, folder: Path, old: Path) -> None:
-    """Move `output`, if there is one, to `old` and `folder` to `output`."""
-    existed = output.exists()
-    if existed:
-        output.rename(old)
-    try:
-        folder.rename(output)
-    except OSError:
-        if existed:
-            old.rename(output)
-        raise
+        replace_folder(folder, output, scratch / "old")
 
 
 def _copy_configuration(source: Source, folder: Path) -> None:
@@ -194,10 +162,8 @@ def _copy_configuration(source: Source, folder: Path) -> None:
 
 
 def _name_of(source: Source) -> str:
-    """Return the source's name; that of a local folder never looks like a Hub id."""
-    path = Path(source.name)
-    relative = source.folder == path and not path.is_absolute() and not source.name.startswith(".")
-    return f"./{source.name}" if relative else source.name
+    """Return the Hub id of the source, or where its folder lies: the export may be used from anywhere."""
+    return str(source.folder.resolve()) if source.folder == Path(source.name) else source.name
 
 
 def _digests(folder: Path) -> dict[str, str]:

@@ -92,11 +92,11 @@ class _Decoder(nn.Module):
         return image
 
 
-def check_parts(source: Source) -> None:
-    """Raise ExportError where Optimum has no class for the pipeline of `source`."""
-    if source.pipeline_class not in PIPELINES:
+def check_parts(pipeline_class: str) -> None:
+    """Raise ExportError where Optimum has no class for the pipelines of `pipeline_class`."""
+    if pipeline_class not in PIPELINES:
         raise ExportError(
-            f"pipeline {source.pipeline_class}",
+            f"pipeline {pipeline_class}",
             got="--whole-pipeline",
             expected=" or ".join(PIPELINES),
             remedy="Optimum knows no such pipeline: leave --whole-pipeline out and use EngineUNet",
@@ -117,7 +117,7 @@ def write_parts(
     vae_decoder, each with model.onnx and config.json. The safety checker is left out. Raises ExportError for
     a pipeline or a part that is not known.
     """
-    check_parts(source)
+    check_parts(source.pipeline_class)
     pipe = open_pipeline(source, Task())
     for part in (*_text_encoders(pipe), *_autoencoder(pipe)):
         say(f"tracing the {part.folder.replace('_', ' ')}")

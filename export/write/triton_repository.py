@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 
+from accuquant._util.scratch import scratch_beside
 from accuquant.errors import ExportError, unknown_name
 from accuquant.manifest import Manifest
 
@@ -52,6 +52,17 @@ def write_triton_repository(
     manifest = Manifest.load(folder)
     backends = _choose_backends(backends, manifest.precision)
     manifest.check_files(folder)
+    check_repository(output)
+    with scratch_beside(output) as scratch:
+        models = _write_models(folder, manifest, scratch / "new", backends, name or manifest.component)
+        if output.exists():
+            output.rmdir()
+        (scratch / "new").rename(output)
+    return models
+
+
+def check_repository(output: Path) -> None:
+    """Raise ExportError unless `output` is a new path or an empty folder."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ExportError(
             f"output '{output}'",
@@ -59,17 +70,6 @@ def write_triton_repository(
             expected="a new path or an empty folder",
             remedy="Choose another path: nothing was overwritten",
         )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    try:
-        models = _write_models(folder, manifest, staging, backends, name or manifest.component)
-        if output.exists():
-            output.rmdir()
-        staging.chmod(0o755)
-        staging.rename(output)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return models
 
 
 def _choose_backends(backends: Sequence[str] | None, precision: str) -> list[str]:

@@ -10,7 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from accuquant._util.files import atomic_write, check_new_file, sha256_of_file, write_text
+from accuquant._util.files import (
+    atomic_write,
+    check_new_file,
+    check_new_folder,
+    check_new_path,
+    sha256_of_file,
+    write_text,
+)
 from accuquant.errors import UsageError
 
 
@@ -19,7 +26,7 @@ def test_the_target_appears_when_the_block_ends_and_not_before(tmp_path: Path) -
     with atomic_write(target) as temporary:
         temporary.write_bytes(b"new")
         assert not target.exists()
-        assert temporary.parent == target.parent
+        assert temporary.stat().st_dev == target.parent.stat().st_dev
         assert temporary.suffix == ".bin"
     assert target.read_bytes() == b"new"
     assert os.listdir(target.parent) == ["a.bin"]
@@ -114,3 +121,21 @@ def test_a_folder_is_named_before_a_result_is_to_be_written_there(tmp_path: Path
         check_new_file("--html", tmp_path)
     with pytest.raises(UsageError, match=r"--html: got '.*page.html/x/y', inside of a file"):
         check_new_file("--html", tmp_path / "page.html" / "x" / "y")
+
+
+def test_only_the_folder_that_is_written_into_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container, whose root belongs to another user than the folder that is mounted into it."""
+    mounted = tmp_path / "images"
+    mounted.mkdir()
+    monkeypatch.setattr(os, "access", lambda path, _mode: Path(path) == mounted)
+    check_new_folder("--output-dir", mounted)
+    check_new_folder("--output-dir", mounted / "new" / "deeper")
+    check_new_file("--json", mounted / "report.json")
+    for check in (check_new_path, check_new_folder):
+        with pytest.raises(UsageError, match=f"nothing can be written into '{tmp_path}'"):
+            check("--output", tmp_path / "other")
+    with pytest.raises(UsageError, match=f"nothing can be written into '{tmp_path}'"):
+        check_new_path("--output", mounted)
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"--output-dir: got '.*', a file, expected the path of a folder"):
+        check_new_folder("--output-dir", tmp_path / "file")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
-from accuquant._util.lock import exclusive
+import pytest
+
+from accuquant._util.lock import exclusive, only_writer
+from accuquant.errors import UsageError
 
 HOLD = """
 import sys
@@ -40,3 +44,41 @@ def test_a_second_process_waits_until_the_first_is_gone(tmp_path: Path) -> None:
         with exclusive(path, let_go):
             assert holder.wait() != 0
     assert waited.is_set()
+
+
+def test_a_lock_leaves_no_file(tmp_path: Path) -> None:
+    with exclusive(tmp_path / "lock"):
+        assert (tmp_path / "lock").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_that_its_holder_removed_is_not_held_by_two(tmp_path: Path) -> None:
+    path, inside, most = tmp_path / "lock", [0], [0]
+
+    def work() -> None:
+        for _ in range(200):
+            with exclusive(path):
+                inside[0] += 1
+                most[0] = max(most[0], inside[0])
+                inside[0] -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_writer_of_an_output_is_refused_and_told_who_the_first_is(tmp_path: Path) -> None:
+    output = tmp_path / "recipe.safetensors"
+    with (
+        only_writer(output),
+        pytest.raises(UsageError, match=rf"recipe.safetensors.*process {os.getpid()} on .*one run at a time"),
+        only_writer(output),
+    ):
+        pass
+    with only_writer(output), only_writer(tmp_path / "other.safetensors"):
+        pass
+    assert list(tmp_path.iterdir()) == []

@@ -418,3 +418,22 @@ def test_the_recipe_samples_almost_the_same_images(
             ends.append(process.sample(lambda x, t, n=network: call(n, x, t), start))
     int8, six_bits = ((end - ends[0]).square().mean().item() for end in ends[1:])
     assert 0 < 5 * int8 < six_bits
+
+
+def test_a_second_calibration_into_one_recipe_is_refused(tiny_source: Source, output: Path) -> None:
+    second: list[str] = []
+
+    class Meanwhile(Recording):
+        """Starts another calibration with the same output while this one is at work."""
+
+        def message(self, text: str) -> None:
+            if not second:
+                other = dataclasses.replace(QUICK, seed=1)
+                with pytest.raises(UsageError, match=r"another run that writes it now \(process \d") as fault:
+                    calibrate(tiny_source, other, output=output)
+                second.append(str(fault.value))
+
+    recipe = calibrate(tiny_source, QUICK, output=output, progress=Meanwhile())
+    assert second
+    assert recipe.calibration["settings"]["seed"] == QUICK.seed
+    assert os.listdir(output.parent) == ["recipe.safetensors"]

@@ -122,6 +122,25 @@ def test_removing_leaves_nothing(recipe: Path) -> None:
     assert not work.path.exists()
 
 
+def test_what_lies_there_without_settings_is_nobodys(recipe: Path) -> None:
+    """A run that went on in a folder which another one had removed leaves such files."""
+    work = WorkFolder(recipe, SETTINGS)
+    work.save_group(0, {"a": 1.0}, GroupResult(1, 1))
+    for path in (work.initial, work.shared, work.path / "trajectories.safetensors", work.path / "notes.txt"):
+        path.write_bytes(b"")
+    (work.path / "settings.json").unlink()
+    other = WorkFolder(recipe, SETTINGS | {"seed": 1})
+    assert other.load_group(0) is None
+    assert {path.name for path in other.path.iterdir()} == {"settings.json", "notes.txt"}
+
+
+def test_removing_takes_a_killed_runs_temporary_files_along(recipe: Path) -> None:
+    work = WorkFolder(recipe, SETTINGS)
+    (work.path / ".group_000.json.abcdefgh.accuquant-tmp").mkdir()
+    work.remove()
+    assert not work.path.exists()
+
+
 def test_a_removal_that_is_cut_short_never_mixes_two_runs(
     recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import errno
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -146,6 +147,9 @@ def test_verify_fails_by_its_thresholds(
     assert json.loads(report.read_text())["passed"] is False
     assert page.is_file()
     assert main(["verify", *arguments, "--min-psnr", "none", "--min-lowering-psnr", "none"]) == 0
+    assert "NOT JUDGED" in capsys.readouterr().out
+    assert json.loads(report.read_text())["passed"] is None
+    assert "Not judged" in page.read_text()
 
 
 def test_verify_says_its_verdict_even_where_the_page_cannot_be_written(
@@ -176,9 +180,9 @@ def test_export_takes_an_onnx_file_with_and_without_a_recipe(
     onnx_ir.save(trace(source.network, source.signature), tmp_path / "float.onnx")
     recipe, quantized = str(output / "recipe.safetensors"), tmp_path / "int8.onnx"
     arguments = ["export", str(tmp_path / "float.onnx"), "--recipe", recipe, "-o", str(quantized)]
+    assert main([*arguments, "--target", "cpu", "--affine", "zero_point"]) == 0
+    assert main(["check", str(quantized)]) == 1, "TensorRT takes no zero-points inside pairs"
     assert main([*arguments, "--target", "cpu"]) == 0
-    assert main(["check", str(quantized)]) == 1, "zero-points inside pairs are for CPUs"
-    assert main([*arguments, "--target", "cpu", "--affine", "shift"]) == 0
     assert main(["check", str(quantized)]) == 0
     assert "Chosen for cpu: --precision fp32 --lowering rescale" in capsys.readouterr().out
     named = ["--lowering", "per-group", "--precision", "fp16"]
@@ -237,7 +241,7 @@ def test_check_names_the_violations_of_a_float_graph(
         ),
         (["calibrate", "{tmp}/none", "-o", "{tmp}"], 2, "--output: got"),
         (["verify", "{model}", "--reference", "{tmp}/none", "--html", "{tmp}"], 2, "--html: got"),
-        (["verify", "{model}", "--reference", "{tmp}/none", "--json", "{tmp}"], 2, "is a directory"),
+        (["verify", "{model}", "--reference", "{tmp}/none", "--json", "{tmp}"], 2, "--json: got"),
         (["sample", "{pipeline}"], 1, "accuquant.json"),
         (["sample", "{model}", "--pipeline", "{pipeline}"], 2, "--pipeline: got a choice, expected none"),
         (["sample", "{model}", "--class-labels", "1"], 2, "class labels: got labels 1, 1, 1, 1, ..."),
@@ -261,6 +265,29 @@ def test_bad_input_is_one_line(
     assert error.count("\n") == 1
     assert error.startswith("accuquant: ")
     assert message in error
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_images_that_no_png_holds_are_refused_before_they_are_sampled(
+    output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], channels: int
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(output / "model", folder)
+    (folder / "unet" / "model.onnx").unlink()  # it would be missed, were it looked for
+    manifest = Manifest.load(folder)
+    image = replace(manifest.signature.sample, shape=("batch", channels, "height", "width"))
+    replace(manifest, signature=replace(manifest.signature, sample=image, output=image)).save(folder)
+    assert main(["--quiet", "sample", str(folder), "--output-dir", str(tmp_path / "images")]) == 2
+    assert f"images: got {channels} channels, expected 1 or 3" in capsys.readouterr().err
+
+
+def test_the_manifest_names_its_source_from_anywhere(
+    output: Path, tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_pipeline.parent)
+    arguments = ["export", tiny_pipeline.name, "--recipe", str(output / "recipe.safetensors")]
+    assert main([*arguments, "-o", str(tmp_path / "out"), "--target", "cpu"]) == 0
+    assert Manifest.load(tmp_path / "out").source == str(tiny_pipeline.resolve())
 
 
 def test_a_damaged_export_is_refused(

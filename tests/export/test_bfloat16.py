@@ -17,8 +17,8 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from accuquant.errors import EngineError, UsageError
 from accuquant.export import check_model, export_onnx
+from accuquant.export.export_options import choose_opset
 from accuquant.export.passes.half_precision import HalfPrecisionPass
-from accuquant.export.passes.lowering import choose_opset
 from accuquant.export.passes.single_precision import SinglePrecisionPass
 from accuquant.runtime.open_runner import open_runner
 

@@ -239,6 +239,16 @@ def test_a_prediction_that_no_scheduler_knows_is_refused_before_sampling(
         sample_pipeline(folder, Task(prompts=("a cat",)), num_images=1, steps=1)
 
 
+def test_a_source_that_has_moved_can_be_named(exported: Exported, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    shutil.copytree(exported.folder, folder)
+    moved = dataclasses.replace(Manifest.load(folder), source=str(tmp_path / "gone"))
+    moved.save(folder)
+    message = r"which this was exported from: got no such folder.*--pipeline SOURCE"
+    with pytest.raises(SourceError, match=message):
+        sample_pipeline(folder, Task(prompts=("a cat",)), num_images=1)
+
+
 def test_sample_is_what_the_users_script_makes(exported: Exported, pipe: Any) -> None:
     ours = sample_pipeline(exported.folder, Task(prompts=("a cat",)), num_images=1, steps=4, seed=3)
     np.testing.assert_array_equal(ours, images_of(pipe, ["a cat"]))

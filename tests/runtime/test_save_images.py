@@ -34,9 +34,17 @@ def test_writes_one_channel_as_grey(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read(path), images[0, ..., 0])
 
 
-@pytest.mark.parametrize("shape", [(2, 4, 4), (0, 4, 4, 3), (1, 4, 4, 2)])
-def test_refuses_arrays_that_are_no_images(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    with pytest.raises(UsageError, match=r"expected \[N, H, W, C\]"):
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((2, 4, 4), r"expected \[N, H, W, C\]"),
+        ((0, 4, 4, 3), r"expected \[N, H, W, C\]"),
+        ((1, 4, 4, 2), "got 2 channels, expected 1 or 3"),
+        ((1, 4, 4, 4), "got 4 channels, expected 1 or 3"),
+    ],
+)
+def test_refuses_arrays_that_are_no_images(tmp_path: Path, shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         save_images(np.zeros(shape, np.float32), tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from accuquant._util.scratch import scratch_folder
 from accuquant.errors import VerificationError
 from accuquant.networks.network import Conditioning, call
 from accuquant.qparams import LayerQParams, quantize
@@ -155,8 +155,8 @@ def _graph_levels(
         model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
     feeds = {recipe.signature.sample.name: sample.numpy(force=True)}
     feeds |= {name: value.numpy(force=True) for name, value in conditioning.items()}
-    with tempfile.TemporaryDirectory() as folder:
-        tapped = Path(folder) / "model.onnx"
+    with scratch_folder("parity") as folder:
+        tapped = folder / "model.onnx"
         onnx.save(model, tapped, save_as_external_data=True, location="model.data")
         with open_runner(tapped, engine) as runner:
             for spec in runner.input_specs:

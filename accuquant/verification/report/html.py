@@ -232,4 +232,6 @@ def _lead(report: Report) -> str:
     failed = sum(not check.passed for check in report.verdict.checks)
     count = len(report.verdict.checks)
     outcome = f"All {count} checks passed." if not failed else f"{failed} of {count} checks failed."
+    if not count:
+        outcome = "Every threshold was off: the figures below were measured, and nothing was judged."
     return f"{outcome} {source}"

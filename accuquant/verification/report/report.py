@@ -3,7 +3,7 @@
 The JSON object has these keys; a key is added, never renamed or removed, while `schema_version` is 1:
 
     schema_version    1
-    passed            true when every check passed
+    passed            true when every check passed, null where nothing was judged: every threshold was off
     checks            [{name, value, relation ("at least" | "at most"), limit, unit, passed}]
     model             {name, pipeline_class, component, parameters, image_shape}
     settings          engine, lowering, precision, bits, num_images, steps, seed, batch_size, scheduler, ...
@@ -132,8 +132,8 @@ class Report:
     notes: tuple[str, ...] = ()
 
     @property
-    def passed(self) -> bool:
-        """Whether every check passed."""
+    def passed(self) -> bool | None:
+        """Whether every check passed; None where nothing was judged."""
         return self.verdict.passed
 
     def to_dict(self) -> dict[str, Any]:

@@ -70,9 +70,14 @@ class Verdict:
     checks: tuple[Check, ...]
 
     @property
-    def passed(self) -> bool:
-        """Whether every check passed."""
-        return all(check.passed for check in self.checks)
+    def passed(self) -> bool | None:
+        """Whether every check passed; None where there was none: nothing was judged."""
+        return all(check.passed for check in self.checks) if self.checks else None
+
+    @property
+    def word(self) -> str:
+        """The outcome for people."""
+        return {True: "passed", False: "failed", None: "not judged"}[self.passed]
 
 
 #: Thresholds field -> (measured figure, name for people, unit).

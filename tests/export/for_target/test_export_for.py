@@ -20,6 +20,7 @@ from accuquant.cli.main import main
 from accuquant.engine_manifest import EngineManifest, engine_path
 from accuquant.engines import Target
 from accuquant.export import export_onnx, export_pipeline
+from accuquant.export.export_options import ExportOptions
 from accuquant.export.for_target import choose, export_onnx_for, export_pipeline_for
 from accuquant.export.lint.check_model import check_model
 from accuquant.manifest import Manifest
@@ -29,6 +30,7 @@ from accuquant.recipe import Recipe
 MakeRecipe = Callable[..., Recipe]
 #: Close enough that `hybrid` shares them, and too far apart.
 CLOSE, APART = (0.05, 0.04), (0.05, 0.01)
+SM89, HERE = ExportOptions("sm89"), ExportOptions("gpu")
 
 
 @pytest.fixture
@@ -52,7 +54,7 @@ def test_a_cpu_gets_one_exact_graph_in_float32(
     float_graph: Path, make_recipe: MakeRecipe, tmp_path: Path
 ) -> None:
     recipe = make_recipe(*CLOSE)
-    written, choice = export_onnx_for(float_graph, recipe, tmp_path / "a.onnx", "cpu")
+    written, choice = export_onnx_for(float_graph, recipe, tmp_path / "a.onnx", ExportOptions("cpu"))
     assert choice is not None
     assert (choice.target, choice.basis) == ("cpu", "rule")
     assert sorted(tmp_path.iterdir()) == sorted(written)
@@ -62,15 +64,15 @@ def test_a_cpu_gets_one_exact_graph_in_float32(
 
 @pytest.mark.parametrize(
     ("target", "affine", "inside"),
-    [("cpu", "auto", True), (None, "auto", False), ("sm89", "auto", False), ("cpu", "shift", False)],
+    [("cpu", "auto", False), (None, "auto", False), ("sm89", "auto", False), ("cpu", "zero_point", True)],
 )
-def test_only_a_named_cpu_gets_zero_points_inside_the_pairs(
+def test_zero_points_lie_inside_the_pairs_only_where_that_is_named(
     float_graph: Path, make_recipe: MakeRecipe, tmp_path: Path, target: str | None, affine: Any, inside: bool
 ) -> None:
     recipe = make_recipe(0.05, 0.05)
     layers = {name: replace(layer, zero_point=-100) for name, layer in recipe.layers.items()}
     written, choice = export_onnx_for(
-        float_graph, replace(recipe, layers=layers), tmp_path / "q.onnx", target, affine=affine
+        float_graph, replace(recipe, layers=layers), tmp_path / "q.onnx", ExportOptions(target, affine=affine)
     )
     assert {violation.rule for violation in check_model(written[0])} == ({"zero-point"} if inside else set())
     assert choice is not None
@@ -88,7 +90,7 @@ def test_what_is_named_costs_nothing_and_is_not_a_choice(
     named: dict[str, Any] = {"lowering": "rescale", "precision": "fp16"}
     for target in (None, "sm89", "cpu"):
         written, choice = export_onnx_for(
-            float_graph, make_recipe(*CLOSE), tmp_path / "q.onnx", target, **named
+            float_graph, make_recipe(*CLOSE), tmp_path / "q.onnx", ExportOptions(target, **named)
         )
         assert (choice, len(written)) == (None, 1)
         assert described(written[0]) == named
@@ -99,7 +101,7 @@ def test_a_named_lowering_still_gets_the_precision_of_its_target(
 ) -> None:
     for target, precision in (("sm89", "fp16"), ("cpu", "fp32")):
         written, choice = export_onnx_for(
-            float_graph, make_recipe(*CLOSE), tmp_path / "q.onnx", target, lowering="per-group"
+            float_graph, make_recipe(*CLOSE), tmp_path / "q.onnx", ExportOptions(target, lowering="per-group")
         )
         assert choice is None
         assert described(written[0]) == {"lowering": "per-group", "precision": precision}
@@ -113,7 +115,7 @@ def test_an_onnx_file_needs_no_torch() -> None:
 def test_where_no_scale_changes_nothing_is_compiled(
     float_graph: Path, make_recipe: MakeRecipe, tmp_path: Path
 ) -> None:
-    written, choice = export_onnx_for(float_graph, make_recipe(0.05, 0.05), tmp_path / "q.onnx", "sm89")
+    written, choice = export_onnx_for(float_graph, make_recipe(0.05, 0.05), tmp_path / "q.onnx", SM89)
     assert choice is not None
     assert (choice.lowering, choice.precision, choice.basis) == ("rescale", "fp16", "rule")
     assert "no other lowering would make another graph" in choice.reason
@@ -125,7 +127,7 @@ def test_where_no_scale_changes_nothing_is_compiled(
 def test_without_a_compiler_a_rule_decides_and_says_so(
     float_graph: Path, make_recipe: MakeRecipe, tmp_path: Path, scales: tuple[float, ...], lowering: str
 ) -> None:
-    written, choice = export_onnx_for(float_graph, make_recipe(*scales), tmp_path / "q.onnx", "sm89")
+    written, choice = export_onnx_for(float_graph, make_recipe(*scales), tmp_path / "q.onnx", SM89)
     assert choice is not None
     assert (choice.lowering, choice.basis) == (lowering, "rule")
     assert "no audit: backend tensorrt_rtx, no such package" in choice.reason
@@ -136,7 +138,7 @@ def test_a_network_that_is_too_large_to_compile_twice_gets_the_rule(
     float_graph: Path, make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(choose, "MAX_FLOAT_BYTES", 1000)
-    choice = export_onnx_for(float_graph, make_recipe(*CLOSE), tmp_path / "q.onnx", "sm89")[1]
+    choice = export_onnx_for(float_graph, make_recipe(*CLOSE), tmp_path / "q.onnx", SM89)[1]
     assert choice is not None
     assert choice.basis == "rule"
     assert "too many to compile only to choose" in choice.reason
@@ -147,7 +149,7 @@ def audited(source: Source, make_recipe: MakeRecipe, tmp_path_factory: pytest.Te
     """An export for a GPU that is not here, chosen by the audit."""
     pytest.importorskip("tensorrt_rtx")
     folder = tmp_path_factory.mktemp("audited") / "out"
-    export_pipeline_for(source, make_recipe(*CLOSE), folder, "sm89")
+    export_pipeline_for(source, make_recipe(*CLOSE), folder, SM89)
     return folder
 
 
@@ -210,7 +212,7 @@ def test_an_onnx_file_gets_its_lowering_and_engine_too(
     float_graph: Path, make_recipe: MakeRecipe, tmp_path: Path
 ) -> None:
     pytest.importorskip("tensorrt_rtx")
-    written, choice = export_onnx_for(float_graph, make_recipe(*APART), tmp_path / "int8.onnx", "sm89")
+    written, choice = export_onnx_for(float_graph, make_recipe(*APART), tmp_path / "int8.onnx", SM89)
     assert choice is not None
     assert choice.basis == "audit"
     engine = engine_path(tmp_path, written[0].name, "sm89", "tensorrt_rtx")
@@ -232,7 +234,7 @@ def test_a_graph_that_the_compiler_refuses_gets_the_rule_with_its_words(
         "accuquant.export.for_target.export_target.find_gpu", lambda: Gpu("L4", (8, 9), (13, 0))
     )
     arguments = (tmp_path / "float.onnx", make_recipe(*APART), tmp_path / "int8.onnx")
-    choice = export_onnx_for(*arguments, "gpu")[1]
+    choice = export_onnx_for(*arguments, HERE)[1]
     assert choice is not None
     assert (choice.lowering, choice.basis) == ("rescale", "rule")
     assert choice.reason.count("operators that TensorRT does not have: Det") == 2
@@ -250,7 +252,7 @@ def test_a_gpu_that_cannot_run_the_engines_is_told_of_and_they_are_audited(
     monkeypatch.setattr(
         "accuquant.export.for_target.export_target.find_gpu", lambda: Gpu("L4", (8, 9), (13, 0))
     )
-    choice = export_onnx_for(float_graph, make_recipe(*APART), tmp_path / "int8.onnx", "gpu")[1]
+    choice = export_onnx_for(float_graph, make_recipe(*APART), tmp_path / "int8.onnx", HERE)[1]
     assert choice is not None
     assert (choice.target, choice.basis) == ("sm89", "audit")
     assert "(no measurement: GPU, no NVIDIA driver)" in choice.reason
@@ -258,7 +260,7 @@ def test_a_gpu_that_cannot_run_the_engines_is_told_of_and_they_are_audited(
 
 @pytest.mark.gpu
 def test_on_a_gpu_the_lowerings_are_timed(source: Source, make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    manifest = export_pipeline_for(source, make_recipe(*CLOSE), tmp_path / "out", "gpu")
+    manifest = export_pipeline_for(source, make_recipe(*CLOSE), tmp_path / "out", HERE)
     choice = manifest.choice
     assert choice is not None
     assert choice.basis == "measurement", choice.reason

@@ -42,14 +42,11 @@ def test_the_export_before_comes_back_where_the_new_one_cannot_take_its_place(
     output = tmp_path / "out"
     output.mkdir()
     (output / "before").touch()
-    rename = Path.rename
 
-    def refuse_new(path: Path, target: Path) -> Path:
-        if path.name == "new":
-            raise OSError("no")
-        return rename(path, target)
+    def refuse(*_: object) -> None:
+        raise OSError("no")
 
-    monkeypatch.setattr(Path, "rename", refuse_new)
+    monkeypatch.setattr("accuquant._util.exchange._exchange", refuse)
     with pytest.raises(OSError, match="no"), pipeline_folder._staging(output) as folder:
         (folder / "after").touch()
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "before"]
@@ -58,12 +55,17 @@ def test_the_export_before_comes_back_where_the_new_one_cannot_take_its_place(
 @pytest.mark.parametrize(
     ("name", "folder", "noted"),
     [
-        ("models/my-ddpm", "models/my-ddpm", "./models/my-ddpm"),
-        ("./my-ddpm", "./my-ddpm", "./my-ddpm"),
+        ("models/my-ddpm", "models/my-ddpm", "{here}/models/my-ddpm"),
+        ("./my-ddpm", "./my-ddpm", "{here}/my-ddpm"),
+        ("../my-ddpm", "../my-ddpm", "{above}/my-ddpm"),
         ("/models/my-ddpm", "/models/my-ddpm", "/models/my-ddpm"),
         ("google/ddpm", "/cache/google--ddpm", "google/ddpm"),
     ],
 )
-def test_the_manifest_tells_a_folder_from_a_hub_id(name: str, folder: str, noted: str) -> None:
+def test_the_manifest_names_a_folder_from_anywhere_and_a_hub_id_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, folder: str, noted: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
     source = SimpleNamespace(name=name, folder=Path(folder))
-    assert pipeline_folder._name_of(cast(Source, source)) == noted
+    expected = noted.format(here=tmp_path, above=tmp_path.parent)
+    assert pipeline_folder._name_of(cast(Source, source)) == expected

@@ -35,6 +35,13 @@ def test_none_switches_a_check_off() -> None:
     assert judge(MEASURED, Thresholds(min_psnr=None, min_lowering_psnr=None)) == Verdict(())
 
 
+def test_without_a_check_nothing_passes_and_nothing_fails() -> None:
+    verdict = judge(MEASURED, Thresholds(min_psnr=None, min_lowering_psnr=None))
+    assert verdict.passed is None
+    assert verdict.word == "not judged"
+    assert [judge(MEASURED, Thresholds(min_psnr=limit)).word for limit in (40, 42)] == ["passed", "failed"]
+
+
 def test_levels_are_checked_where_they_were_measured() -> None:
     thresholds = Thresholds(min_psnr=None, min_lowering_psnr=None)
     levels = {"level_share": 0.002, "level_difference": 1.0}
