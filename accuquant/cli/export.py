@@ -9,6 +9,7 @@ import click
 
 from accuquant.cli._command import Command
 from accuquant.cli._options import existing_file, lora_option, new_path
+from accuquant.cli._source import loading_options, take_loading
 from accuquant.cli._task import take_options, task_options
 from accuquant.errors import UsageError
 
@@ -63,7 +64,7 @@ if TYPE_CHECKING:
     type=click.Choice(("auto", "shift", "zero_point")),
     default="auto",
     help="Zero-points as an addition around a symmetric QDQ pair (for every engine), or inside it, which is "
-    "faster on a CPU and nothing for TensorRT; auto is zero_point with --target cpu, else shift.",
+    "a little faster on a CPU without AMX, float32 on one with it, and nothing for TensorRT; auto is shift.",
 )
 @click.option(
     "--float-weights",
@@ -96,6 +97,7 @@ if TYPE_CHECKING:
     help="Write a Triton Inference Server model repository too; SOURCE is a pipeline.",
 )
 @lora_option("those of the recipe by default")
+@loading_options
 @task_options
 def command(source: str, recipe: Path | None, output: Path, triton: Path | None, **options: Any) -> None:
     """Write SOURCE as an ONNX model with int8 weights and QDQ pairs.
@@ -145,20 +147,21 @@ def run(source: str, recipe: Path | None, output: Path, options: dict[str, Any])
             expected="an .onnx file as SOURCE and no --recipe",
             remedy="Leave --inputs out",
         )
-    given = options.pop("loras", ())
-    if given and write is _write_graph:
-        _refuse_task({"lora": given})
+    given = {name: options.pop(name, None) or () for name in ("loras", "variant", "without")}
+    if any(given.values()) and write is _write_graph:
+        _refuse_task({name.removesuffix("s"): value for name, value in given.items() if value})
     if recipe is not None:
         _refuse_task(task)
         loaded = Recipe.load(recipe)
     elif write is _write_pipeline:
-        loaded = _calibrate_first(source, output, {**task, "loras": given})
+        chosen = {name: value for name, value in given.items() if value}
+        loaded = _calibrate_first(source, output, {**task, **chosen})
     else:
         _refuse_task(task)
         loaded = _observe_first(source, inputs, output)
     with Bars() as progress:
         if write is _write_pipeline:
-            options["loras"] = given
+            options |= given
         choice = write(source, loaded, output, progress=progress, share=progress.share, **options)
     if choice is not None:
         click.echo(str(choice))
@@ -187,7 +190,9 @@ def _write_pipeline(
     from accuquant.pipelines.source import load_source
 
     fused = loras_of_recipe(recipe.calibration, find_loras(loras))
-    return export_pipeline_for(load_source(source, fused), recipe, output, **options).choice
+    loading = take_loading(options, recipe.calibration)
+    loaded = load_source(source, fused, **vars(loading))
+    return export_pipeline_for(loaded, recipe, output, **options).choice
 
 
 def _refuse_task(task: dict[str, Any]) -> None:

@@ -62,9 +62,15 @@ def test_a_cpu_gets_one_exact_graph_in_float32(
 
 @pytest.mark.parametrize(
     ("target", "affine", "inside"),
-    [("cpu", "auto", True), (None, "auto", False), ("sm89", "auto", False), ("cpu", "shift", False)],
+    [
+        ("cpu", "auto", False),
+        (None, "auto", False),
+        ("sm89", "auto", False),
+        ("cpu", "shift", False),
+        ("cpu", "zero_point", True),
+    ],
 )
-def test_only_a_named_cpu_gets_zero_points_inside_the_pairs(
+def test_zero_points_stand_inside_the_pairs_only_where_they_are_asked_for(
     float_graph: Path, make_recipe: MakeRecipe, tmp_path: Path, target: str | None, affine: Any, inside: bool
 ) -> None:
     recipe = make_recipe(0.05, 0.05)
