@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from accuquant.cli.main import main
 from accuquant.errors import SourceError
-from accuquant.export import export_pipeline
+from accuquant.groups import StepGroups
+from accuquant.manifest import Manifest
 from accuquant.pipelines.real_pipeline import open_pipeline
 from accuquant.pipelines.source import Source, load_source
 from accuquant.pipelines.task import Task
@@ -97,13 +98,29 @@ def test_an_onnx_file_for_calibration_says_where_it_can_go(
 
 
 def test_an_export_given_as_source_names_its_pipeline(
-    tiny_source: Source, small_recipe: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_source: Source, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    export_pipeline(tiny_source, small_recipe(tiny_source), tmp_path / "out")
-    with pytest.raises(SourceError, match=r"got a folder that `accuquant export` wrote, .*from"):
-        load_source(tmp_path / "out")
-    assert main(["calibrate", str(tmp_path / "out"), "-o", str(tmp_path / "r.safetensors")]) == 1
-    assert f"Give {tiny_source.name} instead" in capsys.readouterr().err
+    Manifest(
+        pipeline_class="DDIMPipeline",
+        component="unet",
+        lowering="rescale",
+        precision="fp32",
+        opset=21,
+        graphs=("unet/model.onnx",),
+        groups=StepGroups((1000.0, 0.0)),
+        signature=tiny_source.signature,
+        model_hash="0" * 64,
+        num_inference_steps=4,
+        accuquant_version="0",
+        source="./my-ddpm",
+    ).save(folder)
+    (folder / "unet" / WEIGHTS).rename(folder / "unet" / "model.onnx")
+    with pytest.raises(
+        SourceError, match=r"got a folder that `accuquant export` wrote, .*Give ./my-ddpm instead"
+    ):
+        load_source(folder)
+    assert main(["calibrate", str(folder), "-o", str(tmp_path / "r.safetensors")]) == 1
+    assert "Give ./my-ddpm instead" in capsys.readouterr().err
 
 
 def test_weights_that_are_not_finite_are_named_by_every_command(
