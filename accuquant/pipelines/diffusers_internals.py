@@ -198,7 +198,7 @@ def _is_there(item: ReliedOn) -> bool:
         owner: Any = importlib.import_module(module)
         for name in filter(None, path.split(".")):
             owner = getattr(owner, name)
-    except (ImportError, AttributeError):
+    except (ImportError, AttributeError, RuntimeError):  # diffusers raises the last for a part of its own
         return False
     if not item.used:
         return hasattr(owner, item.name)

@@ -28,6 +28,9 @@ _BASES = {
     ),
 }
 
+#: Classes that released pipelines name and transformers 5 has under another name; diffusers knows it too.
+_RENAMED = {"CLIPFeatureExtractor": "CLIPImageProcessor"}
+
 
 def read_index(folder: Path) -> dict[str, Any]:
     """Return the model_index.json of a pipeline's folder.
@@ -68,7 +71,7 @@ def part_class(folder: Path, part: str, entry: object) -> type | None:
         return None
     if library != _known(library) or _shadowed(folder, part, library):
         raise _foreign(folder, f"{part}: {_short(entry)}")
-    found = getattr(_module(library), name, None)
+    found = getattr(_module(library), name, None) or getattr(_module(library), _RENAMED.get(name, ""), None)
     if not isinstance(found, type):
         raise _unknown(folder, part, entry, library if library in _BASES else "diffusers")
     if not issubclass(found, _bases(library)):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from accuquant.errors import CalibrationError, SourceError, UsageError
+from accuquant.pipelines.diffusers_internals import check_version
 from accuquant.pipelines.families import FAMILIES, SEEDED, Family, family_of
 from accuquant.pipelines.fuse_lora import fuse_into_text_encoders
 from accuquant.pipelines.half_storage import compute_in_float32, half_type_of
@@ -29,6 +30,7 @@ def open_pipeline(source: Source, task: Task) -> Any:
     """
     import diffusers
 
+    check_version()
     if source.pipeline_class not in SEEDED:
         family_of(source.pipeline_class)
     index = read_index(source.folder)

@@ -22,7 +22,8 @@ from accuquant.recipe import Recipe
 
 QUICK = [
     "--steps", "2", "--group-size", "2", "--num-trajectories", "1", "--iterations", "0",
-    "--shared-iterations", "0", "--rounding", "nearest", "--observer", "minmax", "--no-refine", "--weight-bits", "7", "--quiet",
+    "--shared-iterations", "0", "--rounding", "nearest", "--observer", "minmax", "--no-refine",
+    "--weight-bits", "7", "--quiet",
 ]  # fmt: skip
 
 
@@ -116,7 +117,7 @@ def test_the_commands_carry_the_variant_from_the_recipe(
 
 @pytest.fixture(scope="module")
 def without_t5(tiny_text_pipeline: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the tiny SD 3 as it is downloaded to save space: model_index.json names a T5 that is not there."""
+    """Return the tiny SD 3 as people download it: model_index.json names a T5 that is not there."""
     folder = Path(shutil.copytree(tiny_text_pipeline("sd3"), tmp_path_factory.mktemp("sd3") / "pipeline"))
     shutil.rmtree(folder / "text_encoder_3")
     shutil.rmtree(folder / "tokenizer_3")

@@ -145,6 +145,6 @@ def test_every_public_method_of_diffusers_unet_has_an_answer() -> None:
     """A method that a later release adds to its networks is looked at before it is an AttributeError."""
     public = {name for name in dir(UNet2DConditionModel) if not name.startswith("_")}
     inside = {  # of the forward pass
-        "get_time_embed", "get_class_embed", "get_aug_embed", "process_encoder_hidden_states", "get_added_cond",
+        "get_time_embed", "get_class_embed", "get_aug_embed", "process_encoder_hidden_states",
     }  # fmt: skip
     assert public - inside - set(dir(EngineUNet)) == set()

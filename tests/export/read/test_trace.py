@@ -44,8 +44,10 @@ def test_sides_that_the_levels_do_not_divide_are_upsampled_as_in_diffusers(
     text = torch.randn((2, 5, 16), generator=generator)
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     feeds: dict[str, Any] = {
-        "sample": sample.numpy(), "timestep": torch.tensor([7.0]).numpy(), "encoder_hidden_states": text.numpy(),
-    }  # fmt: skip
+        "sample": sample.numpy(),
+        "timestep": torch.tensor([7.0]).numpy(),
+        "encoder_hidden_states": text.numpy(),
+    }
     with torch.no_grad():
         expected = unet(sample, 7.0, text).sample
     torch.testing.assert_close(torch.from_numpy(session.run(None, feeds)[0]), expected, rtol=1e-4, atol=1e-5)
