@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from accuquant._util.files import write_text
 from accuquant.errors import ExportError
 from accuquant.export.read.trace import trace_module
 from accuquant.export.write.graph_files import save_graphs
@@ -136,9 +137,11 @@ def write_parts(
         save_graphs({"model.onnx": model}, target, "model.onnx_data", external_data=external_data)
         shutil.copyfile(source.folder / part.configuration / "config.json", target / "config.json")
     index = json.loads((source.folder / "model_index.json").read_text(encoding="utf-8"))
+    index |= dict.fromkeys(source.loading.nothing_for_left_out(), [None, None])
     for name in _COPIED:
         if (index.get(name) or [None])[0] is not None:
             shutil.copytree(source.folder / name, folder / name)
+    write_text(folder / "model_index.json", json.dumps(index, indent=2) + "\n")
 
 
 def _text_encoders(pipe: Any) -> list[_Part]:
