@@ -3,11 +3,33 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from accuquant.errors import UsageError
 
 _CHANGED_BEFORE = "Change the float network before it is calibrated and exported"
+_LORA_BEFORE = "Give a LoRA to `accuquant calibrate --lora`, and export again"
+
+
+def _refusing(method: str, got: str, remedy: str) -> Callable[..., NoReturn]:
+    """Return a method that refuses, whatever it is given."""
+
+    def refuse(_self: object, *args: Any, **kwargs: Any) -> NoReturn:
+        _refuse(method, got, remedy)
+
+    refuse.__name__, refuse.__doc__ = method, f"Refuse: {got}."
+    return refuse
+
+
+def _nothing_to_undo(method: str) -> Callable[..., None]:
+    """Return a method that does nothing: what it undoes cannot have been done."""
+
+    def nothing(_self: object, *args: Any, **kwargs: Any) -> None:
+        return None
+
+    nothing.__name__, nothing.__doc__ = method, "Do nothing: there is nothing to undo."
+    return nothing
 
 
 class FixedNetwork:
@@ -18,25 +40,40 @@ class FixedNetwork:
     cannot be done does nothing.
     """
 
-    def enable_freeu(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refuse: FreeU scales features inside the network."""
-        _refuse("enable_freeu", "FreeU, which scales features inside the network", "Sample without FreeU")
+    enable_freeu = _refusing(
+        "enable_freeu", "FreeU, which scales features inside the network", "Leave it out"
+    )
+    enable_cache = _refusing("enable_cache", "a cache that leaves layers out in some steps", "Leave it out")
+    load_attn_procs = _refusing("load_attn_procs", "weights for a compiled engine", _CHANGED_BEFORE)
+    save_attn_procs = _refusing("save_attn_procs", "a compiled engine to save", "Save the float network")
+    add_adapter = _refusing("add_adapter", "an adapter for a compiled engine", _CHANGED_BEFORE)
+    # pipe.load_ip_adapter calls this
+    _load_ip_adapter_weights = _refusing(
+        "load_ip_adapter", "an IP-Adapter for a compiled engine", "Run it with the float network"
+    )
+    enable_gradient_checkpointing = _refusing(
+        "enable_gradient_checkpointing", "a compiled engine to train", "Train the float network"
+    )
+    set_adapter = _refusing("set_adapter", "a LoRA for a compiled engine", _LORA_BEFORE)
+    set_adapters = _refusing("set_adapters", "a LoRA for a compiled engine", _LORA_BEFORE)
+    delete_adapters = _refusing("delete_adapters", "a LoRA for a compiled engine", _LORA_BEFORE)
+    enable_adapters = _refusing("enable_adapters", "a LoRA for a compiled engine", _LORA_BEFORE)
+    fuse_lora = _refusing("fuse_lora", "a LoRA for a compiled engine", _LORA_BEFORE)
+    enable_lora = _refusing("enable_lora", "a LoRA for a compiled engine", _LORA_BEFORE)
+    enable_lora_hotswap = _refusing("enable_lora_hotswap", "a LoRA for a compiled engine", _LORA_BEFORE)
+    save_lora_adapter = _refusing("save_lora_adapter", "a LoRA for a compiled engine", _LORA_BEFORE)
 
-    def load_attn_procs(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refuse: attention processors with weights of their own."""
-        _refuse("load_attn_procs", "weights for a compiled engine", _CHANGED_BEFORE)
-
-    def add_adapter(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refuse: an adapter adds layers."""
-        _refuse("add_adapter", "an adapter for a compiled engine", _CHANGED_BEFORE)
-
-    def _load_ip_adapter_weights(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refuse: an IP-Adapter adds layers and inputs. `pipe.load_ip_adapter` calls this."""
-        _refuse("load_ip_adapter", "an IP-Adapter for a compiled engine", "Run it with the float network")
-
-    def enable_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refuse: an engine has no gradients."""
-        _refuse("enable_gradient_checkpointing", "a compiled engine to train", "Train the float network")
+    disable_freeu = _nothing_to_undo("disable_freeu")
+    disable_cache = _nothing_to_undo("disable_cache")
+    disable_adapters = _nothing_to_undo("disable_adapters")
+    disable_lora = _nothing_to_undo("disable_lora")
+    unfuse_lora = _nothing_to_undo("unfuse_lora")
+    unload_lora = _nothing_to_undo("unload_lora")
+    unfuse_qkv_projections = _nothing_to_undo("unfuse_qkv_projections")
+    set_default_attn_processor = _nothing_to_undo("set_default_attn_processor")
+    disable_xformers_memory_efficient_attention = _nothing_to_undo("disable_xformers")
+    disable_forward_chunking = _nothing_to_undo("disable_forward_chunking")
+    disable_gradient_checkpointing = _nothing_to_undo("disable_gradient_checkpointing")
 
     def set_attn_processor(self, processor: Any) -> None:
         """Do nothing for diffusers' own ways to compute the same attention; refuse every other processor."""
@@ -65,24 +102,6 @@ class FixedNetwork:
     def enable_forward_chunking(self, chunk_size: int | None = None, dim: int = 0) -> None:
         """Do nothing: the engine plans its own memory."""
         _ignore("enable_forward_chunking")
-
-    def disable_freeu(self) -> None:
-        """Do nothing: there is no FreeU to switch off."""
-
-    def unfuse_qkv_projections(self) -> None:
-        """Do nothing: nothing was fused here."""
-
-    def set_default_attn_processor(self) -> None:
-        """Do nothing: the engine has its own attention."""
-
-    def disable_xformers_memory_efficient_attention(self) -> None:
-        """Do nothing: the engine has its own attention."""
-
-    def disable_forward_chunking(self) -> None:
-        """Do nothing: the engine plans its own memory."""
-
-    def disable_gradient_checkpointing(self) -> None:
-        """Do nothing: an engine has no gradients."""
 
     @property
     def attn_processors(self) -> dict[str, Any]:

@@ -6,7 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
 from diffusers.models.attention_processor import (
     AttnProcessor,
     AttnProcessor2_0,
@@ -53,6 +59,9 @@ def test_the_drop_in_is_such_a_network() -> None:
         ("load_attn_procs", {"pretrained_model_name_or_path_or_dict": {}}),
         ("add_adapter", {"adapter_config": None}),
         ("enable_gradient_checkpointing", {}),
+        ("fuse_lora", {"lora_scale": 0.8}),
+        ("set_adapters", {"adapter_names": ["a"]}),
+        ("enable_cache", {"config": None}),
         ("_load_ip_adapter_weights", {"state_dicts": []}),
     ],
 )
@@ -68,7 +77,7 @@ def test_what_would_change_the_images_is_refused(
 
 
 def test_freeu_through_the_pipeline_is_refused_with_a_remedy() -> None:
-    with pytest.raises(UsageError, match=r"EngineUNet.enable_freeu: got FreeU, .*Sample without FreeU"):
+    with pytest.raises(UsageError, match=r"EngineUNet.enable_freeu: got FreeU, .*Leave it out"):
         Pipeline().enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
 
 
@@ -137,14 +146,19 @@ def test_undoing_what_cannot_be_done_is_silent(engine: Engine) -> None:
     engine.disable_xformers_memory_efficient_attention()
     engine.disable_forward_chunking()
     engine.disable_gradient_checkpointing()
+    engine.unload_lora()
+    engine.disable_lora()
     engine.to(memory_format=torch.channels_last)
     assert engine.attn_processors == {}
 
 
-def test_every_public_method_of_diffusers_unet_has_an_answer() -> None:
-    """A method that a later release adds to its networks is looked at before it is an AttributeError."""
-    public = {name for name in dir(UNet2DConditionModel) if not name.startswith("_")}
-    inside = {  # of the forward pass
-        "get_time_embed", "get_class_embed", "get_aug_embed", "process_encoder_hidden_states",
+@pytest.mark.parametrize("network", [UNet2DConditionModel, SD3Transformer2DModel, FluxTransformer2DModel])
+def test_every_public_method_that_changes_a_network_has_an_answer(network: type) -> None:
+    """A method that a later release adds is looked at before it is an AttributeError."""
+    public = {name for name in dir(network) if not name.startswith("_")}
+    configuration = set(dir(UNet2DModel))
+    others = {
+        "get_time_embed", "get_class_embed", "get_aug_embed", "process_encoder_hidden_states",  # in forward
+        "from_single_file", "active_adapters", "is_cache_enabled", "text_encoder_name", "unet_name",
     }  # fmt: skip
-    assert public - inside - set(dir(EngineUNet)) == set()
+    assert public - configuration - others - set(dir(EngineUNet)) == set()
