@@ -127,7 +127,7 @@ def _check_finite(low: float, high: float) -> None:
             "observed activations",
             got=f"values from {low:g} to {high:g}",
             expected="finite values",
-            remedy="The float network diverges on these inputs: run it by itself, and repair inputs or weights",
+            remedy="The float network diverges on these inputs: repair the inputs or the weights",
         )
 
 

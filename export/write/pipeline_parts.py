@@ -137,7 +137,7 @@ def write_parts(
         save_graphs({"model.onnx": model}, target, "model.onnx_data", external_data=external_data)
         shutil.copyfile(source.folder / part.configuration / "config.json", target / "config.json")
     index = json.loads((source.folder / "model_index.json").read_text(encoding="utf-8"))
-    index |= dict.fromkeys(source.loading.nothing_for_left_out(), [None, None])
+    index |= {name: [None, None] for name in source.loading.nothing_for_left_out()}
     for name in _COPIED:
         if (index.get(name) or [None])[0] is not None:
             shutil.copytree(source.folder / name, folder / name)
