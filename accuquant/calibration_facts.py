@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
-from accuquant._util.facts import Count, LongName, Real, Sha256, Text, as_facts
+from accuquant._util.facts import Count, LongName, Name, Real, Sha256, Text, as_facts
 
 #: A prompt may break its lines.
 _Prompt = Annotated[str, Meta(max_length=1 << 20)]
@@ -74,6 +74,14 @@ class TaskFacts:
 
 
 @dataclass(frozen=True)
+class LoadingFacts:
+    """How the pipeline's folder was read: the variant of its weights, and the parts that were left out."""
+
+    variant: Name | None = None
+    without: tuple[Name, ...] = ()
+
+
+@dataclass(frozen=True)
 class CalibrationFacts:
     """The facts of `Recipe.calibration` that are read again; what else it holds is for people."""
 
@@ -81,6 +89,7 @@ class CalibrationFacts:
     task: TaskFacts = TaskFacts()
     guidance: GuidanceFacts | None = None
     loras: tuple[LoraFacts, ...] = ()
+    loading: LoadingFacts = LoadingFacts()
     sensitivity: dict[str, float] = field(default_factory=dict)
     int8_mac_share: Annotated[float, Meta(ge=0, le=1)] | None = None
     method: Text | None = None

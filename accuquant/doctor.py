@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import platform
 import shutil
@@ -20,6 +21,7 @@ from accuquant._util.gpu import find_gpu
 from accuquant._util.processor import cpu_flags, int8_instructions
 from accuquant._util.scratch import scratch_folder
 from accuquant.errors import EngineError, MissingDependencyError
+from accuquant.pipelines.diffusers_internals import BEFORE, OLDEST, installed, moved, supported_range
 
 Status = Literal["ok", "absent", "warning", "broken"]
 
@@ -68,6 +70,7 @@ def examine() -> list[Finding]:
         _disk(),
         _gpu(),
         *(_package(name, extra) for name, extra in _PACKAGES.items()),
+        *_diffusers(),
         *(_attempt(subject, module, try_it) for subject, module, try_it in _TRIALS),
     ]
 
@@ -125,6 +128,28 @@ def _package(name: str, extra: str) -> Finding:
         target = f"accuquant[{extra}]" if extra else "accuquant"
         status: Status = "absent" if extra else "broken"
         return Finding(name, status, "not installed", f"pip install '{target}'")
+
+
+def _diffusers() -> list[Finding]:
+    """Return what to say of a diffusers outside of the range that AccuQuant is written for."""
+    if importlib.util.find_spec("diffusers") is None:
+        return []
+    release, wanted = version("diffusers"), supported_range()
+    if OLDEST <= installed() < BEFORE:
+        return []
+    remedy = f"pip install 'diffusers{wanted}'"
+    if installed() < OLDEST:
+        detail = f"{release} runs Python files that a pipeline's folder names; AccuQuant needs {wanted}"
+        return [Finding("diffusers' release", "warning", detail, remedy)]
+    gone = moved()
+    detail = f"{release} is newer than AccuQuant knows ({wanted})"
+    if gone:
+        return [Finding("diffusers' release", "warning", f"{detail}. {' '.join(gone)}", remedy)]
+    return [
+        Finding(
+            "diffusers' release", "warning", f"{detail}; what it relies on is there", f"If it fails: {remedy}"
+        )
+    ]
 
 
 def _attempt(subject: str, module: str, try_it: Callable[[], str]) -> Finding:

@@ -14,7 +14,9 @@ from accuquant.denoising.process import seeded_generators
 from accuquant.denoising.schedulers import check_prediction
 from accuquant.errors import SourceError, UsageError
 from accuquant.manifest import RECIPE_NAME
+from accuquant.pipelines.diffusers_internals import replaced
 from accuquant.pipelines.families import call_arguments, no_step_left, refusals_of
+from accuquant.pipelines.loading import Loading
 from accuquant.pipelines.lora import Lora, loras_of_recipe
 from accuquant.pipelines.real_pipeline import open_pipeline
 from accuquant.pipelines.source import Source, load_component, local_folder
@@ -34,6 +36,7 @@ def sample_pipeline(
     engine: str = "openvino",
     pipeline: str | None = None,
     loras: Sequence[Lora] = (),
+    loading: Loading = Loading(),  # noqa: B008, it is frozen
     num_images: int = 4,
     steps: int | None = None,
     seed: int = 0,
@@ -44,9 +47,9 @@ def sample_pipeline(
     """Sample `num_images` images of an exported folder -> float32 [N, H, W, C] in [0, 1].
 
     `pipeline` is where text encoders and decoder come from: the pipeline that was exported, unless it has
-    moved; `loras` likewise, which only change text encoders here. What `task` leaves open is as it was
-    calibrated. Image k takes prompt k and seed + k. `options` go to the engine. Raises SourceError where the
-    pipeline or a LoRA is not found, UsageError for a task that does not fit it.
+    moved; `loras` likewise, which only change text encoders here; `loading` says how it is read. What `task`
+    leaves open is as it was calibrated. Image k takes prompt k and seed + k. `options` go to the engine.
+    Raises SourceError where the pipeline or a LoRA is not found, UsageError for a task that does not fit it.
     """
     root = Path(folder)
     network = EngineUNet.from_pretrained(root, engine, **options)
@@ -64,15 +67,17 @@ def sample_pipeline(
         )
     scheduler = load_component(root, "scheduler")
     check_prediction(scheduler)
+    read_as = loading.or_recorded(calibrated.loading)
     source = Source(
         name=name,
-        folder=_folder(name, pipeline),
+        folder=_folder(name, pipeline, read_as),
         pipeline_class=manifest.pipeline_class,
         component=manifest.component,
         network=network,
         scheduler=scheduler,
         signature=manifest.signature,
         loras=loras_of_recipe(calibrated.loras, loras),
+        loading=read_as,
     )
     pipe = open_pipeline(source, whole)
     size = min(batch_size or _DEFAULT_BATCH, num_images)
@@ -82,17 +87,17 @@ def sample_pipeline(
         members = range(first, min(first + size, num_images))
         arguments = call_arguments(pipe, whole, members, count) | {"output_type": "np"}
         generators = seeded_generators([seed + k for k in members])
-        with watch, refusals_of(pipe):
+        with replaced(pipe.scheduler, "step", watch), refusals_of(pipe):
             batches.append(np.asarray(pipe(**arguments, generator=generators).images, np.float32))
         if not watch.done:
             raise no_step_left(pipe)
     return np.concatenate(batches)
 
 
-def _folder(name: str, named: str | None) -> Path:
+def _folder(name: str, named: str | None, loading: Loading) -> Path:
     """Return the folder of the pipeline; where it is not where it was exported from, say how to name it."""
     try:
-        return local_folder(name)
+        return local_folder(name, loading)
     except SourceError as fault:
         if named is not None:
             raise
@@ -111,18 +116,10 @@ class _Ticker:
         self._scheduler, self._progress, self._batches = pipe.scheduler, progress, batches
         self.done = 0
 
-    def __enter__(self) -> None:
-        step = self._scheduler.step
-
-        def ticking(*args: Any, **kwargs: Any) -> Any:
-            result = step(*args, **kwargs)
-            self.done += 1
-            if self._progress is not None:
-                self._progress(self.done, len(self._scheduler.timesteps) * self._batches)
-            return result
-
-        ticking.__wrapped__ = step  # type: ignore[attr-defined]  # pipelines read the signature
-        vars(self._scheduler)["step"] = ticking
-
-    def __exit__(self, *fault: object) -> None:
-        del vars(self._scheduler)["step"]
+    def __call__(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Stand in for `step`."""
+        result = step(*args, **kwargs)
+        self.done += 1
+        if self._progress is not None:
+            self._progress(self.done, len(self._scheduler.timesteps) * self._batches)
+        return result

@@ -23,9 +23,11 @@ from accuquant._util.facts import read_facts
 from accuquant.errors import EngineError, UsageError
 from accuquant.hub.fetch import local_folder
 from accuquant.manifest import Manifest
+from accuquant.networks.image_sides import check_sample
 from accuquant.networks.signature import TensorSpec
 from accuquant.runtime.device_memory import DeviceArray
 from accuquant.runtime.engine_model import EngineModel
+from accuquant.runtime.fixed_network import FixedNetwork
 from accuquant.runtime.static_batch import batched_names
 
 _OUTPUTS = {
@@ -38,7 +40,7 @@ _OUTPUTS = {
 }
 
 
-class EngineUNet(ModelMixin):
+class EngineUNet(FixedNetwork, ModelMixin):
     """The exported network with the face of the diffusers class that it came from.
 
         pipe = DiffusionPipeline.from_pretrained(source)
@@ -108,6 +110,7 @@ class EngineUNet(ModelMixin):
         arguments = self._forward_signature.bind(self, *args, **kwargs).arguments
         arguments.pop("self")
         sample, timestep = arguments.pop(signature.sample.name), arguments.pop("timestep")
+        check_sample(signature, self._config, sample.shape)
         return_dict = arguments.pop("return_dict", True)
         value = _single_timestep(timestep) * signature.timestep_divisor
         if sample.is_cuda and self.engine_model.runs_on_device:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from accuquant.errors import CalibrationError
 from accuquant.networks.network import layer_kind, quantizable_layers, weight_of
 from accuquant.qparams import WEIGHT_AXIS, LayerQParams, fingerprint
 from accuquant.scales.observer import choose_zero_point, observer_named, weight_scale
@@ -29,11 +30,17 @@ class ActivationSampler:
         self._kept: dict[str, list[list[Tensor]]] = {n: [[] for _ in calls] for n in names}
         self._last: tuple[Tensor, Tensor] | None = None
         self.group = 0
+        self.place = "a call"
 
     def observe(self, name: str, x: Tensor) -> None:
-        """Keep some values of a layer's input `x` [any shape]."""
+        """Keep some values of a layer's input `x` [any shape].
+
+        Raises CalibrationError, which names `place`, for an input that is not finite.
+        """
         if self._last is None or self._last[0] is not x:
             self._last = (x, self._draw(x.detach().reshape(-1)))
+            if not bool(torch.isfinite(self._last[1][:2]).all()):  # the extremes: NaN is both
+                raise _diverged(name, self.place)
         # layers that read one tensor (to_q, to_k, to_v) get one sample, so that they share a QDQ pair
         self._kept[name][self.group].append(self._last[1])
 
@@ -60,6 +67,16 @@ class ActivationSampler:
     def samples(self) -> Samples:
         """Return for each layer one array [N] for each step group: random values and extremes, shuffled."""
         return {n: [_merged(calls) for calls in groups] for n, groups in self._kept.items()}
+
+
+def _diverged(layer: str, place: str) -> CalibrationError:
+    return CalibrationError(
+        f"layer '{layer}', {place}",
+        got="NaN or infinity among its inputs, in the float network",
+        expected="finite values",
+        remedy="Sample with the pipeline itself: its images are broken there too. Change scheduler, steps or "
+        "size, or repair the checkpoint; nothing was written",
+    )
 
 
 def _merged(calls: Sequence[Tensor]) -> npt.NDArray[np.float32]:

@@ -80,6 +80,7 @@ def _identity(source: Source, settings: CalibrationSettings, task: Task) -> dict
         **settings.to_dict(),
         "task": task.to_dict(),
         "loras": [lora.to_dict() for lora in source.loras],
+        "without": list(source.loading.without),
         "model_hash": model_hash(source.network),
         "scheduler": plain_config(dict(source.scheduler.config)),
         "version": accuquant.__version__,
@@ -162,4 +163,6 @@ def _split(batches: Sequence[TrajectoryBatch]) -> tuple[Sequence[TrajectoryBatch
 
 def _describe(result: GroupResult) -> str:
     change = f"loss {result.initial_loss:.3g} -> {result.final_loss:.3g}"
-    return change if result.status == "learned" else f"{change} ({result.status}: {result.note})"
+    if result.status != "learned":
+        return f"{change} ({result.status}: {result.note})"
+    return f"{change} ({result.note})" if result.note else change

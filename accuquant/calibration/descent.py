@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from accuquant.denoising.process import DenoisingProcess
+from accuquant.errors import CalibrationError
 
 from .gradient import LossFn, Segment, gradient_arm
 from .trajectory import TrajectoryBatch
@@ -28,18 +29,34 @@ class HeldOutJudge:
     """Compares the end-point errors of held-out trajectories with those before learning.
 
     What is learned counts as better where the errors fall by more than one standard error, trajectory by
-    trajectory on a log scale: with a handful of them, the lower of two medians is often luck.
+    trajectory on a log scale: with a handful of them, the lower of two medians is often luck. A
+    trajectory that diverged before learning says nothing and is left out; one that diverges later counts
+    against what was learned.
     """
 
     def __init__(self, before: Tensor) -> None:
-        """Take the errors [N] before learning. Losses are medians."""
-        self._before = before
-        self.initial_loss = self.best_loss = self.last_loss = float(before.median())
+        """Take the errors [N] before learning. Losses are medians over the trajectories that stay finite.
+
+        Raises CalibrationError where none does.
+        """
+        self._judging = torch.isfinite(before)
+        self.left_out = len(before) - int(self._judging.sum())
+        if self.left_out == len(before):
+            raise CalibrationError(
+                f"held-out trajectories ({len(before)})",
+                got="NaN or infinity at the end of every one, once the network is quantized",
+                expected="finite latents: layers are too coarse to calibrate from here",
+                remedy="Give more bits, leave layers in float (--exclude, --float-budget), or take more "
+                "steps; the recipe of an earlier run is as it was",
+            )
+        self._before = before[self._judging]
+        self.initial_loss = self.best_loss = self.last_loss = float(self._before.median())
         self.found_better = False
         self._best_change = 0.0
 
     def is_best(self, errors: Tensor) -> bool:
         """Return whether `errors` [N] are better than those before learning, and the best so far."""
+        errors = errors[self._judging].nan_to_num(nan=math.inf, posinf=math.inf)
         self.last_loss = float(errors.median())
         tiny = torch.finfo(torch.float32).tiny
         change = (errors.clamp_min(tiny) / self._before.clamp_min(tiny)).log()
@@ -50,10 +67,17 @@ class HeldOutJudge:
         self._best_change, self.best_loss, self.found_better = mean, self.last_loss, True
         return True
 
+    def note(self) -> str:
+        """Say which trajectories did not judge, or ""."""
+        if not self.left_out:
+            return ""
+        return f"{self.left_out} of {len(self._judging)} held-out trajectories diverge and do not judge"
+
     def verdict(self) -> str:
         """Say why nothing was kept."""
         before, last = f"loss {self.initial_loss:.3g}", f"at the end {self.last_loss:.3g}"
-        return f"no moment was better on held-out trajectories: {before}, {last}"
+        left_out = f"; {self.note()}" if self.left_out else ""
+        return f"no moment was better on held-out trajectories: {before}, {last}{left_out}"
 
 
 def descend(

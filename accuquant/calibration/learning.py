@@ -85,7 +85,7 @@ def learn_group(
             layer.set_scale(group, scale)
         layer.revert(group)
     if judge.found_better and not fault:
-        return GroupResult(before, judge.best_loss)
+        return GroupResult(before, judge.best_loss, note=judge.note())
     return GroupResult(before, before, "rolled_back", fault or judge.verdict())
 
 

@@ -15,6 +15,7 @@ from accuquant.denoising.process import DenoisingProcess
 from accuquant.denoising.start import Start
 from accuquant.groups import StepGroups
 from accuquant.networks.network import count_macs, model_hash, quantizable_layers
+from accuquant.pipelines.diffusers_internals import VOLATILE_CONFIG
 from accuquant.pipelines.source import Source
 from accuquant.pipelines.starts import Starter
 from accuquant.pipelines.task import Task
@@ -28,7 +29,7 @@ from .output_search import count_calls, refine_scales
 from .placement import Placement, place
 from .rounding import compensate
 from .sensitivity import measure_sensitivity, spend_float_budget
-from .trajectory import TrajectoryBatch, record_from
+from .trajectory import TrajectoryBatch, place_of, record_from
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ def prepare(
             "guidance": process.guidance.to_dict(),
             "source": source.name,
             "loras": [lora.to_dict() for lora in source.loras],
+            "loading": source.loading.to_dict(),
             "pipeline_class": source.pipeline_class,
             "int8_mac_share": placement.int8_share,
             "float_layers": list(placement.float_layers),
@@ -136,7 +138,7 @@ def _record(
     moments = MomentSampler(rounded, sum(calls), settings.seed)
 
     def before_step(step: int) -> None:
-        sampler.group = group_of[step]
+        sampler.group, sampler.place = group_of[step], place_of(step, process)
         shown.advance()
 
     with sampler.watch(source.network), moments.watch():
@@ -146,8 +148,6 @@ def _record(
 
 def plain_config(config: dict[str, Any]) -> dict[str, Any]:
     """Return a scheduler's configuration as JSON values, without what changes from file to file."""
-    # _use_default_values is a set as a list: its order changes from process to process
-    volatile = ("_name_or_path", "_diffusers_version", "_use_default_values")
-    kept = {k: v for k, v in config.items() if k not in volatile}
+    kept = {k: v for k, v in config.items() if k not in VOLATILE_CONFIG}
     plain: dict[str, Any] = json.loads(json.dumps(kept, default=str))
     return plain

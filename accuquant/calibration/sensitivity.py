@@ -78,7 +78,10 @@ def _step_error(
     active.select(process.timesteps[step])
     generators = process.restore_state(batch.states[step])
     after = process.step(batch.bind(network), batch.latents[step], step, generators)
-    return float(sample_errors(after, batch.latents[step + 1]).median())
+    errors = sample_errors(after, batch.latents[step + 1])
+    # a layer that makes latents NaN is the most sensitive of all, and JSON holds no infinity
+    largest = torch.finfo(errors.dtype).max
+    return float(errors.nan_to_num(nan=largest, posinf=largest).median())
 
 
 @contextmanager

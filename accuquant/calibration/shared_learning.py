@@ -76,7 +76,7 @@ def learn_shared(
         )
     if fault or not judge.restore():
         return recipe, judge.result("rolled_back", fault or judge.verdict())
-    return _folded(network, recipe, layers, corrections), judge.result("learned")
+    return _folded(network, recipe, layers, corrections), judge.result("learned", judge.note())
 
 
 def _parameters(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from accuquant.denoising.conditioning import Conditioning
 from accuquant.denoising.process import DenoisingProcess, NetworkFn, ProcessState
 from accuquant.denoising.start import Start, seeded_starts
+from accuquant.errors import CalibrationError
 from accuquant.networks.network import call
 
 
@@ -74,6 +75,24 @@ def record_from(
     return [_record(network, process, start, before_step) for start in starts]
 
 
+def place_of(step: int, process: DenoisingProcess) -> str:
+    """Return how errors name a step: counted from 1, with its timestep."""
+    return f"step {step + 1} of {len(process)} (timestep {process.timesteps[step]:g})"
+
+
+def _check_finite(latents: Tensor, step: int, process: DenoisingProcess) -> None:
+    """Raise CalibrationError where the float network's own trajectories leave the finite numbers."""
+    broken = int((~torch.isfinite(latents).flatten(1).all(1)).sum())
+    if broken:
+        raise CalibrationError(
+            f"full-precision trajectories, {place_of(step, process)}",
+            got=f"NaN or infinity in {broken} of {len(latents)} latents after it",
+            expected="finite latents",
+            remedy="Sample with the pipeline itself: its images are broken there too. Change scheduler, "
+            "steps or size; nothing was written",
+        )
+
+
 @torch.no_grad()
 def _record(
     network: nn.Module,
@@ -90,5 +109,6 @@ def _record(
             before_step(step)
         states.append(process.save_state(generators))
         latents = process.step(predict, latents, step, generators)
+        _check_finite(latents, step, process)
         kept.append(latents)
     return TrajectoryBatch(torch.stack(kept), tuple(states), start.conditioning)

@@ -11,6 +11,7 @@ import click
 from accuquant.cli._command import Command
 from accuquant.cli._options import Source, exported_folder, trust_option
 from accuquant.cli._output import console_beside_json, json_option, print_table, write_json
+from accuquant.cli._source import loading_options, take_loading
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     "--threads", "num_threads", type=click.IntRange(min=1), show_default="all cores", help="CPU threads."
 )
 @trust_option
+@loading_options
 @json_option("every time")
 def command(folder: Path, reference: str | None, json_file: Path | None, **options: Any) -> None:
     """Time one network call of the exported folder OUT in every engine that is there.
@@ -53,10 +55,14 @@ def run(folder: Path, reference: str | None, options: dict[str, Any]) -> BenchRe
     from accuquant.cli._progress import Bars
 
     source = None
+    given: dict[str, Any] = {name: options.pop(name) for name in ("variant", "without") if name in options}
     if reference is not None:
+        from accuquant.manifest import RECIPE_NAME
         from accuquant.pipelines.source import load_source
+        from accuquant.recipe import Recipe
 
-        source = load_source(reference)
+        recorded = Recipe.load(folder / RECIPE_NAME).facts.loading
+        source = load_source(reference, **vars(take_loading(given, recorded)))
     with Bars() as progress:
         return run_bench(folder, reference=source, progress=progress, **options)
 

@@ -10,6 +10,7 @@ import click
 
 from accuquant.cli._command import Command
 from accuquant.cli._options import Source, lora_option, new_file
+from accuquant.cli._source import loading_options, take_loading
 from accuquant.cli._task import take_task, task_options
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ _COUNT = click.IntRange(min=1)
     "--seed", type=click.IntRange(0, 2**31 - 1), default=0, help="The same seed gives the same recipe."
 )
 @lora_option("none by default")
+@loading_options
 @task_options
 def command(source: str, output: Path, **settings: Any) -> None:
     """Learn int8 scales for the pipeline SOURCE and write them as a recipe.
@@ -122,9 +124,11 @@ def run(source: str, output: Path, settings: dict[str, Any]) -> Recipe:
     check_new_file("--output", output)
     task = take_task(settings)
     loras = find_loras(settings.pop("loras", ()))
+    loading = take_loading(settings)
     checked = CalibrationSettings(**settings)
     with Bars() as progress:
-        return calibrate(load_source(source, loras), checked, output=output, task=task, progress=progress)
+        loaded = load_source(source, loras, **vars(loading))
+        return calibrate(loaded, checked, output=output, task=task, progress=progress)
 
 
 def print_summary(recipe: Recipe, output: Path) -> None:

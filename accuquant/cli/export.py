@@ -10,6 +10,7 @@ import click
 
 from accuquant.cli._command import Command
 from accuquant.cli._options import Source, existing_file, lora_option, new_path
+from accuquant.cli._source import loading_options, take_loading
 from accuquant.cli._task import take_options, task_options
 from accuquant.errors import UsageError
 
@@ -100,6 +101,7 @@ if TYPE_CHECKING:
     help="Write a Triton Inference Server model repository too; SOURCE is a pipeline.",
 )
 @lora_option("those of the recipe by default")
+@loading_options
 @task_options
 def command(source: str, recipe: Path | None, output: Path, triton: Path | None, **options: Any) -> None:
     """Write SOURCE as an ONNX model with int8 weights and QDQ pairs.
@@ -142,6 +144,7 @@ def run(
 
     task = take_options(options)
     inputs, loras = options.pop("inputs", None), options.pop("loras", ())
+    loading = {name: value for name in ("variant", "without") if (value := options.pop(name, None))}
     export = _targeted(ExportOptions(**options))
     graph = source.endswith(".onnx")
     if inputs is not None and (recipe is not None or not graph):
@@ -152,14 +155,15 @@ def run(
             remedy="Leave --inputs out",
         )
     if graph or recipe is not None:
-        _refuse_task({**task, "lora": loras} if graph and loras else task)
+        of_pipelines = {"lora": loras, **loading}
+        _refuse_task({**task, **{k: v for k, v in of_pipelines.items() if v}} if graph else task)
     _check_outputs(source, output, export, triton)
-    loaded = _recipe(source, recipe, output, inputs, {**task, "loras": loras})
+    loaded = _recipe(source, recipe, output, inputs, {**task, "loras": loras, **loading})
     with Bars() as progress:
         if graph:
             choice = _write_graph(source, loaded, output, export, progress)
         else:
-            choice = _write_pipeline(source, loaded, output, export, progress, loras)
+            choice = _write_pipeline(source, loaded, output, export, progress, {"loras": loras, **loading})
     if choice is not None:
         click.echo(str(choice))
 
@@ -219,15 +223,17 @@ def _write_pipeline(
     output: Path,
     options: ExportOptions,
     progress: Bars,
-    loras: tuple[str, ...],
+    given: dict[str, Any],
 ) -> ExportChoice | None:
     from accuquant.export.for_target import export_pipeline_for
     from accuquant.pipelines.lora import find_loras, loras_of_recipe
     from accuquant.pipelines.source import load_source
 
-    fused = loras_of_recipe(recipe.facts.loras, find_loras(loras))
+    fused = loras_of_recipe(recipe.facts.loras, find_loras(given.pop("loras", ())))
+    loading = take_loading(given, recipe.facts.loading)
+    loaded = load_source(source, fused, **vars(loading))
     return export_pipeline_for(
-        load_source(source, fused), recipe, output, options, share=progress.share, progress=progress
+        loaded, recipe, output, options, share=progress.share, progress=progress
     ).choice
 
 

@@ -21,6 +21,7 @@ from accuquant.cli._options import (
     steps_option,
     trust_option,
 )
+from accuquant.cli._source import loading_options, take_loading
 from accuquant.cli._task import take_task, task_options
 from accuquant.errors import UsageError
 
@@ -71,6 +72,7 @@ class _ClassLabels(click.ParamType):  # type: ignore[type-arg]  # no generic bef
     help="The classes of the images, from the first again where there are fewer.",
 )
 @lora_option("those that OUT was calibrated with by default")
+@loading_options
 @task_options
 def command(folder: Path, output_dir: Path, **options: Any) -> None:
     """Sample images from the exported folder OUT: one PNG each, and a grid of all.
@@ -114,7 +116,10 @@ def _sample(folder: Path, task: Task, options: dict[str, Any], progress: Callabl
     pipeline, given = options.pop("pipeline", None), options.pop("loras", ())
     labels = options.pop("class_labels", None)
     if runs_without_torch(folder, Manifest.load(folder)):
-        unused = {"lora": given, "pipeline": pipeline}
+        unused = {
+            "lora": given, "pipeline": pipeline,
+            "variant": options.pop("variant", None), "without": options.pop("without", ()),
+        }  # fmt: skip
         chosen = [*task.given(), *(name for name, value in unused.items() if value)]
         if chosen:
             raise UsageError(
@@ -143,5 +148,7 @@ def _sample(folder: Path, task: Task, options: dict[str, Any], progress: Callabl
     from accuquant.pipelines.lora import find_loras
     from accuquant.sample_pipeline import sample_pipeline
 
-    loras = find_loras(given)
-    return sample_pipeline(folder, task, pipeline=pipeline, loras=loras, progress=progress, **options)
+    loras, loading = find_loras(given), take_loading(options)
+    return sample_pipeline(
+        folder, task, pipeline=pipeline, loras=loras, loading=loading, progress=progress, **options
+    )

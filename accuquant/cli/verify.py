@@ -21,6 +21,7 @@ from accuquant.cli._options import (
     trust_option,
 )
 from accuquant.cli._output import console_beside_json, json_option, print_table, write_json
+from accuquant.cli._source import loading_options, take_loading
 from accuquant.cli._task import take_task, task_options
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     "--allow-other-scheduler", is_flag=True, help="Go on with a scheduler other than the calibrated one."
 )
 @lora_option("those that OUT was calibrated with by default")
+@loading_options
 @task_options
 @limit_options
 @json_option("the report")
@@ -105,9 +107,10 @@ def run(folder: Path, reference: str, options: dict[str, Any]) -> Report:
     thresholds = Thresholds(**{name: options.pop(name) for name in LIMITS if name in options})
     Manifest.load(folder)  # a folder that is no export should be named as such
     given = find_loras(options.pop("loras", ()))
-    loras = loras_of_recipe(Recipe.load(folder / RECIPE_NAME).facts.loras, given)
+    calibrated = Recipe.load(folder / RECIPE_NAME).facts
+    loras, loading = loras_of_recipe(calibrated.loras, given), take_loading(options, calibrated.loading)
     with Bars() as progress:
-        source = load_source(reference, loras)
+        source = load_source(reference, loras, **vars(loading))
         return verify(folder, source, task=task, thresholds=thresholds, progress=progress, **options)
 
 

@@ -11,7 +11,13 @@ from torch import Tensor
 
 from accuquant.denoising.conditioning import BoundNetwork
 from accuquant.denoising.guidance import Guidance
-from accuquant.denoising.schedulers import SchedulerMemory, scheduler_facts, takes_generator, with_steps
+from accuquant.denoising.schedulers import (
+    SchedulerMemory,
+    check_signal,
+    scheduler_facts,
+    takes_generator,
+    with_steps,
+)
 
 #: (sample [copies * B, C, H, W], timestep) -> prediction; conditioning is bound beforehand.
 NetworkFn = Callable[[Tensor, Tensor], Tensor]
@@ -54,6 +60,7 @@ class DenoisingProcess:
         self.first = first
         self._visited = list(scheduler.timesteps[first:])
         self.timesteps: list[float] = [float(t) for t in self._visited]
+        check_signal(scheduler, self.timesteps)
         self._takes_generator = takes_generator(scheduler)
         self._memory = SchedulerMemory(scheduler)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,6 +88,28 @@ def with_steps(scheduler: Any, num_steps: int) -> Any:
             remedy="Give other --steps",
         ) from fault
     return prepared
+
+
+def check_signal(scheduler: Any, timesteps: Iterable[float]) -> None:
+    """Raise CalibrationError where a step would divide by zero: no signal is left, and noise is predicted.
+
+    x_0 = (x_t - sqrt(1 - abar_t) eps) / sqrt(abar_t). A schedule that was rescaled to zero terminal SNR has
+    abar_T = 0 and needs another prediction: Lin et al., arXiv 2305.08891, section 3.2.
+    """
+    abar = getattr(scheduler, "alphas_cumprod", None)
+    if abar is None or scheduler.config.get("prediction_type", "epsilon") != "epsilon":
+        return
+    whole = [int(t) for t in timesteps if float(t).is_integer() and 0 <= t < len(abar)]
+    empty = [t for t in whole if float(abar[t]) == 0]
+    if empty:
+        raise CalibrationError(
+            f"scheduler {type(scheduler).__name__}, timestep {empty[0]}",
+            got="no signal left (zero terminal SNR) and a network that predicts the noise (epsilon): a "
+            "division by zero",
+            expected="rescale_betas_zero_snr off, or a network that predicts v or the sample",
+            remedy="pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, "
+            "rescale_betas_zero_snr=False), then save the pipeline; or timestep_spacing='leading'",
+        )
 
 
 def takes_generator(scheduler: Any) -> bool:

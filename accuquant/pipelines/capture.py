@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 import inspect
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 from accuquant.denoising.pasting import Pasting
 from accuquant.denoising.process import seeded_generators
 from accuquant.errors import CalibrationError
+from accuquant.pipelines.diffusers_internals import copy_without, first_step, remembered, replaced
 
 _SAMPLES = ("sample", "hidden_states")
 
@@ -72,16 +71,18 @@ def capture(
     steps: int,
     real: bool,
     shared: Collection[str] = (),
+    check: Callable[[Tensor], None] = lambda _sample: None,
 ) -> Captured:
     """Call `pipe` with `arguments` and a generator for each of `seeds`, and stop after `steps` steps.
 
     `shared` names the arguments of the network that have no row for each image: a pipeline that calls its
     network several times a step has them equal in all calls. With `real` the network runs; else it is spared
-    and gives zeros, so that only the first step's input means anything.
+    and gives zeros, so that only the first step's input means anything. `check` is told the network's first
+    sample before the network is called, and refuses one that it cannot take.
     """
     generators = seeded_generators(seeds)
     captured = Captured(len(seeds))
-    recorder = _Recorder(pipe, getattr(pipe, component), captured, generators, steps, real, shared)
+    recorder = _Recorder(pipe, getattr(pipe, component), captured, generators, steps, real, shared, check)
     with recorder.watching(), suppress(_EnoughSeen):
         pipe(**arguments, generator=generators)
     return captured
@@ -97,36 +98,25 @@ class _Recorder:
         steps: int,
         real: bool,
         shared: Collection[str],
+        check: Callable[[Tensor], None],
     ) -> None:
         self.pipe, self.network, self.captured = pipe, network, captured
         self.generators, self.steps, self.real, self.shared = generators, steps, real, shared
+        self.check = check
         self.calls: list[Step] = []
         self.prepared: tuple[list[Any], list[Any]] = ([], [])
 
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Stand in for the network's forward and the scheduler's step."""
-        forward, step = self.network.forward, self.pipe.scheduler.step
-
-        @functools.wraps(forward)
-        def watched_forward(*args: Any, **kwargs: Any) -> _Output:
-            return self._network_call(forward, *args, **kwargs)
-
-        @functools.wraps(step)
-        def watched_step(model_output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any) -> Any:
-            return self._scheduler_step(step, model_output, timestep, sample, kwargs)
-
-        vars(self.network)["forward"] = watched_forward
-        vars(self.pipe.scheduler)["step"] = watched_step
-        try:
-            with (
-                _remembered(self.pipe, "prepare_latents") as latents,
-                _remembered(self.pipe, "prepare_mask_latents") as masks,
-            ):
-                self.prepared = latents, masks
-                yield
-        finally:
-            del vars(self.network)["forward"], vars(self.pipe.scheduler)["step"]
+        with (
+            replaced(self.network, "forward", self._network_call),
+            replaced(self.pipe.scheduler, "step", self._scheduler_step),
+            remembered(self.pipe, "prepare_latents") as latents,
+            remembered(self.pipe, "prepare_mask_latents") as masks,
+        ):
+            self.prepared = latents, masks
+            yield
 
     def _network_call(self, forward: Any, *args: Any, **kwargs: Any) -> _Output:
         bound = inspect.signature(forward).bind(*args, **kwargs).arguments
@@ -135,6 +125,7 @@ class _Recorder:
         for known in ("timestep", "return_dict"):
             bound.pop(known, None)
         if not self.captured.steps and not self.calls:
+            self.check(sample)
             self._keep_beginning()
         if self.real:
             output: Tensor = forward(*args, **(kwargs | {"return_dict": False}))[0]
@@ -151,13 +142,10 @@ class _Recorder:
         return sample.new_zeros(shape)
 
     def _keep_beginning(self) -> None:
-        scheduler = copy.copy(self.pipe.scheduler)
-        del vars(scheduler)["step"]  # ours
         captured = self.captured
-        captured.scheduler = copy.deepcopy(scheduler)
+        captured.scheduler = copy_without(self.pipe.scheduler, "step")  # that is ours
         captured.generators = tuple(g.get_state() for g in self.generators)
-        visited = getattr(self.pipe, "_num_timesteps", None)
-        captured.first = 0 if visited is None else len(scheduler.timesteps) - int(visited)
+        captured.first = first_step(self.pipe, captured.scheduler.timesteps)
         captured.pasting = self._pasting()
 
     def _pasting(self) -> Pasting | None:
@@ -170,7 +158,7 @@ class _Recorder:
         return Pasting(mask, original, noise)
 
     def _scheduler_step(
-        self, step: Any, model_output: Tensor, timestep: Any, sample: Tensor, kwargs: dict[str, Any]
+        self, step: Any, model_output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any
     ) -> Any:
         count = self.captured.count
         if "generator" in inspect.signature(step).parameters and len(sample) == count:
@@ -198,27 +186,6 @@ def _one_batch(calls: list[Step], shared: Collection[str]) -> Step:
     return Step(
         torch.cat([call.sample for call in calls]), arguments, torch.cat([call.output for call in calls])
     )
-
-
-@contextmanager
-def _remembered(owner: Any, name: str) -> Iterator[list[Any]]:
-    """Yield a list that gets the results of a method of `owner`, where it has one of that name."""
-    results: list[Any] = []
-    method = getattr(owner, name, None)
-    if method is None:
-        yield results
-        return
-
-    @functools.wraps(method)
-    def remembering(*args: Any, **kwargs: Any) -> Any:
-        results.append(method(*args, **kwargs))
-        return results[-1]
-
-    vars(owner)[name] = remembering
-    try:
-        yield results
-    finally:
-        del vars(owner)[name]
 
 
 def _tensors(pipeline: str, arguments: Mapping[str, Any]) -> dict[str, Tensor]:

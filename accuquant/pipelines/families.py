@@ -20,6 +20,7 @@ class Family:
     holds its scale. `low_resolution`: the images that
     they take have the size of their latents; `stacked_images`: as one tensor in [-1, 1].
     `unscaled_latents`: they decode latents as they are, without the autoencoder's scaling factor.
+    `optional`: the parts that they work without.
     """
 
     guidance: str = "classifier-free"
@@ -27,10 +28,13 @@ class Family:
     low_resolution: bool = False
     stacked_images: bool = False
     unscaled_latents: bool = False
+    optional: tuple[str, ...] = ()
 
 
 #: The negative prompt comes second, in a network call of its own, beside an embedded guidance scale.
 _FLUX = Family("conditional-first", scale="true_cfg_scale")
+#: Without its T5, which has most of the weights, SD 3 takes zeros in its place.
+_SD3 = Family(optional=("text_encoder_3",))
 
 #: A pipeline is added here once tests/pipelines/test_starts.py shows that its loop is met.
 FAMILIES: dict[str, Family] = {
@@ -51,9 +55,9 @@ FAMILIES: dict[str, Family] = {
     "DiTPipeline": Family("conditional-first"),
     "PixArtAlphaPipeline": Family(),
     "PixArtSigmaPipeline": Family(),
-    "StableDiffusion3Pipeline": Family(),
-    "StableDiffusion3Img2ImgPipeline": Family(),
-    "StableDiffusion3InpaintPipeline": Family(),
+    "StableDiffusion3Pipeline": _SD3,
+    "StableDiffusion3Img2ImgPipeline": _SD3,
+    "StableDiffusion3InpaintPipeline": _SD3,
     "FluxPipeline": _FLUX,
     "FluxImg2ImgPipeline": _FLUX,
     "FluxInpaintPipeline": _FLUX,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from accuquant.errors import MissingDependencyError, SourceError
+from accuquant.pipelines.diffusers_internals import lora_parts, lora_tools
 from accuquant.pipelines.lora import Lora
 from accuquant.pipelines.quiet import quiet_libraries
 
@@ -56,7 +57,7 @@ def fuse_into_text_encoders(
 ) -> None:
     """Change the weights of a pipeline's text encoders by `loras`; its network is left alone."""
     for additions in _read(pipeline_class, component, network, loras):
-        for part in _loadable(pipeline_class):
+        for part in lora_parts(pipeline_class):
             if part == component or not additions.count_of(part):
                 continue
             encoder = getattr(pipe, part)
@@ -70,10 +71,9 @@ def _attach(encoder: nn.Module, part: str, additions: _Additions) -> None:
 
     Through peft itself: the method of transformers in between refuses every peft older than its newest.
     """
-    import diffusers.utils
     from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 
-    utils: Any = diffusers.utils
+    utils = lora_tools()
 
     def names_of_encoder(values: dict[str, Any]) -> dict[str, Any]:
         own = {k.removeprefix(f"{part}."): v for k, v in values.items() if k.startswith(f"{part}.")}
@@ -102,7 +102,7 @@ def _read(
     if not loras:
         return
     cls = getattr(diffusers, pipeline_class)
-    parts = _loadable(pipeline_class)
+    parts = lora_parts(pipeline_class)
     if component not in parts:
         raise SourceError(
             f"pipeline {pipeline_class}",
@@ -126,24 +126,14 @@ def _read(
         yield additions
 
 
-def _loadable(pipeline_class: str) -> list[str]:
-    import diffusers
-
-    return list(getattr(getattr(diffusers, pipeline_class), "_lora_loadable_modules", []))
-
-
 def _check_packages() -> None:
-    import diffusers
-
-    old = not hasattr(diffusers.loaders.lora_base, "LORA_ADAPTER_METADATA_KEY")
-    if importlib.util.find_spec("peft") is not None and not old:
-        return
-    raise MissingDependencyError(
-        "--lora",
-        got="a diffusers that does not read a LoRA's own configuration" if old else "no package peft",
-        expected="peft, and diffusers 0.34 or later",
-        remedy="pip install -U diffusers" if old else "pip install 'accuquant[text]'",
-    )
+    if importlib.util.find_spec("peft") is None:
+        raise MissingDependencyError(
+            "--lora",
+            got="no package peft",
+            expected="peft, which diffusers loads a LoRA with",
+            remedy="pip install 'accuquant[text]'",
+        )
 
 
 def _check_tensors(additions: _Additions, parts: Sequence[str]) -> None:
@@ -167,17 +157,15 @@ def _merge(model: Any, part: str, additions: _Additions) -> None:
 
     In float64, so that the float32 weights are the same on every machine: recipes know them by their values.
     """
-    import diffusers.utils
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    utils: Any = diffusers.utils
     layers: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     for layer in layers:
         layer.double()
         layer.scale_layer(additions.lora.scale)
         layer.merge(adapter_names=[_ADAPTER])
         layer.float()
-    utils.recurse_remove_peft_layers(model)
+    lora_tools().recurse_remove_peft_layers(model)
     del model.peft_config
     model.requires_grad_(False)
     if len(layers) != additions.count_of(part):

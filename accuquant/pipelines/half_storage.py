@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -19,12 +20,12 @@ class _AsFloat32(nn.Module):
         return stored.float()
 
 
-def half_type_of(folder: Path) -> torch.dtype | None:
+def half_type_of(files: Iterable[Path]) -> torch.dtype | None:
     """Return float16 or bfloat16 where every tensor of a model's .safetensors files has it, else None."""
     from safetensors import safe_open
 
     types: set[str] = set()
-    for path in folder.glob("*.safetensors"):
+    for path in files:
         with safe_open(path, framework="pt") as file:
             types |= {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118, no mapping
     return _HALVES.get(next(iter(types))) if len(types) == 1 else None

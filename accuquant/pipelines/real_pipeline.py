@@ -9,12 +9,16 @@ from typing import Any
 
 import torch
 
-from accuquant.errors import CalibrationError, SourceError
-from accuquant.pipelines.families import SEEDED, family_of
+from accuquant.errors import CalibrationError, SourceError, UsageError
+from accuquant.pipelines.diffusers_internals import check_version
+from accuquant.pipelines.families import FAMILIES, SEEDED, Family, family_of
 from accuquant.pipelines.fuse_lora import fuse_into_text_encoders
 from accuquant.pipelines.half_storage import compute_in_float32, half_type_of
+from accuquant.pipelines.loading import variant_of, weight_files
+from accuquant.pipelines.look_alikes import check_part
+from accuquant.pipelines.model_index import check_classes, read_index
 from accuquant.pipelines.quiet import quiet_libraries
-from accuquant.pipelines.source import Source, read_index
+from accuquant.pipelines.source import Source
 from accuquant.pipelines.task import Task
 
 
@@ -26,20 +30,31 @@ def open_pipeline(source: Source, task: Task) -> Any:
     """
     import diffusers
 
+    check_version()
     if source.pipeline_class not in SEEDED:
         family_of(source.pipeline_class)
     index = read_index(source.folder)
+    check_classes(source.folder, index)
     _check_transformers(source, index)
     parts: dict[str, Any] = {source.component: source.network, "scheduler": source.scheduler}
+    parts |= _left_out(source)
     cls = getattr(diffusers, source.pipeline_class)
     unchecked = {"safety_checker": None, "requires_safety_checker": False}
     parts |= {k: v for k, v in unchecked.items() if k in inspect.signature(cls.__init__).parameters}
+    _check_parts(source, {part: entry for part, entry in index.items() if part not in parts})
+    halves = _half_types(source, index)
     try:
         with quiet_libraries(), warnings.catch_warnings():
             # diffusers 0.42 wants `dtype`, which earlier releases do not know
             warnings.filterwarnings("ignore", message="`torch_dtype` is deprecated", category=FutureWarning)
-            types = {"default": torch.float32, **_half_types(source, index)}
-            pipe = cls.from_pretrained(source.folder, local_files_only=True, torch_dtype=types, **parts)
+            types = {"default": torch.float32, **halves}
+            pipe = cls.from_pretrained(
+                source.folder,
+                local_files_only=True,
+                torch_dtype=types,
+                variant=source.loading.variant,
+                **parts,
+            )
     except Exception as fault:  # diffusers and transformers raise many unrelated kinds
         raise SourceError(
             f"pipeline '{source.name}'",
@@ -48,7 +63,7 @@ def open_pipeline(source: Source, task: Task) -> Any:
             remedy="Copy or download the pipeline again, or upgrade diffusers and transformers",
         ) from fault
     fuse_into_text_encoders(pipe, source.network, source.component, source.pipeline_class, source.loras)
-    for part in _half_types(source, index):
+    for part in halves:
         compute_in_float32(getattr(pipe, part))
     pipe.set_progress_bar_config(disable=True)
     changed = _for_task(pipe, task)
@@ -56,10 +71,51 @@ def open_pipeline(source: Source, task: Task) -> Any:
     return changed
 
 
+def _left_out(source: Source) -> dict[str, None]:
+    """Return None for the parts that are left out. Raises UsageError for one that the pipeline needs."""
+    optional = FAMILIES.get(source.pipeline_class, Family()).optional
+    needed = [part for part in source.loading.without if part not in optional]
+    if needed:
+        raise UsageError(
+            f"--without {needed[0]}",
+            got=f"a part that {source.pipeline_class} needs",
+            expected=" or ".join(optional) or f"none: {source.pipeline_class} works without no part",
+            remedy="Leave --without out",
+        )
+    return source.loading.nothing_for_left_out()
+
+
+def _check_parts(source: Source, parts: dict[str, Any]) -> None:
+    """Raise SourceError for a part whose folder is not there, or holds no weights that can be loaded."""
+    for part, entry in parts.items():
+        if part.startswith("_") or not isinstance(entry, list) or not isinstance(entry[0], str):
+            continue
+        if (source.folder / part).is_dir():
+            check_part(source.folder / part)
+            variant_of(source.folder / part, source.loading)
+            continue
+        optional = FAMILIES.get(source.pipeline_class, Family()).optional
+        encoder = part.replace("tokenizer", "text_encoder")
+        raise SourceError(
+            f"pipeline '{source.name}'",
+            got=f"no folder {part}, which model_index.json lists",
+            expected="every part that it lists",
+            remedy=f"Give --without {encoder} to leave it out"
+            if encoder in optional
+            else "The pipeline is incomplete: copy or download it again",
+        )
+
+
 def _half_types(source: Source, index: dict[str, Any]) -> dict[str, torch.dtype]:
     """Return the type of each text encoder whose files are in half precision."""
     encoders = [part for part in _of_transformers(index) if part.startswith("text_encoder")]
-    types = {part: half_type_of(source.folder / part) for part in encoders}
+    types = {}
+    for part in encoders:
+        if part in source.loading.without:
+            continue
+        variant = variant_of(source.folder / part, source.loading)
+        files = [path for path, kind in weight_files(source.folder / part).items() if kind == variant]
+        types[part] = half_type_of(path for path in files if path.suffix == ".safetensors")
     return {part: half for part, half in types.items() if half is not None}
 
 

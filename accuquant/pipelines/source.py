@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from accuquant._util.facts import read_facts
 from accuquant.errors import SourceError
 from accuquant.hub.repository import Repository
+from accuquant.networks.image_sides import side_multiple
 from accuquant.networks.network import signature_of
 from accuquant.networks.signature import Signature
+from accuquant.pipelines.diffusers_internals import check_version
 from accuquant.pipelines.fuse_lora import fuse_into_network
+from accuquant.pipelines.loading import Loading, variant_of
+from accuquant.pipelines.look_alikes import check_file, check_folder, check_part
 from accuquant.pipelines.lora import Lora
+from accuquant.pipelines.model_index import check_classes, corrupt, diffusers_class, read_index
 
 #: Pipeline attributes that hold the denoising network.
 COMPONENTS = ("unet", "transformer")
@@ -26,7 +30,7 @@ COMPONENTS = ("unet", "transformer")
 class Source:
     """A trained pipeline: its denoising network (float32, eval), its scheduler, where it lies.
 
-    `loras` are fused into the network, and into the text encoders when they are loaded.
+    `loras` are fused into the network, and into the text encoders when they are loaded; `loading` says how.
     """
 
     name: str
@@ -37,18 +41,31 @@ class Source:
     scheduler: Any
     signature: Signature
     loras: tuple[Lora, ...] = ()
+    loading: Loading = field(default_factory=Loading)
 
 
-def load_source(source: str | Path, loras: Sequence[Lora] = (), *, revision: str | None = None) -> Source:
+def load_source(
+    source: str | Path,
+    loras: Sequence[Lora] = (),
+    *,
+    variant: str | None = None,
+    without: Sequence[str] = (),
+    revision: str | None = None,
+) -> Source:
     """Load the network and the scheduler of a diffusers pipeline, and fuse `loras` into the network.
 
     `source` is a folder with a model_index.json, or a Hub id; "user/name@revision" or `revision` pin what is
-    fetched from there. Raises SourceError where it is missing,
-    corrupt or not supported, and for a LoRA that does not fit it.
+    fetched from there. `variant` is that of the weights' files, such as "fp16"; `without` names parts that
+    are not loaded, such as "text_encoder_3". Raises SourceError where the pipeline is missing, corrupt or not
+    supported, and for a LoRA that does not fit it.
     """
+    check_version()
+    loading = Loading(variant, tuple(without))
     repository = Repository.find(str(source), revision)
-    folder = local_folder(str(source)) if repository is None else _download(repository)
+    folder = local_folder(str(source), loading) if repository is None else _download(repository, loading)
     index = read_index(folder)
+    check_folder(folder, index)
+    check_classes(folder, index)
     component = next((name for name in COMPONENTS if index.get(name)), None)
     if component is None:
         raise SourceError(
@@ -58,23 +75,57 @@ def load_source(source: str | Path, loras: Sequence[Lora] = (), *, revision: str
             remedy="Use a diffusion pipeline",
         )
     pipeline_class = str(index.get("_class_name", "DiffusionPipeline"))
-    network = _load_part(folder, index, component).eval().requires_grad_(False)
+    network = _load_part(folder, index, component, loading, required=True).eval().requires_grad_(False)
+    signature = signature_of(network)
+    _check_own_size(signature, network)
     fuse_into_network(network, component, pipeline_class, loras)
+    _check_finite(str(source), component, network)
     return Source(
         name=str(source) if repository is None else str(repository),
         folder=folder,
         pipeline_class=pipeline_class,
         component=component,
         network=network,
-        scheduler=_as_the_pipeline_has_it(pipeline_class, _load_part(folder, index, "scheduler")),
-        signature=signature_of(network),
+        scheduler=_as_the_pipeline_has_it(pipeline_class, _load_part(folder, index, "scheduler", loading)),
+        signature=signature,
         loras=tuple(loras),
+        loading=loading,
     )
 
 
 def pipeline_class_of(source: str | Path) -> str:
     """Return the name of a pipeline's class, before its weights are loaded. Raises SourceError."""
     return str(read_index(local_folder(str(source))).get("_class_name", "DiffusionPipeline"))
+
+
+def _check_own_size(signature: Signature, network: Any) -> None:
+    """Refuse a network that fails at the size that it is made for, in diffusers too."""
+    shape = signature.sample.resolve(signature.sizes | {"batch": 1})
+    multiple = side_multiple(signature.architecture, network.config)
+    if signature.architecture == "UNet2DModel" and any(side % multiple for side in shape[2:]):
+        raise SourceError(
+            f"network {signature.architecture}",
+            got=f"images of {shape[2]}x{shape[3]} for {len(network.config.down_block_types)} levels",
+            expected=f"sides that are multiples of {multiple}: each level but the last halves them",
+            remedy="Use a network whose levels divide its images; this one cannot run at its own size",
+        )
+
+
+def _check_finite(name: str, component: str, network: nn.Module) -> None:
+    """Raise SourceError for a weight that is NaN or infinite; every image would be, too."""
+    for tensor_name, tensor in network.state_dict().items():
+        if (
+            tensor.is_floating_point()
+            and tensor.numel()
+            and not torch.isfinite(torch.stack(tensor.aminmax())).all()
+        ):
+            count = int((~torch.isfinite(tensor)).sum())
+            raise SourceError(
+                f"pipeline '{name}', {component}",
+                got=f"{count} of the {tensor.numel()} values of '{tensor_name}' NaN or infinite",
+                expected="finite weights",
+                remedy="Download or save the checkpoint again; float16 cannot hold values above 65504",
+            )
 
 
 def _as_the_pipeline_has_it(pipeline_class: str, scheduler: Any) -> Any:
@@ -86,36 +137,42 @@ def _as_the_pipeline_has_it(pipeline_class: str, scheduler: Any) -> Any:
     return DDIMScheduler.from_config(scheduler.config)  # type: ignore[no-untyped-call]
 
 
-def load_component(folder: Path, part: str) -> Any:
+def load_component(folder: Path, part: str, loading: Loading = Loading()) -> Any:  # noqa: B008, it is frozen
     """Load one component of the pipeline in `folder`, such as its "vae". Raises SourceError."""
-    component = _load_part(folder, read_index(folder), part)
+    component = _load_part(folder, read_index(folder), part, loading)
     return component.eval().requires_grad_(False) if isinstance(component, nn.Module) else component
 
 
-def local_folder(source: str) -> Path:
+def local_folder(source: str, loading: Loading = Loading()) -> Path:  # noqa: B008, it is frozen
     """Return the folder of a pipeline, downloading it where `source` is a Hub id. Raises SourceError."""
     repository = Repository.find(source)
     if repository is not None:
-        return _download(repository)
+        return _download(repository, loading)
     path = Path(source)
     if source and path.is_dir():
         return path
+    check_file(path)
     raise SourceError(
         f"pipeline '{source}'",
-        got="a file" if path.is_file() else "no such folder",
+        got="no such folder",
         expected="a folder with a model_index.json, or a Hub id such as google/ddpm-cifar10-32",
         remedy="Check the path",
     )
 
 
-def _download(repository: Repository) -> Path:
+def _download(repository: Repository, loading: Loading) -> Path:
     from diffusers import DiffusionPipeline
 
     hub_id = str(repository)
+    chosen: dict[str, Any] = dict(loading.nothing_for_left_out())
+    if loading.variant is not None:
+        chosen["variant"] = loading.variant
     try:
         # safetensors alone: other weight files are pickles, which run code
         return Path(
-            DiffusionPipeline.download(repository.id, revision=repository.revision, use_safetensors=True)
+            DiffusionPipeline.download(
+                repository.id, revision=repository.revision, use_safetensors=True, **chosen
+            )
         )
     except Exception as fault:  # the Hub client raises many unrelated kinds
         raise SourceError(
@@ -126,58 +183,24 @@ def _download(repository: Repository) -> Path:
         ) from fault
 
 
-def read_index(folder: Path) -> dict[str, Any]:
-    """Read the model_index.json of a pipeline. Raises SourceError where it is missing or damaged."""
-    path = folder / "model_index.json"
-    try:
-        index = read_facts(path, dict[str, Any])
-    except FileNotFoundError:
-        hint = " (it holds a single network)" if (folder / "config.json").is_file() else ""
-        raise SourceError(
-            f"pipeline '{folder}'",
-            got=f"no model_index.json{hint}",
-            expected="a folder that DiffusionPipeline.save_pretrained wrote",
-            remedy="Point at the pipeline's folder, not at one of its parts",
-        ) from None
-    except (OSError, ValueError) as fault:
-        raise _corrupt(path, fault) from fault
-    return index
-
-
-def _load_part(folder: Path, index: dict[str, Any], part: str) -> Any:
-    import diffusers
-
-    entry = index.get(part)
-    class_name = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
-    cls = getattr(diffusers, str(class_name), None)
-    if not isinstance(cls, type):
-        raise SourceError(
-            f"pipeline '{folder}'",
-            got=f"{part}: {entry!r}",
-            expected="a class of the installed diffusers library",
-            remedy="Save the pipeline with diffusers, or upgrade diffusers",
-        )
+def _load_part(
+    folder: Path, index: Mapping[str, Any], part: str, loading: Loading, *, required: bool = False
+) -> Any:
+    """Load a model or a scheduler of diffusers; a model that is `required` has the chosen variant."""
+    cls = diffusers_class(folder, part, index.get(part))
+    check_part(folder / part)
     arguments: dict[str, Any] = {"subfolder": part, "local_files_only": True}
     missing: list[str] = []
+    variant = variant_of(folder / part, loading, required=required)
     try:
         if not issubclass(cls, nn.Module):
             return cls.from_pretrained(folder, **arguments)  # type: ignore[attr-defined]
         loaded, info = cls.from_pretrained(  # type: ignore[attr-defined]
-            folder, torch_dtype=torch.float32, output_loading_info=True, **arguments
+            folder, torch_dtype=torch.float32, output_loading_info=True, variant=variant, **arguments
         )
         missing = info["missing_keys"]
     except Exception as fault:  # diffusers and safetensors raise many unrelated kinds on damage
-        raise _corrupt(folder / part, fault) from fault
+        raise corrupt(folder / part, fault) from fault
     if missing:  # diffusers would go on with random values
-        raise _corrupt(folder / part, ValueError(f"no weights for {', '.join(sorted(missing)[:3])}"))
+        raise corrupt(folder / part, ValueError(f"no weights for {', '.join(sorted(missing)[:3])}"))
     return loaded
-
-
-def _corrupt(path: Path, fault: Exception) -> SourceError:
-    reason = str(fault).strip().splitlines()
-    return SourceError(
-        f"'{path}'",
-        got=f"{type(fault).__name__}: {reason[0] if reason else ''}",
-        expected="the files that diffusers' save_pretrained writes",
-        remedy="The files are damaged or incomplete: copy or download the pipeline again",
-    )

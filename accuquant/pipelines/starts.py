@@ -20,6 +20,7 @@ from accuquant.denoising.guidance import Guidance
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.denoising.start import Start, seeded_starts
 from accuquant.errors import CalibrationError, UsageError
+from accuquant.networks.image_sides import check_sample
 from accuquant.pipelines.capture import Captured, capture
 from accuquant.pipelines.families import (
     FAMILIES,
@@ -132,7 +133,9 @@ class PipelineStarter:
         arguments = call_arguments(self._pipe, self._task, members, self._steps)
         seeds = range(seed + members.start, seed + members.stop)
         steps = _CHECKED_STEPS if real else 1
-        specs = self._source.signature.conditioning
+        config: Any = self._source.network.config
+        signature = self._source.signature
+        specs = signature.conditioning
         with refusals_of(self._pipe):
             captured = capture(
                 self._pipe,
@@ -142,6 +145,7 @@ class PipelineStarter:
                 steps=steps,
                 real=real,
                 shared={spec.name for spec in specs if spec.shape[0] != "batch"},
+                check=lambda sample: check_sample(signature, config, sample.shape),
             )
         if not captured.steps:
             raise no_step_left(self._pipe)

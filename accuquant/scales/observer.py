@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from accuquant.errors import unknown_name
+from accuquant.errors import CalibrationError, unknown_name
 from accuquant.qparams import FloatArray, along_axis, level_bounds
 
 Float32 = npt.NDArray[np.float32]
@@ -29,6 +30,7 @@ def min_max_scale(values: FloatArray, bits: int, zero_point: int = 0) -> float:
 
 def percentile_scale(values: FloatArray, bits: int, zero_point: int = 0) -> float:
     """Return the scale that clips 0.01 % of `values` [N] at each end."""
+    _check_finite(float(values.min()), float(values.max()))
     low, high = np.percentile(values, (100 - _PERCENTILE, _PERCENTILE))
     return _scale_for(float(low), float(high), bits, zero_point)
 
@@ -73,6 +75,7 @@ def choose_zero_point(groups: Sequence[FloatArray], bits: int) -> int:
     """
     low = min(float(v.min()) for v in groups)
     high = max(float(v.max()) for v in groups)
+    _check_finite(low, high)
     if low < 0 < high and 0.5 < -low / high < 2.0:
         return 0
     qmin, qmax = level_bounds(bits)
@@ -111,10 +114,21 @@ def weight_scale(weight: FloatArray, bits: int, axis: int) -> Float32:
 
 
 def _scale_for(low: float, high: float, bits: int, zero_point: int) -> float:
+    _check_finite(low, high)
     qmin, qmax = level_bounds(bits)
     above, below = qmax - zero_point, zero_point - qmin
     scale = max(high / above if above else 0.0, -low / below if below else 0.0)
     return max(scale, _TINY)
+
+
+def _check_finite(low: float, high: float) -> None:
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise CalibrationError(
+            "observed activations",
+            got=f"values from {low:g} to {high:g}",
+            expected="finite values",
+            remedy="The float network diverges on these inputs: repair the inputs or the weights",
+        )
 
 
 def _lowest(bits: int) -> float:

@@ -23,7 +23,9 @@ from accuquant.recipe import Recipe
 #: three times as much memory (10.8 GB for the 3.4 GB of Stable Diffusion 1.5's UNet), and minutes.
 MAX_FLOAT_BYTES = 6e9
 _ON_CPU = "one graph that rounds as calibrated, and float32 around int8, which engines for CPUs compute in"
-_IN_PAIRS = "and zero-points inside QDQ pairs, which they fuse and TensorRT does not take"
+_IN_PAIRS = (
+    "and zero-points inside QDQ pairs, which TensorRT does not take and CPUs with AMX compute in float32"
+)
 _ALIKE = "no other lowering would make another graph of this recipe"
 
 

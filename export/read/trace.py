@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import onnx_ir as ir
@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from accuquant.errors import ExportError
+from accuquant.networks.image_sides import side_multiple
 from accuquant.networks.network import call_directly
 from accuquant.networks.signature import Signature, TensorSpec
+from accuquant.pipelines.diffusers_internals import every_size
 
 _SPATIAL = ("height", "width")
 
@@ -37,21 +39,23 @@ def trace(network: nn.Module, signature: Signature, *, opset: int = 21, dynamic:
     """Export `network` with torch.onnx -> an onnx-ir model with the signature's input and output names.
 
     With `dynamic` every named extent of the signature may vary; else they are the signature's sizes.
-    The model refers to the network's own weights without a copy. Raises ExportError where torch
-    cannot trace the network.
+    Images may have every size that the network takes: where its levels do not divide a side, it upsamples to
+    the size of the skip connection. The model refers to the network's own weights without a copy. Raises
+    ExportError where torch cannot trace the network.
     """
     sizes = _example_sizes(signature) if dynamic else dict(signature.sizes)
     example = tuple(_example(spec, sizes) for spec in signature.inputs)
-    module = _Positional(network, signature)
-    model = trace_module(
-        module,
-        example,
-        _dynamic_shapes(network, signature) if dynamic else None,
-        inputs=[spec.name for spec in signature.inputs],
-        outputs=[signature.output.name],
-        opset=opset,
-        name=type(network).__name__,
-    )
+    multiple = side_multiple(type(network).__name__, getattr(network, "config", {}))
+    with every_size(network) if dynamic else nullcontext():
+        model = trace_module(
+            _Positional(network, signature),
+            example,
+            _dynamic_shapes(signature, multiple) if dynamic else None,
+            inputs=[spec.name for spec in signature.inputs],
+            outputs=[signature.output.name],
+            opset=opset,
+            name=type(network).__name__,
+        )
     _declare(model.graph, signature, sizes, dynamic=dynamic)
     return model
 
@@ -111,9 +115,8 @@ def _example(spec: TensorSpec, sizes: dict[str, int]) -> Tensor:
     return torch.zeros(spec.resolve(sizes), dtype=getattr(torch, spec.dtype))
 
 
-def _dynamic_shapes(network: nn.Module, signature: Signature) -> tuple[Any, ...]:
-    """Return torch.export's dynamic_shapes for the forward of _Positional."""
-    multiple = _size_multiple(network)
+def _dynamic_shapes(signature: Signature, multiple: int) -> tuple[Any, ...]:
+    """Return torch.export's dynamic_shapes for the forward of _Positional; `multiple` divides image sides."""
     named: dict[str, Any] = {}
 
     def extents(spec: TensorSpec) -> dict[int, Any]:
@@ -129,12 +132,6 @@ def _dynamic_shapes(network: nn.Module, signature: Signature) -> tuple[Any, ...]
     sample, timestep, *conditioning = [extents(spec) for spec in signature.inputs]
     # torch.export names the rest *conditioning as one argument, and wants no entry where it is empty.
     return (sample, timestep, tuple(conditioning)) if conditioning else (sample, timestep)
-
-
-def _size_multiple(network: nn.Module) -> int:
-    """Return what a UNet's image sides must be divisible by: 2 for each level but the last."""
-    levels = getattr(getattr(network, "config", None), "down_block_types", None)
-    return 1 if levels is None else int(2 ** (len(levels) - 1))
 
 
 def _declare(graph: ir.Graph, signature: Signature, sizes: dict[str, int], *, dynamic: bool) -> None:

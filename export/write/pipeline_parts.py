@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from accuquant._util.files import write_text
 from accuquant.errors import ExportError
 from accuquant.export.read.trace import trace_module
 from accuquant.export.write.graph_files import save_graphs
+from accuquant.pipelines.model_index import read_index
 from accuquant.pipelines.real_pipeline import open_pipeline
-from accuquant.pipelines.source import Source, read_index
+from accuquant.pipelines.source import Source
 from accuquant.pipelines.task import Task
 
 #: The pipelines that Optimum's ORTDiffusionPipeline and OVDiffusionPipeline have a class for.
@@ -135,9 +138,11 @@ def write_parts(
         save_graphs({"model.onnx": model}, target, "model.onnx_data", external_data=external_data)
         shutil.copyfile(source.folder / part.configuration / "config.json", target / "config.json")
     index = read_index(source.folder)
+    index |= {name: [None, None] for name in source.loading.nothing_for_left_out()}
     for name in _COPIED:
         if (index.get(name) or [None])[0] is not None:
             shutil.copytree(source.folder / name, folder / name)
+    write_text(folder / "model_index.json", json.dumps(index, indent=2) + "\n")
 
 
 def _text_encoders(pipe: Any) -> list[_Part]:

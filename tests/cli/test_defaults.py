@@ -11,8 +11,10 @@ from accuquant.calibration import CalibrationSettings
 from accuquant.cli import calibrate, verify
 from accuquant.cli._limits import LIMITS, limit
 from accuquant.cli._options import ENGINES
+from accuquant.cli._source import take_loading
 from accuquant.cli._task import take_task
 from accuquant.errors import UsageError
+from accuquant.pipelines.loading import Loading
 from accuquant.pipelines.task import Task
 from accuquant.runtime.open_runner import ENGINE_NAMES
 from accuquant.verification.report.thresholds import Thresholds
@@ -24,6 +26,7 @@ def test_calibrate_has_the_defaults_of_the_library() -> None:
     del given["source"], given["output"]
     assert take_task(given) == Task()
     assert given.pop("loras") == ()
+    assert take_loading(given) == Loading()
     assert CalibrationSettings(**given) == CalibrationSettings()
     assert given == vars(CalibrationSettings())
 
@@ -57,6 +60,7 @@ def test_verify_has_the_defaults_of_the_library(tmp_path: Path) -> None:
     assert {name: given.pop(name) for name in LIMITS} == vars(Thresholds())
     assert take_task(given) == Task()
     assert given.pop("loras") == ()
+    assert take_loading(given) == Loading()
     parameters = inspect.signature(library_verify).parameters
     for name in set(given) - {"folder", "reference", "json_file", "html_file"}:
         assert given[name] == parameters[name].default, name

@@ -39,7 +39,7 @@ def load_decoder(source: Source) -> Decode:
 
 
 def _decoder(source: Source, part: str) -> Decode:
-    network = load_component(source.folder, part)
+    network = load_component(source.folder, part, source.loading)
     config = network.config
     scaled = not FAMILIES.get(source.pipeline_class, Family()).unscaled_latents
     factor = float(getattr(config, "scaling_factor", 1.0)) if scaled else 1.0

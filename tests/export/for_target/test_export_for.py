@@ -64,7 +64,13 @@ def test_a_cpu_gets_one_exact_graph_in_float32(
 
 @pytest.mark.parametrize(
     ("target", "affine", "inside"),
-    [("cpu", "auto", False), (None, "auto", False), ("sm89", "auto", False), ("cpu", "zero_point", True)],
+    [
+        ("cpu", "auto", False),
+        (None, "auto", False),
+        ("sm89", "auto", False),
+        ("cpu", "shift", False),
+        ("cpu", "zero_point", True),
+    ],
 )
 def test_zero_points_lie_inside_the_pairs_only_where_that_is_named(
     float_graph: Path, make_recipe: MakeRecipe, tmp_path: Path, target: str | None, affine: Any, inside: bool
