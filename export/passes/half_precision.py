@@ -10,6 +10,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from accuquant.errors import ExportError
 from accuquant.graph.infer_types import infer_types, untyped_nodes
 from accuquant.graph.patch import add_tensor, has_body, take_over
+from accuquant.graph.vocabulary import LAYER_OPS
 
 #: Ops whose inner sums or exponentials overflow or lose digits in float16.
 _KEPT_OPS = frozenset(
@@ -18,8 +19,7 @@ _KEPT_OPS = frozenset(
 )
 #: The sinusoid of the timestep: float16 cannot tell 999 from 999.4, so its arguments stay float32 too.
 _SINUSOID_OPS = ("Sin", "Cos")
-#: Layers, and what may stand between the last of them and the output.
-_LAYER_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+#: What may stand between the last layer and the output.
 _MOVES = ("Cast", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice")
 #: Inputs that the ONNX specification fixes at float32 whatever the data is.
 _KEPT_INPUTS = {"Resize": (1, 2)}
@@ -199,7 +199,7 @@ def _border_layers(graph: ir.Graph) -> set[ir.Node]:
         if node is None or _is_quantized(node):
             continue
         computed = [value for value in node.inputs if value is not None and not value.is_initializer()]
-        if node.op_type in _LAYER_OPS:
+        if node.op_type in LAYER_OPS:
             found.add(node)
         elif node.op_type in _MOVES or (node.op_type in ("Add", "Einsum") and len(computed) == 1):
             found.add(node)

@@ -25,6 +25,7 @@ from accuquant.export.passes.quantize_activations import QuantizeActivationsPass
 from accuquant.export.passes.quantize_before_concat import QuantizeBeforeConcatPass
 from accuquant.export.passes.quantize_weights import QuantizeWeightsPass
 from accuquant.export.passes.store_half import AUTO_ABOVE, StoreHalfPass
+from accuquant.graph import vocabulary
 from accuquant.recipe import Recipe
 
 #: Called with what happens now and the share of the work that is done, from 0 to 1.
@@ -141,15 +142,15 @@ def _describe(
     model.producer_version = accuquant.__version__
     model.metadata_props.update(
         {
-            "accuquant.version": accuquant.__version__,
-            "accuquant.group_edges": json.dumps(list(recipe.groups.edges)),
-            "accuquant.lowering": options.lowering,
-            "accuquant.precision": options.precision,
-            "accuquant.signature": json.dumps(recipe.signature.to_dict(), sort_keys=True),
-            "accuquant.recipe_sha256": digest,
+            vocabulary.VERSION_KEY: accuquant.__version__,
+            vocabulary.GROUP_EDGES_KEY: json.dumps(list(recipe.groups.edges)),
+            vocabulary.LOWERING_KEY: options.lowering,
+            vocabulary.PRECISION_KEY: options.precision,
+            vocabulary.SIGNATURE_KEY: json.dumps(recipe.signature.to_dict(), sort_keys=True),
+            vocabulary.RECIPE_KEY: digest,
         }
     )
     if "method" in recipe.calibration:
-        model.metadata_props["accuquant.calibration"] = str(recipe.calibration["method"])
+        model.metadata_props[vocabulary.CALIBRATION_KEY] = str(recipe.calibration["method"])
     if group is not None:
-        model.metadata_props["accuquant.group"] = str(group)
+        model.metadata_props[vocabulary.GROUP_KEY] = str(group)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -11,6 +12,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from accuquant.export.passes.layer_match import matched_layers
 from accuquant.graph.constants import ConstantWeight, constant_weight, reads_transposed
 from accuquant.graph.patch import Patch, add_tensor
+from accuquant.graph.vocabulary import Role
 from accuquant.qparams import FloatArray, LayerQParams, along_axis
 
 
@@ -92,11 +94,14 @@ def _dequantize(graph: ir.Graph, node: ir.Node, layer: LayerQParams, *, scalar: 
     levels = add_tensor(graph, _levels(layer, weight, transposed=transposed), f"{patch.prefix}/levels")
     if scalar:
         scale = patch.constant(np.array(shared_scale(layer), np.float32), "scale")
-        output = patch.op("DequantizeLinear", [levels, scale], name="DequantizeLinear")
+        axis = None
     else:
         scale = patch.constant(layer.weight_scale.astype(np.float32), "scale")
         axis = 1 - layer.axis if transposed else layer.axis
-        output = patch.op("DequantizeLinear", [levels, scale], name="DequantizeLinear", axis=axis)
+    attributes: dict[str, Any] = {} if axis is None else {"axis": axis}
+    output = patch.op(
+        "DequantizeLinear", [levels, scale], name="DequantizeLinear", role=Role.WEIGHT, **attributes
+    )
     output.type = ir.TensorType(ir.DataType.FLOAT)
     output.shape = levels.shape
     patch.insert_before(node)

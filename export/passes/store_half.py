@@ -6,9 +6,8 @@ import numpy as np
 import onnx_ir as ir
 
 from accuquant.graph.patch import add_tensor
-from accuquant.graph.vocabulary import LAYER_KEY
+from accuquant.graph.vocabulary import LAYER_KEY, LAYER_OPS
 
-_LAYER_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _LARGEST = float(np.finfo(np.float16).max)
 #: With "auto": float layers that take less than this keep every bit.
 AUTO_ABOVE = 100_000_000
@@ -42,7 +41,7 @@ def _float_weights(graph: ir.Graph) -> list[ir.Value]:
     """Return the float32 initializers that float layers read, maybe behind a Transpose, once each."""
     found: dict[ir.Value, None] = {}
     for node in graph:
-        if node.op_type not in _LAYER_OPS or LAYER_KEY in node.metadata_props or len(node.inputs) < 2:
+        if node.op_type not in LAYER_OPS or LAYER_KEY in node.metadata_props or len(node.inputs) < 2:
             continue
         value = node.inputs[1]
         producer = value.producer() if value is not None else None

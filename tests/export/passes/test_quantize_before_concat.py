@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from accuquant.export import check_model, export_onnx
 from accuquant.export.passes.quantize_before_concat import QuantizeBeforeConcatPass
+from accuquant.export.passes.remove_pairs import RemovePairsPass
 from accuquant.qparams import LayerQParams, fingerprint
 
 WEIGHT = np.random.default_rng(0).normal(0, 0.3, (6, 8, 1, 1)).astype(np.float32)
@@ -79,3 +80,13 @@ def test_half_precision_exports_are_written_that_way_and_others_are_not(
         operators = [node.op_type for node in onnx.load(path).graph.node]
         assert operators.count("QuantizeLinear") == pairs
         assert check_model(path) == []
+
+
+@pytest.mark.parametrize("lowering", ["rescale", "per-group"])
+def test_without_pairs_there_is_one_concatenation(exported: Callable[..., Path], lowering: str) -> None:
+    path = exported(shortcut(activation_bits=6, zero_point=5), precision="fp16", lowering=lowering)
+    model = ir.load(path)
+    assert [node.op_type for node in model.graph].count("Clip") == 2
+    RemovePairsPass()(model)
+    operators = [node.op_type for node in model.graph if node.op_type not in ("Cast", "Add")]
+    assert sorted(operators) == ["Concat", "Conv", "Relu"]
