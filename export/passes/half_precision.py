@@ -8,6 +8,7 @@ from onnx import defs
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from accuquant.errors import ExportError
+from accuquant.export.passes.representable import LIMITS, representable
 from accuquant.graph.infer_types import infer_types, untyped_nodes
 from accuquant.graph.patch import add_tensor, has_body, take_over
 from accuquant.graph.vocabulary import LAYER_OPS
@@ -23,11 +24,6 @@ _SINUSOID_OPS = ("Sin", "Cos")
 _MOVES = ("Cast", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice")
 #: Inputs that the ONNX specification fixes at float32 whatever the data is.
 _KEPT_INPUTS = {"Resize": (1, 2)}
-#: The smallest and the largest positive value of each half type.
-_LIMITS = {
-    ir.DataType.FLOAT16: (2.0**-24, 65504.0),
-    ir.DataType.BFLOAT16: (2.0**-133, (2 - 2.0**-7) * 2.0**127),
-}
 
 
 class HalfPrecisionPass(ir.passes.InPlacePass):
@@ -109,10 +105,11 @@ class HalfPrecisionPass(ir.passes.InPlacePass):
             assert tensor is not None
 
             def compute() -> ir.TensorProtocol:
-                smallest, largest = _LIMITS[self.half]
-                array = np.clip(tensor.numpy(), -largest, largest)
+                array = tensor.numpy()
                 if is_scale:
-                    array = np.maximum(array, smallest)
+                    array = representable(array, self.half)
+                else:
+                    array = np.clip(array, -LIMITS[self.half][1], LIMITS[self.half][1])
                 return ir.tensor(array.astype(self.half.numpy()))
 
             lazy = ir.LazyTensor(compute, dtype=self.half, shape=ir.Shape(tensor.shape.numpy()))

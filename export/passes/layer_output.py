@@ -47,7 +47,7 @@ class LayerOutput:
         self.dtype = computing_dtype_of(node.outputs[0])
         self.channels = None
         if has_shared_scale(node):
-            self.channels = channel_factors(layer).astype(self.dtype)
+            self.channels = channel_factors(node, layer).astype(self.dtype)
         _check_gemm(node, layer.name)
 
     def restore(self, zero_point: int, factor: ir.Value | None, index: ir.Value | None) -> None:

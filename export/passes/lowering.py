@@ -97,9 +97,9 @@ def lower(model: ir.Model, recipe: Recipe, options: LoweringOptions, digest: str
     MatchLayersPass(recipe.layers)(model)
     CorrectBiasPass(recipe.layers)(model)
     _forget_origin(model)
-    QuantizeWeightsPass(recipe.layers, scalar_conv_scales=options.precision in _HALVES)(model)
+    QuantizeWeightsPass(recipe.layers, half=_HALVES.get(options.precision))(model)
+    DecomposeNormsPass(wrong_only=options.precision not in _HALVES)(model)
     if options.precision in _HALVES:
-        DecomposeNormsPass()(model)
         HalfPrecisionPass(_HALVES[options.precision])(model)
     elif options.float_weights != "fp32":
         StoreHalfPass(above=AUTO_ABOVE if options.float_weights == "auto" else 0)(model)
