@@ -11,11 +11,19 @@ import onnx_ir as ir
 
 from accuquant.graph.vocabulary import ROLE_KEY, Role
 
+#: Operators whose output has the type of their first input, and those that have one type always.
+_KEEP_TYPE = frozenset(
+    {"Add", "Concat", "Div", "Expand", "Gather", "InstanceNormalization", "Min", "Mul", "Pad", "Range"}
+    | {"ReduceSum", "Reshape", "Squeeze", "Sub"}
+)
+_FIXED_TYPE = {"Less": ir.DataType.BOOL, "Shape": ir.DataType.INT64}
+
 
 class Patch:
     """Collects nodes named under `prefix`, then places them in `graph` in the order they were made.
 
-    Values carry the type and shape of `like`, so that later passes can read both without inference.
+    Values carry the type and shape of `like`, or the type that follows from the operator, so that whoever
+    reads the graph later needs no inference.
     """
 
     def __init__(self, graph: ir.Graph, prefix: str) -> None:
@@ -40,6 +48,10 @@ class Patch:
         node = self._made(ir.node(op_type, inputs, attributes, name=f"{self.prefix}/{name}"), role)
         output = node.outputs[0]
         output.name = f"{node.name}_output"
+        dtype = attributes.get("to") or _FIXED_TYPE.get(op_type)
+        if op_type in _KEEP_TYPE:
+            dtype = inputs[0].dtype
+        output.type = None if dtype is None else ir.TensorType(dtype)
         if like is not None:
             output.type = None if like.dtype is None else ir.TensorType(like.dtype)
             output.shape = like.shape

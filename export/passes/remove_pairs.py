@@ -42,6 +42,7 @@ class RemovePairsPass(ir.passes.InPlacePass):
                 _bypass(graph, node)
         for node in list(graph):
             _remove_lowering(graph, node)
+        _concatenate_once(graph)
         RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, modified=True)
 
@@ -76,8 +77,6 @@ def _remove_lowering(graph: ir.Graph, node: ir.Node) -> None:
         _bypass(graph, node)
     elif role is Role.BIAS:
         _plain_bias(graph, node)
-    elif role is Role.CONCAT:
-        _concatenate_once(graph, node)
     elif role is Role.JOIN and node.op_type == "Split":
         _separate(graph, node)
 
@@ -109,13 +108,15 @@ def _first_row(addend: ir.Value | None) -> npt.NDArray[Any] | None:
     return None if table is None else np.take(table, [0] if axis else 0, axis=axis)
 
 
-def _concatenate_once(graph: ir.Graph, concat: ir.Node) -> None:
-    """Take the concatenation that this one repeats, where other nodes read that too."""
-    first = concat.inputs[0]
-    for user, _ in first.uses() if first is not None else ():
-        if user is not concat and user.op_type == "Concat" and user.inputs == concat.inputs:
-            _replace(graph, concat.outputs[0], user.outputs[0])
-            return
+def _concatenate_once(graph: ir.Graph) -> None:
+    """Let concatenations of parts that had pairs of their own be the one that they repeat."""
+    made: dict[tuple[object, ...], ir.Node] = {}
+    for node in list(graph):
+        if node.op_type != "Concat":
+            continue
+        first = made.setdefault((node.inputs, node.attributes.get_int("axis")), node)
+        if first is not node and role_of(node) is Role.CONCAT:
+            _replace(graph, node.outputs[0], first.outputs[0])
 
 
 def _separate(graph: ir.Graph, split: ir.Node) -> None:

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from accuquant.errors import SourceError
 from accuquant.export import export_onnx
+from accuquant.graph.infer_types import untyped_nodes
 from accuquant.graph.neighbours import producer
 from accuquant.graph.roles import check_roles, role_of
 from accuquant.graph.vocabulary import LAYER_KEY, ROLE_KEY, VERSION_KEY, Role
@@ -94,6 +95,7 @@ def test_every_node_of_a_lowering_says_what_it_is_for(
 ) -> None:
     model = exported(lowering=lowering, precision=precision, external_data=external_data)
     check_roles(model, Path("int8.onnx"))
+    assert untyped_nodes(model.graph) == []
     roles = Counter(role_of(node) for node in model.graph)
     assert roles[Role.WEIGHT] == 3
     assert roles[Role.QUANTIZE] == roles[Role.DEQUANTIZE] == roles[Role.CLIP] == roles[Role.SHIFT] == 2
