@@ -13,8 +13,8 @@ from accuquant.graph.vocabulary import ROLE_KEY, Role
 
 #: Operators whose output has the type of their first input, and those that have one type always.
 _KEEP_TYPE = frozenset(
-    {"Add", "Concat", "Div", "Expand", "Gather", "InstanceNormalization", "Min", "Mul", "Pad", "Range"}
-    | {"ReduceSum", "Reshape", "Squeeze", "Sub"}
+    {"Add", "Concat", "Conv", "ConvTranspose", "Div", "Expand", "Gather", "InstanceNormalization", "Min"}
+    | {"Mul", "Pad", "Range", "ReduceSum", "Reshape", "Squeeze", "Sub"}
 )
 _FIXED_TYPE = {"Less": ir.DataType.BOOL, "Shape": ir.DataType.INT64}
 

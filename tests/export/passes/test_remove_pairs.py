@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
@@ -14,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from accuquant.audit.audit_model import write_float_twin
 from accuquant.errors import SourceError
 from accuquant.export import export_onnx
+from accuquant.graph.infer_types import untyped_nodes
 from accuquant.groups import StepGroups
 from accuquant.networks.signature import Signature, TensorSpec
 from accuquant.qparams import LayerQParams, fingerprint
@@ -169,6 +171,7 @@ def test_the_twin_of_each_layer_is_the_layer(
 ) -> None:
     network = one_layer(name)
     path = network.lower(network.layer(zero_point=zero_point), lowering)[0]
+    assert untyped_nodes(ir.load(path).graph) == []
     twin = onnx.load(write_float_twin(path, tmp_path)).graph
     found = {node.op_type for node in twin.node} - {"Cast"}
     assert found - {"Add"} == {network.case.operator}
