@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from float_graph import LAYER_OPS, FloatGraph
+from float_graph import FloatGraph
 from torch import Tensor, nn
 
 from accuquant.calibration.trajectory import TrajectoryBatch
 from accuquant.denoising.process import DenoisingProcess
+from accuquant.graph.vocabulary import LAYER_OPS
 from accuquant.networks.network import call
 
 _OPENVINO_OPS = ("Convolution", "ConvolutionBackpropData", "MatMul")
@@ -59,7 +60,7 @@ def quantize_with_onnxruntime(
         output,
         _Reader(calls),
         quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=list(LAYER_OPS),
+        op_types_to_quantize=sorted(LAYER_OPS),
         nodes_to_quantize=graph.node_names(layers),
         per_channel=True,
         activation_type=QuantType.QInt8,
@@ -69,7 +70,7 @@ def quantize_with_onnxruntime(
             "ActivationSymmetric": True,
             "WeightSymmetric": True,
             "QuantizeBias": False,
-            "OpTypesToExcludeOutputQuantization": list(LAYER_OPS),
+            "OpTypesToExcludeOutputQuantization": sorted(LAYER_OPS),
         },
     )
 

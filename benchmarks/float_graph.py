@@ -11,12 +11,10 @@ import onnx_ir as ir
 from accuquant._util.files import atomic_write
 from accuquant.export.read.trace import trace
 from accuquant.graph.constants import constant_weight
+from accuquant.graph.vocabulary import LAYER_OPS
 from accuquant.networks.network import float_weights
 from accuquant.pipelines.source import Source
 from accuquant.qparams import fingerprint
-
-#: ONNX operators that compute a layer with a weight.
-LAYER_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True)

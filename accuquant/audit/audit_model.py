@@ -19,6 +19,7 @@ from accuquant.engines import BuildOptions, ShapeRange, Target, compile_engine
 from accuquant.engines.flags import make_profile
 from accuquant.engines.profile import read_inputs, static_profile
 from accuquant.errors import SourceError, UsageError
+from accuquant.graph.roles import check_roles
 from accuquant.manifest import MANIFEST_NAME, Manifest
 
 #: --against: the same network in float16 without QDQ pairs.
@@ -124,6 +125,7 @@ def write_float_twin(model: Path, folder: Path) -> Path:
     from accuquant.export.write.graph_files import save_graphs
 
     graph = read_model(model, keep_half=True)
+    check_roles(graph, model)
     RemovePairsPass()(graph)
     SinglePrecisionPass()(graph)  # a bfloat16 graph has a float16 twin too
     if not any(value.dtype == ir.DataType.FLOAT16 for value in graph.graph.initializers.values()):

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx
+import onnx_ir as ir
 
 from accuquant.audit.engine_layers import EngineDescription, EngineLayer, read_engine_layers
 from accuquant.audit.graph_work import graph_work
@@ -23,9 +23,10 @@ from accuquant.audit.pair_fusion import (
 )
 from accuquant.engines import BuildOptions, CompiledEngine
 from accuquant.errors import EngineError
-from accuquant.export import check_model
-from accuquant.export.lint.check_graph import GraphView, graph_views, label
-from accuquant.export.read.onnx_source import read_proto
+from accuquant.export.lint.check_model import find_violations
+from accuquant.export.read.as_written import read_as_written
+from accuquant.graph.neighbours import label
+from accuquant.graph.roles import check_roles
 
 #: The compiler's names of element types -> ours.
 PRECISIONS = {
@@ -146,15 +147,16 @@ def audit_engine(
     """Compare the .onnx file `model` with the engine that was compiled from it with `options`.
 
     Raises EngineError where the log describes no layer: the engine was compiled without detailed
-    profiling verbosity, or by a library whose log has another form.
+    profiling verbosity, or by a library whose log has another form. Raises SourceError for a file that
+    cannot be read, and for one of an earlier version, whose nodes have no roles.
     """
-    proto = read_proto(model)
-    graph = graph_views(proto, model)[0]
+    network = read_as_written(model)
+    check_roles(network, model)
     engine = read_engine_layers(compiled.log)
     if not engine.layers:
         raise _no_layers(compiled, engine)
-    operators = operators_of(graph)
-    work = _work(proto, graph, engine, {name: shape.opt for name, shape in options.profile.items()})
+    operators = operators_of(network.graph)
+    work = _work(network, engine, {name: shape.opt for name, shape in options.profile.items()})
     return EngineAudit(
         name=name,
         target=options.target.name,
@@ -165,7 +167,7 @@ def audit_engine(
         activation_bytes=engine.activation_bytes,
         kernel_list=tuple(_kernel(layer, operators) for layer in engine.layers),
         work=work,
-        pairs=pair_fusions(graph, engine, check_model(model)),
+        pairs=pair_fusions(network.graph, engine, find_violations(network, model)),
         not_understood=(
             *engine.not_understood,
             *(f"kernel '{x.name}' of kind {x.kind}" for x in engine.layers if kernel_kind(x, {}) == "other"),
@@ -177,18 +179,12 @@ def audit_engine(
 
 
 def _work(
-    proto: onnx.ModelProto,
-    graph: GraphView,
-    engine: EngineDescription,
-    shapes: Mapping[str, tuple[int, ...]],
+    network: ir.Model, engine: EngineDescription, shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[NodeWork, ...]:
-    nodes = {label(node): node for node in graph.nodes}
-    return tuple(
-        _node_work(nodes[work.node], work.macs, engine) for work in graph_work(proto, shapes).values()
-    )
+    return tuple(_node_work(work.node, work.macs, engine) for work in graph_work(network, shapes).values())
 
 
-def _node_work(node: onnx.NodeProto, macs: int | None, engine: EngineDescription) -> NodeWork:
+def _node_work(node: ir.Node, macs: int | None, engine: EngineDescription) -> NodeWork:
     name = label(node)
     main = work_layer(engine, name)
     named = engine.layers_of(name)

@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import onnx
+import onnx_ir as ir
 
 from accuquant.audit.engine_layers import EngineDescription, EngineLayer
-from accuquant.audit.graph_work import WORK_OPS
 from accuquant.audit.kernel_kind import kernel_kind
 from accuquant.audit.pair_reason import Reason, why_alone, why_float, why_split
 from accuquant.audit.pair_source import pair_source
-from accuquant.export.lint.check_graph import GraphView, Violation, input_name, label
+from accuquant.export.lint.check_graph import Violation
+from accuquant.graph.constants import is_constant
+from accuquant.graph.neighbours import input_of, label, producer, readers, select
+from accuquant.graph.vocabulary import LAYER_KEY, LAYER_OPS
 
 Outcome = Literal["fused", "split", "own kernel", "float", "unknown"]
 #: What each outcome means, for people.
@@ -46,7 +48,7 @@ class PairFusion:
 
 
 def pair_fusions(
-    graph: GraphView, engine: EngineDescription, violations: Sequence[Violation]
+    graph: ir.Graph, engine: EngineDescription, violations: Sequence[Violation]
 ) -> tuple[PairFusion, ...]:
     """Return one PairFusion for each activation's QDQ pair and each node that reads it, in graph order.
 
@@ -55,23 +57,22 @@ def pair_fusions(
     """
     operators = operators_of(graph)
     found = []
-    for quantize in graph.select("QuantizeLinear"):
-        if graph.is_constant(input_name(quantize, 0)) or _repeats(graph, quantize):
+    for quantize in select(graph, "QuantizeLinear"):
+        if is_constant(input_of(quantize, 0)) or _repeats(quantize):
             continue
-        for reader in _readers(graph, quantize):
-            found.append(_fusion(graph, engine, operators, violations, quantize, reader))
+        for reader in _readers(quantize):
+            found.append(_fusion(engine, operators, violations, quantize, reader))
     return tuple(found)
 
 
-def operators_of(graph: GraphView) -> dict[str, str]:
+def operators_of(graph: ir.Graph) -> dict[str, str]:
     """Return the operator of each node, by name."""
-    return {label(node): node.op_type for node in graph.nodes}
+    return {label(node): node.op_type for node in graph}
 
 
-def layer_name(node: onnx.NodeProto) -> str:
+def layer_name(node: ir.Node) -> str:
     """Return the recipe's name of the layer that `node` computes, or the node's own."""
-    names = [entry.value for entry in node.metadata_props if entry.key == "accuquant.layer"]
-    return names[0] if names else label(node)
+    return node.metadata_props.get(LAYER_KEY) or label(node)
 
 
 def work_layer(engine: EngineDescription, node: str) -> EngineLayer | None:
@@ -84,12 +85,11 @@ def work_layer(engine: EngineDescription, node: str) -> EngineLayer | None:
 
 
 def _fusion(
-    graph: GraphView,
     engine: EngineDescription,
     operators: dict[str, str],
     violations: Sequence[Violation],
-    quantize: onnx.NodeProto,
-    reader: onnx.NodeProto,
+    quantize: ir.Node,
+    reader: ir.Node,
 ) -> PairFusion:
     pair, name = label(quantize), label(reader)
     work = work_layer(engine, name)
@@ -99,12 +99,12 @@ def _fusion(
         kernels = tuple(writer.name for writer in writers)
         return PairFusion(pair, name, layer_name(reader), outcome, kernels, reason.text, reason.remedy)
 
-    if reader.op_type not in WORK_OPS or (work is not None and not work.reads_int8):
-        return found("float", why_float(graph, quantize, reader, work, violations))
+    if reader.op_type not in LAYER_OPS or (work is not None and not work.reads_int8):
+        return found("float", why_float(quantize, reader, work, violations))
     if work is None or not writers:
         missing = name if work is None else pair
         return found("unknown", Reason(f"no layer of the engine names '{missing}'", "Look at --layers"))
-    source = pair_source(graph, quantize)
+    source = pair_source(quantize)
     kinds = [kernel_kind(writer, operators) for writer in writers]
     if set(kinds) <= {"quantize", "reformat"}:
         return found("own kernel", why_alone(source, writers))
@@ -114,26 +114,26 @@ def _fusion(
     return found("fused", Reason("", ""))
 
 
-def _repeats(graph: GraphView, quantize: onnx.NodeProto) -> bool:
+def _repeats(quantize: ir.Node) -> bool:
     """Say whether `quantize` reads a concatenation of dequantized tensors."""
-    concat = graph.producer(quantize)
+    concat = producer(quantize)
     if concat is None or concat.op_type != "Concat":
         return False
-    parts = [graph.producer(concat, index) for index in range(len(concat.input))]
+    parts = [producer(concat, index) for index in range(len(concat.inputs))]
     return all(part is not None and part.op_type == "DequantizeLinear" for part in parts)
 
 
-def _readers(graph: GraphView, quantize: onnx.NodeProto) -> list[onnx.NodeProto]:
+def _readers(quantize: ir.Node) -> list[ir.Node]:
     """Return the nodes that read what `quantize` writes, through its DequantizeLinear."""
     found = []
-    for read in graph.readers(quantize):
+    for read in readers(quantize):
         if read.node.op_type != "DequantizeLinear":
             found.append(read.node)
             continue
-        for inner in graph.readers(read.node):
-            repeats = [again.node for again in graph.readers(inner.node) if _repeats(graph, again.node)]
+        for inner in readers(read.node):
+            repeats = [again.node for again in readers(inner.node) if _repeats(again.node)]
             if repeats:
-                found.extend(reader for again in repeats for reader in _readers(graph, again))
+                found.extend(reader for again in repeats for reader in _readers(again))
             elif inner.node.op_type != "Shape":
                 found.append(inner.node)
     return found

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import onnx
+import onnx_ir as ir
 
 from accuquant.audit.engine_layers import EngineLayer
-from accuquant.audit.graph_work import WORK_OPS
 from accuquant.audit.pair_source import MOVES, PairSource
-from accuquant.export.lint.check_graph import GraphView, Violation, label
+from accuquant.export.lint.check_graph import Violation
+from accuquant.graph.neighbours import label, producer
+from accuquant.graph.vocabulary import LAYER_OPS, Role
 
 _FACTOR = (
     "its input is divided by the step group's factor, which is no constant",
@@ -31,21 +32,20 @@ class Reason:
 
 
 def why_float(
-    graph: GraphView,
-    quantize: onnx.NodeProto,
-    reader: onnx.NodeProto,
+    quantize: ir.Node,
+    reader: ir.Node,
     work: EngineLayer | None,
     violations: Sequence[Violation],
 ) -> Reason:
     """Say why the node that reads the pair runs in float."""
-    if reader.op_type not in WORK_OPS:
+    if reader.op_type not in LAYER_OPS:
         return Reason(
             f"{reader.op_type} reads it, which computes in float",
             "Remove this pair, and quantize at the convolution or matrix product behind it",
         )
-    pairs = [graph.producer(reader, index) for index in (0, 1)]
-    for side, producer in zip(("activation", "weight"), pairs, strict=True):
-        if producer is None or producer.op_type != "DequantizeLinear":
+    pairs = [producer(reader, index) for index in (0, 1)]
+    for side, writer in zip(("activation", "weight"), pairs, strict=True):
+        if writer is None or writer.op_type != "DequantizeLinear":
             return Reason(f"its {side} is not quantized", f"Quantize the {side} too, or remove this pair")
     named = {label(node) for node in (reader, quantize, *pairs) if node is not None}
     for violation in violations:
@@ -80,9 +80,9 @@ def why_alone(source: PairSource, writers: Sequence[EngineLayer]) -> Reason:
 
 def why_split(source: PairSource, writers: Sequence[EngineLayer]) -> Reason:
     """Say why what Q could have joined takes more than one kernel."""
-    if source.lowers_with("Div"):
+    if source.lowers_with(Role.DIVIDE):
         return Reason(*_FACTOR)
-    if source.lowers_with("Pad"):
+    if source.lowers_with(Role.PAD):
         return Reason(*_PADDING)
     if source.norm is not None and len(writers) == 1:
         return Reason(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import onnx
+import onnx_ir as ir
 
-from accuquant.export.lint.check_graph import GraphView, input_name, label
+from accuquant.graph.neighbours import input_of, producer
+from accuquant.graph.roles import role_of
+from accuquant.graph.vocabulary import Role
 
-#: Operators that a pair's lowering puts between the float tensor and Q, under the pair's own name.
-_LOWERING = ("Add", "Clip", "Div", "Mul", "Pad")
+#: What a pair's lowering puts between the float tensor and Q.
+_LOWERING = (Role.CAST, Role.DIVIDE, Role.SHIFT, Role.CLIP, Role.PAD)
 #: Operators that move data and compute nothing.
 MOVES = frozenset(
     {"Cast", "Concat", "Expand", "Flatten", "Identity", "Pad", "Reshape", "Resize", "Slice", "Split"}
@@ -30,39 +32,34 @@ class PairSource:
     normalization behind whose pointwise operations it stands, or None.
     """
 
-    lowering: tuple[onnx.NodeProto, ...]
-    node: onnx.NodeProto | None
-    others: tuple[onnx.NodeProto, ...]
-    norm: onnx.NodeProto | None
+    lowering: tuple[ir.Node, ...]
+    node: ir.Node | None
+    others: tuple[ir.Node, ...]
+    norm: ir.Node | None
 
-    def lowers_with(self, *operators: str) -> bool:
-        """Say whether the pair brought along a node of one of these operators."""
-        return any(node.op_type in operators for node in self.lowering)
+    def lowers_with(self, role: Role) -> bool:
+        """Say whether the pair brought along a node of this role."""
+        return any(role_of(node) is role for node in self.lowering)
 
 
-def pair_source(graph: GraphView, quantize: onnx.NodeProto) -> PairSource:
+def pair_source(quantize: ir.Node) -> PairSource:
     """Return what stands before `quantize`."""
-    prefix = label(quantize).rpartition("/")[0]
-    lowering: list[onnx.NodeProto] = []
-    last, node = quantize, graph.producer(quantize)
-    while node is not None and prefix and _belongs(node, prefix):
+    lowering: list[ir.Node] = []
+    last, node = quantize, producer(quantize)
+    while node is not None and role_of(node) in _LOWERING:
         lowering.append(node)
-        last, node = node, graph.producer(node)
-    reads = graph.reads.get(input_name(last, 0), ())
-    others = tuple(read.node for read in reads if label(read.node) != label(last))
-    return PairSource(tuple(lowering), node, others, _norm_before(graph, node))
+        last, node = node, producer(node)
+    value = input_of(last, 0)
+    others = tuple(user for user, _ in value.uses() if user is not last) if value is not None else ()
+    return PairSource(tuple(lowering), node, others, _norm_before(node))
 
 
-def _belongs(node: onnx.NodeProto, prefix: str) -> bool:
-    return node.op_type in _LOWERING and label(node).startswith(f"{prefix}/")
-
-
-def _norm_before(graph: GraphView, node: onnx.NodeProto | None) -> onnx.NodeProto | None:
+def _norm_before(node: ir.Node | None) -> ir.Node | None:
     """Return the normalization whose output reaches `node` through pointwise operations only."""
     for _ in range(_REACH):
         if node is None or node.op_type in _NORMS:
             return node
         if node.op_type not in _POINTWISE:
             return None
-        node = graph.producer(node, 0)
+        node = producer(node)
     return None

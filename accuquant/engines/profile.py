@@ -10,9 +10,9 @@ import onnx
 from accuquant._util.facts import FactsError, parse_json
 from accuquant.engines.options import ShapeRange
 from accuquant.errors import SourceError, UsageError
+from accuquant.graph.vocabulary import SIGNATURE_KEY
 from accuquant.networks.signature import Dim, Signature
 
-_SIGNATURE = "accuquant.signature"
 #: What exporters call the first extent.
 _BATCH = ("batch", "batch_size", "N", "b")
 
@@ -36,11 +36,11 @@ def read_inputs(model: Path) -> tuple[dict[str, tuple[Dim, ...]], dict[str, int]
     proto = load_graph(model)
     metadata = _metadata(proto)
     sizes: dict[str, int] = {}
-    if _SIGNATURE in metadata:
+    if SIGNATURE_KEY in metadata:
         try:
-            sizes = dict(Signature.from_dict(parse_json(metadata[_SIGNATURE])).sizes)
+            sizes = dict(Signature.from_dict(parse_json(metadata[SIGNATURE_KEY])).sizes)
         except FactsError as fault:
-            raise _unreadable(model, f"a damaged entry {_SIGNATURE} ({fault})") from fault
+            raise _unreadable(model, f"a damaged entry {SIGNATURE_KEY} ({fault})") from fault
     weights = {tensor.name for tensor in proto.graph.initializer}
     shapes = {value.name: _shape(value) for value in proto.graph.input if value.name not in weights}
     return shapes, sizes

@@ -10,6 +10,11 @@ import onnx_ir as ir
 
 from accuquant.qparams import FloatArray
 
+#: Operators that keep a constant constant; engines fold them when they build.
+_FOLDABLE = frozenset(
+    {"Cast", "DequantizeLinear", "Identity", "QuantizeLinear", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
+)
+
 
 @dataclass(frozen=True)
 class ConstantWeight:
@@ -43,6 +48,16 @@ def constant_array(value: ir.Value) -> FloatArray | None:
     """Return what `value` always is, following Identity, Cast and Transpose, or None."""
     resolved = _resolve(value)
     return None if resolved is None else np.transpose(np.asarray(resolved[0].numpy()), resolved[1])
+
+
+def is_constant(value: ir.Value | None) -> bool:
+    """Say whether `value` is an initializer, a Constant, or one of those reshaped, cast or quantized."""
+    while value is not None and ir.convenience.get_const_tensor(value) is None:
+        producer = value.producer()
+        if producer is None or producer.op_type not in _FOLDABLE:
+            return False
+        value = producer.inputs[0]
+    return value is not None
 
 
 def reads_transposed(node: ir.Node) -> bool:

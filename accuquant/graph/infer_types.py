@@ -14,7 +14,7 @@ def infer_types(model: ir.Model) -> None:
     Not strict: shapes that contradict each other, as exporters write them down, and unknown operators
     leave a gap where they are, and do not end the inference.
     """
-    if not untyped_nodes(model.graph):
+    if not any(_is_untyped(node) for graph in model.graphs() for node in graph):
         return
     logger = logging.getLogger("onnx_ir.passes.common.shape_inference")
     level = logger.level
@@ -27,8 +27,8 @@ def infer_types(model: ir.Model) -> None:
 
 def untyped_nodes(graph: ir.Graph) -> list[ir.Node]:
     """Return the nodes that write a tensor of unknown type which a node or the caller reads."""
-    return [
-        node
-        for node in graph
-        if any(out.dtype is None and (out.uses() or out.is_graph_output()) for out in node.outputs)
-    ]
+    return [node for node in graph if _is_untyped(node)]
+
+
+def _is_untyped(node: ir.Node) -> bool:
+    return any(out.dtype is None and (out.uses() or out.is_graph_output()) for out in node.outputs)

@@ -9,11 +9,21 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from accuquant.graph.vocabulary import ROLE_KEY, Role
+
+#: Operators whose output has the type of their first input, and those that have one type always.
+_KEEP_TYPE = frozenset(
+    {"Add", "Concat", "Conv", "ConvTranspose", "Div", "Expand", "Gather", "InstanceNormalization", "Min"}
+    | {"Mul", "Pad", "Range", "ReduceSum", "Reshape", "Squeeze", "Sub"}
+)
+_FIXED_TYPE = {"Less": ir.DataType.BOOL, "Shape": ir.DataType.INT64}
+
 
 class Patch:
     """Collects nodes named under `prefix`, then places them in `graph` in the order they were made.
 
-    Values carry the type and shape of `like`, so that later passes can read both without inference.
+    Values carry the type and shape of `like`, or the type that follows from the operator, so that whoever
+    reads the graph later needs no inference.
     """
 
     def __init__(self, graph: ir.Graph, prefix: str) -> None:
@@ -27,40 +37,55 @@ class Patch:
         inputs: list[ir.Value],
         *,
         name: str,
+        role: Role | None = None,
         like: ir.Value | None = None,
         **attributes: Any,
     ) -> ir.Value:
-        """Make the node `prefix/name` and return its output; `like` gives its type and shape."""
-        node = ir.node(op_type, inputs, attributes, name=f"{self.prefix}/{name}")
+        """Make the node `prefix/name` and return its output; `like` gives its type and shape.
+
+        `role` says what the node is for, to whoever reads the graph later.
+        """
+        node = self._made(ir.node(op_type, inputs, attributes, name=f"{self.prefix}/{name}"), role)
         output = node.outputs[0]
         output.name = f"{node.name}_output"
+        dtype = attributes.get("to") or _FIXED_TYPE.get(op_type)
+        if op_type in _KEEP_TYPE:
+            dtype = inputs[0].dtype
+        output.type = None if dtype is None else ir.TensorType(dtype)
         if like is not None:
             output.type = None if like.dtype is None else ir.TensorType(like.dtype)
             output.shape = like.shape
-        self._nodes.append(node)
         return output
 
-    def split(self, value: ir.Value, widths: Sequence[int], *, like: ir.Value) -> list[ir.Value]:
+    def split(
+        self, value: ir.Value, widths: Sequence[int], *, like: ir.Value, role: Role | None = None
+    ) -> list[ir.Value]:
         """Make a Split along the last axis into parts of `widths`; `like` gives their type."""
         sizes = self.constant(np.array(widths, np.int64), "widths")
         name = f"{self.prefix}/Split"
         node = ir.node("Split", [value, sizes], {"axis": -1}, name=name, num_outputs=len(widths))
+        self._made(node, role)
         for number, output in enumerate(node.outputs):
             output.name = f"{name}_output{number}"
             output.type = None if like.dtype is None else ir.TensorType(like.dtype)
-        self._nodes.append(node)
         return list(node.outputs)
+
+    def _made(self, node: ir.Node, role: Role | None) -> ir.Node:
+        if role is not None:
+            node.metadata_props[ROLE_KEY] = role.value
+        self._nodes.append(node)
+        return node
 
     def __contains__(self, node: ir.Node) -> bool:
         """Return whether `node` was made here and is not placed yet."""
         return node in self._nodes
 
     def cast(self, value: ir.Value, dtype: np.dtype[Any], name: str) -> ir.Value:
-        """Return `value` as `dtype`, by a Cast where it has another float type."""
+        """Return `value` as `dtype`, by a Cast with the role CAST where it has another float type."""
         wanted = ir.DataType.from_numpy(dtype)
         if dtype_of(value) == dtype:
             return value
-        output = self.op("Cast", [value], name=name, like=value, to=wanted)
+        output = self.op("Cast", [value], name=name, role=Role.CAST, like=value, to=wanted)
         output.type = ir.TensorType(wanted)
         return output
 

@@ -11,11 +11,10 @@ from fnmatch import fnmatchcase
 import onnx_ir as ir
 
 from accuquant.graph.constants import ConstantWeight, constant_weight
+from accuquant.graph.vocabulary import LAYER_KINDS
 from accuquant.qparams import fingerprint
 from accuquant.scales.placement_patterns import DEFAULT_EXCLUDE
 
-#: ONNX operator -> the kind of layer that a recipe stores.
-KINDS = {"Conv": "conv2d", "ConvTranspose": "conv_transpose2d", "Gemm": "linear", "MatMul": "linear"}
 _WEIGHT_DIMENSIONS = {"conv2d": 4, "conv_transpose2d": 4, "linear": 2}
 #: What exporters put before a module's name: torch's wrapper, Optimum's, this package's own.
 _SCOPES = "pkg.torch.onnx.name_scopes"
@@ -43,7 +42,7 @@ def find_layers(graph: ir.Graph) -> list[OnnxLayer]:
     layers: dict[tuple[str, str], OnnxLayer] = {}
     names: set[str] = set()
     for node in graph:
-        kind = KINDS.get(node.op_type)
+        kind = LAYER_KINDS.get(node.op_type)
         weight = constant_weight(node) if kind and node.domain == "" else None
         if kind is None or weight is None or len(weight.shape) != _WEIGHT_DIMENSIONS[kind]:
             continue

@@ -96,12 +96,14 @@ def weight_scale(weight: FloatArray, bits: int, axis: int) -> Float32:
     """Return the scale [O] of each output channel with the least squared rounding error.
 
     `weight` [O, I, kh, kw] with axis 0 -> [O]. Searches 80 scales between 0.3 and 1 times the
-    min-max scale of the channel. A channel of zeros gets the scale 1.
+    min-max scale of the channel. A channel of zeros gets the smallest scale of the others, so that it is
+    the last to decide what all channels share; 1 where there is no other.
     """
     qmin, qmax = level_bounds(bits)
     rows = np.moveaxis(np.asarray(weight, np.float32), axis, 0).reshape(weight.shape[axis], -1)
     limit = np.maximum(rows.max(1) / qmax, rows.min(1) / qmin)
-    limit = np.where(limit > _TINY, limit, 1.0).astype(np.float32)
+    live = limit > _TINY
+    limit = np.where(live, limit, 1.0).astype(np.float32)
     best: Float32 = limit.copy()
     least = np.full(limit.shape, np.inf)
     for share in np.linspace(0.3, 1.0, 80, dtype=np.float32)[::-1]:
@@ -110,6 +112,8 @@ def weight_scale(weight: FloatArray, bits: int, axis: int) -> Float32:
         error = np.square(np.clip(np.rint(rows / column), qmin, qmax) * column - rows).sum(1)
         better = error < least
         best[better], least[better] = scale[better], error[better]
+    if live.any():
+        best[~live] = best[live].min()
     return best
 
 

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import onnx
+import onnx_ir as ir
 
-from accuquant._util.real_model import real_model
-from accuquant.errors import SourceError
-from accuquant.export.lint import check_levels, check_placement, check_scales, check_weight_axis
+from accuquant.export.lint import check_levels, check_norms, check_placement, check_scales, check_weight_axis
 from accuquant.export.lint.check_graph import GraphView, Violation, graph_views
-from accuquant.export.read.onnx_source import read_proto
+from accuquant.export.read.as_written import read_as_written
+from accuquant.graph.neighbours import select
 
 __all__ = ["Violation", "check_model"]
 
 #: Each rule takes a GraphView and yields its violations.
-RULES = (*check_levels.RULES, *check_scales.RULES, *check_weight_axis.RULES, *check_placement.RULES)
+RULES = (
+    *check_levels.RULES,
+    *check_scales.RULES,
+    *check_weight_axis.RULES,
+    *check_placement.RULES,
+    *check_norms.RULES,
+)
 
 
 def check_model(path: Path) -> list[Violation]:
@@ -26,10 +31,12 @@ def check_model(path: Path) -> list[Violation]:
     its folder.
     """
     path = Path(path)
-    model = read_proto(path)
-    path = real_model(path)
-    _check_validity(path)
-    views = graph_views(model, path)
+    return find_violations(read_as_written(path), path)
+
+
+def find_violations(model: ir.Model, path: Path) -> list[Violation]:
+    """Return every violation in a model that read_as_written read from `path`."""
+    views = list(graph_views(model, path))
     found = [*_not_quantized(model, views)]
     for view in views:
         for rule in RULES:
@@ -37,9 +44,9 @@ def check_model(path: Path) -> list[Violation]:
     return found
 
 
-def _not_quantized(model: onnx.ModelProto, views: list[GraphView]) -> list[Violation]:
+def _not_quantized(model: ir.Model, views: list[GraphView]) -> list[Violation]:
     """Report a model without any pair: since TensorRT 11 only Q/DQ in the file makes an engine int8."""
-    if any(True for view in views for _ in view.select("QuantizeLinear", "DequantizeLinear")):
+    if any(True for view in views for _ in select(view.graph, "QuantizeLinear", "DequantizeLinear")):
         return []
     return [
         Violation(
@@ -49,16 +56,3 @@ def _not_quantized(model: onnx.ModelProto, views: list[GraphView]) -> list[Viola
             "Quantize it with `accuquant export`",
         )
     ]
-
-
-def _check_validity(path: Path) -> None:
-    try:
-        onnx.checker.check_model(str(path))
-    except (onnx.checker.ValidationError, ValueError, RuntimeError) as fault:
-        reason = str(fault).strip().splitlines()
-        raise SourceError(
-            f"'{path}'",
-            got=f"an invalid graph ({reason[0] if reason else type(fault).__name__})",
-            expected="a graph that onnx.checker accepts",
-            remedy="Export the model again",
-        ) from fault

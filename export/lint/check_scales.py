@@ -5,46 +5,44 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from onnx import TensorProto
+import onnx_ir as ir
 
-from accuquant.export.lint.check_graph import GraphView, Violation, input_name, label, type_name
+from accuquant.export.lint.check_graph import GraphView, Violation, type_name
+from accuquant.graph.constants import is_constant
+from accuquant.graph.neighbours import input_of, label, producer, readers, select, type_of
+from accuquant.graph.vocabulary import LAYER_OPS
 
-_HALF_TYPES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+_HALF_TYPES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _HALF_OPSET = 19
-#: Layers whose input and weight must have one type.
-_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
-def constant_scale(graph: GraphView) -> Iterator[Violation]:
+def constant_scale(view: GraphView) -> Iterator[Violation]:
     """Report scales that are neither an initializer nor a Constant.
 
     TensorRT bakes scales into its kernels. A scale that depends on a graph input, directly or through a
     Gather, does not fail with a message: it crashes the compiler (TensorRT-RTX 1.7, segmentation fault).
     """
-    for node in graph.select("QuantizeLinear", "DequantizeLinear"):
-        name = input_name(node, 1)
-        if name in graph.constants:
+    for node in select(view.graph, "QuantizeLinear", "DequantizeLinear"):
+        scale, writer = input_of(node, 1), producer(node, 1)
+        if scale is None or ir.convenience.get_const_tensor(scale) is not None:
             continue
-        producer = graph.producer(node, 1)
-        origin = (
-            "a graph input" if producer is None else f"the output of {producer.op_type} '{label(producer)}'"
-        )
+        origin = "a graph input" if writer is None else f"the output of {writer.op_type} '{label(writer)}'"
         yield Violation(
             "constant-scale",
             label(node),
-            f"scale '{name}' is {origin}, expected an initializer",
+            f"scale '{scale.name}' is {origin}, expected an initializer",
             "Fold the scale into an initializer; for a scale that depends on the timestep, "
             "use `accuquant export --lowering rescale`",
         )
 
 
-def positive_scale(graph: GraphView) -> Iterator[Violation]:
+def positive_scale(view: GraphView) -> Iterator[Violation]:
     """Report scales that are zero, negative or not finite.
 
     TensorRT's parser refuses scales that are not positive; a NaN one would spread to every pixel.
     """
-    for node in graph.select("QuantizeLinear", "DequantizeLinear"):
-        scale = graph.scale(node)
+    for node in select(view.graph, "QuantizeLinear", "DequantizeLinear"):
+        scale = view.scale(node)
         if scale is None or (bad := scale[~(np.isfinite(scale) & (scale > 0))]).size == 0:
             continue
         yield Violation(
@@ -55,15 +53,15 @@ def positive_scale(graph: GraphView) -> Iterator[Violation]:
         )
 
 
-def per_channel_activation(graph: GraphView) -> Iterator[Violation]:
+def per_channel_activation(view: GraphView) -> Iterator[Violation]:
     """Report activations with more than one scale.
 
     An int8 product sums over the input channels, so one factor per input channel cannot leave the sum:
     TensorRT runs the layer in float.
     """
-    for node in graph.select("QuantizeLinear", "DequantizeLinear"):
-        scale = graph.scale(node)
-        if scale is not None and scale.size > 1 and not graph.is_constant(input_name(node, 0)):
+    for node in select(view.graph, "QuantizeLinear", "DequantizeLinear"):
+        scale = view.scale(node)
+        if scale is not None and scale.size > 1 and not is_constant(input_of(node, 0)):
             yield Violation(
                 "per-channel-activation",
                 label(node),
@@ -72,15 +70,15 @@ def per_channel_activation(graph: GraphView) -> Iterator[Violation]:
             )
 
 
-def scalar_scale(graph: GraphView) -> Iterator[Violation]:
+def scalar_scale(view: GraphView) -> Iterator[Violation]:
     """Report the scale of an activation that is stored as [1] instead of as a scalar.
 
     TensorRT's parser takes any axis for a per-channel scale. It builds without a word, and runs the
     convolution behind it in float (seen with TensorRT-RTX 1.7; MatMul is not affected).
     """
-    for node in graph.select("QuantizeLinear", "DequantizeLinear"):
-        scale = graph.scale(node)
-        if scale is None or graph.is_constant(input_name(node, 0)):
+    for node in select(view.graph, "QuantizeLinear", "DequantizeLinear"):
+        scale = view.scale(node)
+        if scale is None or is_constant(input_of(node, 0)):
             continue
         if scale.size == 1 and scale.ndim:
             yield Violation(
@@ -91,28 +89,28 @@ def scalar_scale(graph: GraphView) -> Iterator[Violation]:
             )
 
 
-def scale_type(graph: GraphView) -> Iterator[Violation]:
+def scale_type(view: GraphView) -> Iterator[Violation]:
     """Report scales of another type than the tensor they quantize, and half scales before opset 19.
 
     A TensorRT engine is strongly typed: Q and DQ neither cast their input nor their output.
     """
-    for node in graph.select("QuantizeLinear", "DequantizeLinear"):
-        found = graph.type_of(input_name(node, 1))
-        if found in _HALF_TYPES and not node.domain and graph.opset < _HALF_OPSET:
+    for node in select(view.graph, "QuantizeLinear", "DequantizeLinear"):
+        found = type_of(input_of(node, 1))
+        if found in _HALF_TYPES and not node.domain and view.opset < _HALF_OPSET:
             yield Violation(
                 "scale-type",
                 label(node),
-                f"{type_name(found)} scale in opset {graph.opset}, expected at least {_HALF_OPSET}",
+                f"{type_name(found)} scale in opset {view.opset}, expected at least {_HALF_OPSET}",
                 f"Export the model with opset {_HALF_OPSET} or later",
             )
-    yield from _untyped_quantize(graph)
-    yield from _untyped_dequantize(graph)
+    yield from _untyped_quantize(view)
+    yield from _untyped_dequantize(view)
 
 
-def _untyped_quantize(graph: GraphView) -> Iterator[Violation]:
-    for node in graph.select("QuantizeLinear"):
-        tensor, scale = (graph.type_of(input_name(node, index)) for index in (0, 1))
-        if TensorProto.UNDEFINED not in (tensor, scale) and tensor != scale:
+def _untyped_quantize(view: GraphView) -> Iterator[Violation]:
+    for node in select(view.graph, "QuantizeLinear"):
+        tensor, scale = (type_of(input_of(node, index)) for index in (0, 1))
+        if ir.DataType.UNDEFINED not in (tensor, scale) and tensor != scale:
             yield Violation(
                 "scale-type",
                 label(node),
@@ -121,15 +119,15 @@ def _untyped_quantize(graph: GraphView) -> Iterator[Violation]:
             )
 
 
-def _untyped_dequantize(graph: GraphView) -> Iterator[Violation]:
+def _untyped_dequantize(view: GraphView) -> Iterator[Violation]:
     """Compare the weight that DequantizeLinear writes with the first input of the layers that read it."""
-    for node in graph.select("DequantizeLinear"):
-        written = graph.type_of(node.output[0]) or graph.type_of(input_name(node, 1))
-        for read in graph.readers(node):
-            if read.node.op_type not in _LAYERS or read.index != 1:
+    for node in select(view.graph, "DequantizeLinear"):
+        written = type_of(node.outputs[0]) or type_of(input_of(node, 1))
+        for read in readers(node):
+            if read.node.op_type not in LAYER_OPS or read.index != 1:
                 continue
-            other = graph.type_of(input_name(read.node, 0))
-            if TensorProto.UNDEFINED not in (written, other) and written != other:
+            other = type_of(input_of(read.node, 0))
+            if ir.DataType.UNDEFINED not in (written, other) and written != other:
                 yield Violation(
                     "scale-type",
                     label(node),

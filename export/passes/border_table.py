@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from accuquant.graph.patch import Patch
+from accuquant.graph.vocabulary import Role
 from accuquant.qparams import FloatArray
 
 _HEIGHT, _WIDTH = 2, 3
@@ -56,8 +57,11 @@ class BorderIndex:
 
         TensorRT makes the two Gathers part of the kernel that adds the bias.
         """
-        rows = patch.op("Gather", [table, self._classes(patch, node, _HEIGHT)], name="Rows", axis=_HEIGHT)
-        return patch.op("Gather", [rows, self._classes(patch, node, _WIDTH)], name="Columns", axis=_WIDTH)
+        value = table
+        for axis, name in ((_HEIGHT, "Rows"), (_WIDTH, "Columns")):
+            classes = self._classes(patch, node, axis)
+            value = patch.op("Gather", [value, classes], name=name, role=Role.SHIFTED_BIAS, axis=axis)
+        return value
 
     def _classes(self, patch: Patch, node: ir.Node, axis: int) -> ir.Value:
         x = node.inputs[0]

@@ -8,8 +8,10 @@ from onnx import defs
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from accuquant.errors import ExportError
+from accuquant.export.passes.representable import LIMITS, representable
 from accuquant.graph.infer_types import infer_types, untyped_nodes
 from accuquant.graph.patch import add_tensor, has_body, take_over
+from accuquant.graph.vocabulary import LAYER_OPS
 
 #: Ops whose inner sums or exponentials overflow or lose digits in float16.
 _KEPT_OPS = frozenset(
@@ -18,16 +20,10 @@ _KEPT_OPS = frozenset(
 )
 #: The sinusoid of the timestep: float16 cannot tell 999 from 999.4, so its arguments stay float32 too.
 _SINUSOID_OPS = ("Sin", "Cos")
-#: Layers, and what may stand between the last of them and the output.
-_LAYER_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+#: What may stand between the last layer and the output.
 _MOVES = ("Cast", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice")
 #: Inputs that the ONNX specification fixes at float32 whatever the data is.
 _KEPT_INPUTS = {"Resize": (1, 2)}
-#: The smallest and the largest positive value of each half type.
-_LIMITS = {
-    ir.DataType.FLOAT16: (2.0**-24, 65504.0),
-    ir.DataType.BFLOAT16: (2.0**-133, (2 - 2.0**-7) * 2.0**127),
-}
 
 
 class HalfPrecisionPass(ir.passes.InPlacePass):
@@ -109,10 +105,11 @@ class HalfPrecisionPass(ir.passes.InPlacePass):
             assert tensor is not None
 
             def compute() -> ir.TensorProtocol:
-                smallest, largest = _LIMITS[self.half]
-                array = np.clip(tensor.numpy(), -largest, largest)
+                array = tensor.numpy()
                 if is_scale:
-                    array = np.maximum(array, smallest)
+                    array = representable(array, self.half)
+                else:
+                    array = np.clip(array, -LIMITS[self.half][1], LIMITS[self.half][1])
                 return ir.tensor(array.astype(self.half.numpy()))
 
             lazy = ir.LazyTensor(compute, dtype=self.half, shape=ir.Shape(tensor.shape.numpy()))
@@ -199,7 +196,7 @@ def _border_layers(graph: ir.Graph) -> set[ir.Node]:
         if node is None or _is_quantized(node):
             continue
         computed = [value for value in node.inputs if value is not None and not value.is_initializer()]
-        if node.op_type in _LAYER_OPS:
+        if node.op_type in LAYER_OPS:
             found.add(node)
         elif node.op_type in _MOVES or (node.op_type in ("Add", "Einsum") and len(computed) == 1):
             found.add(node)

@@ -13,7 +13,8 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 from accuquant.export.passes.matmul_bias import bias_shape
 from accuquant.graph.constants import constant_array
 from accuquant.graph.patch import Patch, dtype_of
-from accuquant.graph.vocabulary import LAYER_KEY
+from accuquant.graph.roles import role_of
+from accuquant.graph.vocabulary import LAYER_KEY, Role
 from accuquant.qparams import FloatArray
 
 
@@ -58,15 +59,16 @@ def _join(graph: ir.Graph, nodes: Sequence[ir.Node]) -> bool:
         return False
     like = nodes[0].outputs[0]
     patch = Patch(graph, f"{nodes[0].metadata_props[LAYER_KEY]}/joined")
-    value = patch.op("Concat", [node.outputs[0] for node in nodes], name="Concat", axis=-1)
+    value = patch.op("Concat", [node.outputs[0] for node in nodes], name="Concat", role=Role.JOIN, axis=-1)
     if factor is not None:
-        value = patch.op("Mul", [value, factor], name="Mul")
+        value = patch.op("Mul", [value, factor], name="Mul", role=Role.RESTORE)
     if any(tail.bias is not None for tail in tails):
-        parts = [np.zeros(w) if t.bias is None else t.bias for t, w in zip(tails, widths, strict=True)]
-        bias = np.concatenate(parts).astype(dtype_of(like)).reshape(bias_shape(nodes[0]))
-        value = patch.op("Add", [value, patch.constant(bias, "bias")], name="Add")
+        biases = [np.zeros(w) if t.bias is None else t.bias for t, w in zip(tails, widths, strict=True)]
+        bias = np.concatenate(biases).astype(dtype_of(like)).reshape(bias_shape(nodes[0]))
+        value = patch.op("Add", [value, patch.constant(bias, "bias")], name="Add", role=Role.JOIN)
     uses = [list(tail.output.uses()) for tail in tails]
-    for part, tail, old in zip(patch.split(value, widths, like=like), tails, uses, strict=True):
+    parts = patch.split(value, widths, like=like, role=Role.JOIN)
+    for part, tail, old in zip(parts, tails, uses, strict=True):
         part.shape = tail.output.shape
         for user, position in old:
             if user.outputs[0] is not value and user not in patch:
@@ -99,8 +101,7 @@ def _is_factor(value: ir.Value) -> bool:
     constant = constant_array(value)
     if constant is not None:
         return constant.size == 1 and constant.ndim <= 1
-    producer = value.producer()
-    return producer is not None and (producer.name or "").endswith("/input/Factor")
+    return role_of(value.producer()) is Role.FACTOR
 
 
 def _is_bias(constant: FloatArray, node: ir.Node, width: int) -> bool:

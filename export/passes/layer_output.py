@@ -12,6 +12,7 @@ from accuquant.export.passes.matmul_bias import added_bias, bias_shape
 from accuquant.export.passes.quantize_weights import channel_factors, dequantized_weight, has_shared_scale
 from accuquant.graph.constants import constant_array
 from accuquant.graph.patch import Patch, computing_dtype_of, dtype_of, take_over
+from accuquant.graph.vocabulary import Role
 from accuquant.qparams import FloatArray, LayerQParams
 
 _MATRIX_OPS = ("MatMul", "Gemm")
@@ -46,7 +47,7 @@ class LayerOutput:
         self.dtype = computing_dtype_of(node.outputs[0])
         self.channels = None
         if has_shared_scale(node):
-            self.channels = channel_factors(layer).astype(self.dtype)
+            self.channels = channel_factors(node, layer).astype(self.dtype)
         _check_gemm(node, layer.name)
 
     def restore(self, zero_point: int, factor: ir.Value | None, index: ir.Value | None) -> None:
@@ -61,10 +62,10 @@ class LayerOutput:
         core = self.node.outputs[0]
         value = self.patch.cast(core, self.dtype, "Cast")
         if factor is not None:
-            value = self.patch.op("Mul", [value, factor], name="Mul", like=value)
+            value = self.patch.op("Mul", [value, factor], name="Mul", role=Role.RESTORE, like=value)
         addend = self._addend(zero_point, bias, index)
         if addend is not None:
-            value = self.patch.op("Add", [value, addend], name="Add", like=value)
+            value = self.patch.op("Add", [value, addend], name="Add", role=Role.BIAS, like=value)
         value = self.patch.cast(value, self.stored, "Stored")
         self.patch.insert_after(self.node)
         take_over(self.graph, last, value, uses)
@@ -76,7 +77,7 @@ class LayerOutput:
         channels = self.patch.constant(self.channels.reshape(1, -1, 1, 1), "channels")
         if factor is None:
             return channels
-        return self.patch.op("Mul", [channels, factor], name="Factor", like=channels)
+        return self.patch.op("Mul", [channels, factor], name="Factor", role=Role.FACTOR, like=channels)
 
     def _weight(self) -> FloatArray:
         """Return the float64 weight that the layer computes with, its channels' factors included."""
@@ -130,11 +131,11 @@ class LayerOutput:
         attributes = {key: attr.value for key, attr in self.node.attributes.items() if key != "group"}
         response = self.patch.op(self.node.op_type, [ones, kernel], name="Response", **attributes)
         shift = self._choose(-zero_point * self._steps(), "shift", index)
-        border = self.patch.op("Mul", [response, shift], name="BorderMap")
+        border = self.patch.op("Mul", [response, shift], name="BorderMap", role=Role.SHIFTED_BIAS)
         if bias is None:
             return border
         aligned = self.patch.constant(self._aligned(bias), "bias")
-        return self.patch.op("Add", [border, aligned], name="BiasMap")
+        return self.patch.op("Add", [border, aligned], name="BiasMap", role=Role.SHIFTED_BIAS)
 
     def _steps(self) -> FloatArray:
         """Return the scale [G] of each step group as the graph's float type rounds it."""
@@ -149,7 +150,8 @@ class LayerOutput:
         if len(table) == 1:
             return self.patch.constant(table[0], name)
         assert index is not None
-        return self.patch.op("Gather", [self.patch.constant(table, name), index], name=name.title(), axis=0)
+        rows = self.patch.constant(table, name)
+        return self.patch.op("Gather", [rows, index], name=name.title(), role=Role.SHIFTED_BIAS, axis=0)
 
     def _aligned(self, vector: FloatArray) -> FloatArray:
         """Reshape [O] so that it broadcasts against the output."""

@@ -24,6 +24,7 @@ from accuquant.export.passes.quantize_activations import QuantizeActivationsPass
 from accuquant.export.passes.quantize_before_concat import QuantizeBeforeConcatPass
 from accuquant.export.passes.quantize_weights import QuantizeWeightsPass
 from accuquant.export.passes.store_half import AUTO_ABOVE, StoreHalfPass
+from accuquant.graph import vocabulary
 from accuquant.recipe import Recipe
 
 #: Called with what happens now and the share of the work that is done, from 0 to 1.
@@ -63,9 +64,9 @@ def lower(model: ir.Model, recipe: Recipe, options: LoweringOptions, digest: str
     MatchLayersPass(recipe.layers)(model)
     CorrectBiasPass(recipe.layers)(model)
     _forget_origin(model)
-    QuantizeWeightsPass(recipe.layers, scalar_conv_scales=options.precision in _HALVES)(model)
+    QuantizeWeightsPass(recipe.layers, half=_HALVES.get(options.precision))(model)
+    DecomposeNormsPass(wrong_only=options.precision not in _HALVES)(model)
     if options.precision in _HALVES:
-        DecomposeNormsPass()(model)
         HalfPrecisionPass(_HALVES[options.precision])(model)
     elif options.float_weights != "fp32":
         half = _HALVES["fp16" if options.float_weights == "auto" else options.float_weights]
@@ -109,15 +110,15 @@ def _describe(
     model.producer_version = accuquant.__version__
     model.metadata_props.update(
         {
-            "accuquant.version": accuquant.__version__,
-            "accuquant.group_edges": json.dumps(list(recipe.groups.edges)),
-            "accuquant.lowering": options.lowering,
-            "accuquant.precision": options.precision,
-            "accuquant.signature": json.dumps(recipe.signature.to_dict(), sort_keys=True),
-            "accuquant.recipe_sha256": digest,
+            vocabulary.VERSION_KEY: accuquant.__version__,
+            vocabulary.GROUP_EDGES_KEY: json.dumps(list(recipe.groups.edges)),
+            vocabulary.LOWERING_KEY: options.lowering,
+            vocabulary.PRECISION_KEY: options.precision,
+            vocabulary.SIGNATURE_KEY: json.dumps(recipe.signature.to_dict(), sort_keys=True),
+            vocabulary.RECIPE_KEY: digest,
         }
     )
     if recipe.facts.method is not None:
-        model.metadata_props["accuquant.calibration"] = recipe.facts.method
+        model.metadata_props[vocabulary.CALIBRATION_KEY] = recipe.facts.method
     if group is not None:
-        model.metadata_props["accuquant.group"] = str(group)
+        model.metadata_props[vocabulary.GROUP_KEY] = str(group)

@@ -16,6 +16,7 @@ from accuquant.export.passes.layer_match import matched_layers
 from accuquant.export.passes.layer_output import LayerOutput, take_pads
 from accuquant.export.passes.step_group_index import step_group_index
 from accuquant.graph.patch import Patch, add_constant, computing_dtype_of, dtype_of
+from accuquant.graph.vocabulary import Role
 from accuquant.groups import StepGroups
 from accuquant.qparams import LayerQParams, level_bounds
 
@@ -108,22 +109,26 @@ class QuantizeActivationsPass(ir.passes.InPlacePass):
         if scales.is_grouped:
             assert index is not None
             factors = patch.constant(scales.factors(dtype), "factors")
-            factor = patch.op("Gather", [factors, index], name="Factor", axis=0)
-            x = patch.op("Div", [x, factor], name="Div", like=x)
+            factor = patch.op("Gather", [factors, index], name="Factor", role=Role.FACTOR, axis=0)
+            x = patch.op("Div", [x, factor], name="Div", role=Role.DIVIDE, like=x)
         if layer.zero_point and self.affine == "shift":
             shift = patch.constant((layer.zero_point * scale).astype(dtype), "shift")
-            x = patch.op("Add", [x, shift], name="Add", like=x)
+            x = patch.op("Add", [x, shift], name="Add", role=Role.SHIFT, like=x)
         x = self._clip(patch, x, layer, scale)
         if pads:
             amounts = patch.constant(np.array(pads, np.int64), "pads")
-            x = patch.op("Pad", [x, amounts, shift], name="Pad", mode="constant")
+            x = patch.op("Pad", [x, amounts, shift], name="Pad", role=Role.PAD, mode="constant")
             x.type = ir.TensorType(ir.DataType.from_numpy(dtype))
         step, zero = patch.constant(scale, "scale"), self._zero_point(graph, layer)
-        levels = patch.op("QuantizeLinear", [x, step, zero], name="QuantizeLinear", like=x)
+        levels = patch.op(
+            "QuantizeLinear", [x, step, zero], name="QuantizeLinear", role=Role.QUANTIZE, like=x
+        )
         levels.type = ir.TensorType(ir.DataType.INT8)
         if stored.dtype != dtype:
             step = patch.constant(stored, "stored_scale")
-        value = patch.op("DequantizeLinear", [levels, step, zero], name="DequantizeLinear", like=x)
+        value = patch.op(
+            "DequantizeLinear", [levels, step, zero], name="DequantizeLinear", role=Role.DEQUANTIZE, like=x
+        )
         value.type = ir.TensorType(ir.DataType.from_numpy(stored.dtype))
         patch.insert_before(node)
         return _Input(value, factor)
@@ -137,7 +142,7 @@ class QuantizeActivationsPass(ir.passes.InPlacePass):
             patch.constant(((level - inside) * scale).astype(scale.dtype), name)
             for level, name in zip(level_bounds(layer.activation_bits), ("low", "high"), strict=True)
         ]
-        return patch.op("Clip", [x, *limits], name="Clip", like=x)
+        return patch.op("Clip", [x, *limits], name="Clip", role=Role.CLIP, like=x)
 
     def _zero_point(self, graph: ir.Graph, layer: LayerQParams) -> ir.Value:
         value = layer.zero_point if self.affine == "zero_point" else 0

@@ -6,9 +6,11 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from accuquant.graph.patch import Patch
+from accuquant.graph.roles import role_of
+from accuquant.graph.vocabulary import Role
 
 #: What QuantizeActivationsPass puts before Q that works value by value, with constants or one factor.
-_LOWERING = frozenset({"Div", "Add", "Clip"})
+_LOWERING = (Role.DIVIDE, Role.SHIFT, Role.CLIP)
 
 
 class QuantizeBeforeConcatPass(ir.passes.InPlacePass):
@@ -26,19 +28,15 @@ class QuantizeBeforeConcatPass(ir.passes.InPlacePass):
         """Apply the rules to `model`, in place."""
         moved = False
         for node in list(model.graph):
-            if node.op_type == "QuantizeLinear" and not _is_constant(node.inputs[0]):
+            if role_of(node) is Role.QUANTIZE:
                 moved = _move(model.graph, node) or moved
         RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, modified=moved)
 
 
-def _is_constant(value: ir.Value | None) -> bool:
-    return value is None or value.is_initializer()
-
-
 def _move(graph: ir.Graph, quantize: ir.Node) -> bool:
     prefix = (quantize.name or "").rpartition("/")[0]
-    lowering = _lowering(quantize, prefix)
+    lowering = _lowering(quantize)
     source = (lowering[0] if lowering else quantize).inputs[0]
     concat = source.producer() if source is not None else None
     dequantize = [user for user, _ in quantize.outputs[0].uses() if user.op_type == "DequantizeLinear"]
@@ -52,17 +50,17 @@ def _move(graph: ir.Graph, quantize: ir.Node) -> bool:
         patch.insert_before(quantize)
     patch = Patch(graph, prefix)
     axis = concat.attributes.get_int("axis")
-    joined = patch.op("Concat", parts, name="Concat", like=source, axis=axis)
+    joined = patch.op("Concat", parts, name="Concat", role=Role.CONCAT, like=source, axis=axis)
     patch.insert_before(quantize)
     quantize.replace_input_with(0, joined)
     return True
 
 
-def _lowering(quantize: ir.Node, prefix: str) -> list[ir.Node]:
+def _lowering(quantize: ir.Node) -> list[ir.Node]:
     """Return the nodes that the pair brought along, first to last."""
     found: list[ir.Node] = []
     node = quantize.inputs[0].producer() if quantize.inputs[0] is not None else None
-    while node is not None and node.op_type in _LOWERING and (node.name or "").startswith(f"{prefix}/"):
+    while node is not None and role_of(node) in _LOWERING:
         found.insert(0, node)
         node = node.inputs[0].producer() if node.inputs[0] is not None else None
     return found
@@ -72,6 +70,7 @@ def _through(patch: Patch, value: ir.Value, nodes: list[ir.Node]) -> ir.Value:
     """Apply copies of `nodes`, one after the other, to `value`."""
     like = value
     for node in nodes:
-        value = patch.op(node.op_type, [value, *node.inputs[1:]], name=node.op_type, like=like)  # type: ignore[list-item]
+        inputs = [value, *node.inputs[1:]]
+        value = patch.op(node.op_type, inputs, name=node.op_type, role=role_of(node), like=like)  # type: ignore[arg-type]
         value.type = node.outputs[0].type
     return value

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from accuquant.export.passes.layer_match import matched_layers
+from accuquant.export.passes.representable import representable
 from accuquant.graph.constants import ConstantWeight, constant_weight, reads_transposed
 from accuquant.graph.patch import Patch, add_tensor
-from accuquant.qparams import FloatArray, LayerQParams, along_axis
+from accuquant.graph.vocabulary import Role
+from accuquant.qparams import FloatArray, LayerQParams, along_axis, level_bounds
 
 
 class QuantizeWeightsPass(ir.passes.InPlacePass):
@@ -22,14 +26,15 @@ class QuantizeWeightsPass(ir.passes.InPlacePass):
     - Levels are computed when the file is written, a layer at a time: the float weights are neither
       copied nor held by the graph.
     - Nodes that read one layer share one DequantizeLinear. Float weights that nothing reads go.
-    - `scalar_conv_scales`: a Conv's weight gets one scale for all channels, a power of two; what is left of
+    - For a `half` type a Conv's weight gets one scale for all channels, a power of two; what is left of
       each channel's scale is channel_factors, which the layer's output is multiplied by. TensorRT writes
       the output of such a convolution in half precision, and in float32 otherwise.
+    - A scale that `half` cannot hold becomes the closest one that it can, and the levels those of that scale.
     """
 
-    def __init__(self, layers: Mapping[str, LayerQParams], *, scalar_conv_scales: bool = False) -> None:
+    def __init__(self, layers: Mapping[str, LayerQParams], *, half: ir.DataType | None = None) -> None:
         self.layers = layers
-        self.scalar_conv_scales = scalar_conv_scales
+        self.half = half
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Apply the rules to `model`, in place."""
@@ -39,27 +44,35 @@ class QuantizeWeightsPass(ir.passes.InPlacePass):
         for node, layer in matches:
             key = (layer.name, reads_transposed(node))
             if key not in done:
-                scalar = self.scalar_conv_scales and node.op_type == "Conv"
-                done[key] = _dequantize(graph, node, layer, scalar=scalar)
+                done[key] = _dequantize(graph, node, layer, self.half)
             node.replace_input_with(1, done[key])
         RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, modified=bool(matches))
 
 
-def shared_scale(layer: LayerQParams) -> float:
+def shared_scale(scales: FloatArray, live: npt.NDArray[np.bool_]) -> float:
     """Return the one scale of a weight whose channels are told apart behind the layer: a power of two.
 
-    It is below the channels' scales, so that no value is larger before the channel's factor than behind
-    it; channels whose scale is less than 1/64 of the largest do not count, as they are next to zero.
+    It is below the `scales` [O] of its channels, so that no value is larger before the channel's factor than
+    behind it. Those that are not `live` [O], whose levels are all zero, do not count whatever their scale
+    is: one of them once lifted the scale so far that the others became infinite in float16. Nor do channels
+    whose scale is less than 1/64 of the largest, as they are next to zero.
     """
-    scales = layer.weight_scale.astype(np.float64)
-    smallest = max(float(scales.min()), float(scales.max()) / 64)
+    counted = scales[live].astype(np.float64) if live.any() else np.ones(1)
+    smallest = max(float(counted.min()), float(counted.max()) / 64)
     return float(2.0 ** np.floor(np.log2(smallest)))
 
 
-def channel_factors(layer: LayerQParams) -> FloatArray:
-    """Return weight_scale / shared_scale [O]."""
-    return np.asarray(layer.weight_scale / np.float32(shared_scale(layer)))
+def channel_factors(node: ir.Node, layer: LayerQParams) -> FloatArray:
+    """Return weight_scale [O] / the one scale that the weight of `node` has; 1 for a channel of zeros."""
+    levels, scale = _levels_and_scale(node)
+    live = _live(levels)
+    return np.asarray(np.where(live, layer.weight_scale / np.float32(scale), np.float32(1)))
+
+
+def _live(levels: npt.NDArray[np.int8]) -> npt.NDArray[np.bool_]:
+    """Return [O]: whether any level of a Conv's output channel is not zero."""
+    return np.asarray(levels.reshape(len(levels), -1).any(axis=1))
 
 
 def has_shared_scale(node: ir.Node) -> bool:
@@ -72,42 +85,60 @@ def has_shared_scale(node: ir.Node) -> bool:
 
 def dequantized_weight(node: ir.Node) -> FloatArray:
     """Return the float64 weight that a quantized `node` computes with, in the layout that it reads."""
+    levels, scale = _levels_and_scale(node)
+    weight = levels.astype(np.float64)
+    if has_shared_scale(node):
+        return weight * float(scale)
+    axis = node.inputs[1].producer().attributes.get_int("axis", 1)  # type: ignore[union-attr]
+    return weight * along_axis(scale.astype(np.float64), weight.ndim, axis)
+
+
+def _levels_and_scale(node: ir.Node) -> tuple[npt.NDArray[np.int8], FloatArray]:
+    """Return the levels and the scale of a quantized weight, as the graph holds them."""
     dequantize = node.inputs[1].producer()  # type: ignore[union-attr]
     assert dequantize is not None
     levels, scale = (ir.convenience.get_const_tensor(value) for value in dequantize.inputs[:2])  # type: ignore[arg-type]
     assert levels is not None
     assert scale is not None
-    axis = dequantize.attributes.get_int("axis", 1)
-    weight = levels.numpy().astype(np.float64)
-    if has_shared_scale(node):
-        return weight * float(scale.numpy())
-    return weight * along_axis(scale.numpy().astype(np.float64), weight.ndim, axis)
+    return levels.numpy(), scale.numpy()
 
 
-def _dequantize(graph: ir.Graph, node: ir.Node, layer: LayerQParams, *, scalar: bool) -> ir.Value:
+def _dequantize(graph: ir.Graph, node: ir.Node, layer: LayerQParams, half: ir.DataType | None) -> ir.Value:
     weight = constant_weight(node)
     assert weight is not None, "only matched nodes come here"
     transposed = reads_transposed(node)
     patch = Patch(graph, f"{layer.name}/weight{'_transposed' if transposed else ''}")
-    levels = add_tensor(graph, _levels(layer, weight, transposed=transposed), f"{patch.prefix}/levels")
-    if scalar:
-        scale = patch.constant(np.array(shared_scale(layer), np.float32), "scale")
-        output = patch.op("DequantizeLinear", [levels, scale], name="DequantizeLinear")
+    attributes: dict[str, Any] = {}
+    if half is not None and node.op_type == "Conv":
+        lazy = _levels(layer, weight, layer.weight_scale, transposed=False)
+        shared = shared_scale(layer.weight_scale, _live(lazy.numpy()))
+        stored = representable(np.array(shared, np.float32), half)
     else:
-        scale = patch.constant(layer.weight_scale.astype(np.float32), "scale")
-        axis = 1 - layer.axis if transposed else layer.axis
-        output = patch.op("DequantizeLinear", [levels, scale], name="DequantizeLinear", axis=axis)
+        stored = representable(layer.weight_scale.astype(np.float32), half)
+        lazy = _levels(layer, weight, stored, transposed=transposed)
+        attributes["axis"] = 1 - layer.axis if transposed else layer.axis
+    levels = add_tensor(graph, lazy, f"{patch.prefix}/levels")
+    scale = patch.constant(stored.astype(np.float32), "scale")
+    output = patch.op(
+        "DequantizeLinear", [levels, scale], name="DequantizeLinear", role=Role.WEIGHT, **attributes
+    )
     output.type = ir.TensorType(ir.DataType.FLOAT)
     output.shape = levels.shape
     patch.insert_before(node)
     return output
 
 
-def _levels(layer: LayerQParams, weight: ConstantWeight, *, transposed: bool) -> ir.LazyTensor:
+def _levels(
+    layer: LayerQParams, weight: ConstantWeight, stored: FloatArray, *, transposed: bool
+) -> ir.LazyTensor:
+    """Return the levels of `weight`, for the scales [O] that the graph stores."""
     shape = weight.shape[::-1] if transposed else weight.shape
 
     def compute() -> ir.TensorProtocol:
         levels = layer.quantized_weight(np.asarray(weight.load(), np.float32))
+        if not np.array_equal(stored, layer.weight_scale):
+            share = along_axis(layer.weight_scale / stored, levels.ndim, layer.axis)
+            levels = np.clip(np.rint(levels * share), *level_bounds(layer.weight_bits)).astype(np.int8)
         return ir.tensor(np.ascontiguousarray(levels.T if transposed else levels))
 
     return ir.LazyTensor(compute, dtype=ir.DataType.INT8, shape=ir.Shape(shape))

@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from accuquant.errors import ExportError
 from accuquant.graph.patch import Patch
+from accuquant.graph.vocabulary import Role
 from accuquant.groups import StepGroups
 
 _TIMESTEP = "timestep"
@@ -42,7 +43,7 @@ def step_group_index(graph: ir.Graph, groups: StepGroups, timestep_divisor: floa
     # Summed as float: integer reductions are missing in some engines, and G is small.
     ones = patch.op("Cast", [above], name="CastBool", to=ir.DataType.FLOAT)
     count = patch.op("ReduceSum", [ones], name="Count", keepdims=0)
-    index = patch.op("Cast", [count], name="Index", to=ir.DataType.INT64)
+    index = patch.op("Cast", [count], name="Index", role=Role.GROUP_INDEX, to=ir.DataType.INT64)
     index.type = ir.TensorType(ir.DataType.INT64)
     index.shape = ir.Shape([])
     patch.insert_before(graph[0])

@@ -6,9 +6,8 @@ import numpy as np
 import onnx_ir as ir
 
 from accuquant.graph.patch import add_tensor
-from accuquant.graph.vocabulary import LAYER_KEY
+from accuquant.graph.vocabulary import LAYER_KEY, LAYER_OPS
 
-_LAYER_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 #: Type -> the largest value that it holds.
 _LARGEST = {
     ir.DataType.FLOAT16: float(np.finfo(np.float16).max),
@@ -47,7 +46,7 @@ def _float_weights(graph: ir.Graph) -> list[ir.Value]:
     """Return the float32 initializers that float layers read, maybe behind a Transpose, once each."""
     found: dict[ir.Value, None] = {}
     for node in graph:
-        if node.op_type not in _LAYER_OPS or LAYER_KEY in node.metadata_props or len(node.inputs) < 2:
+        if node.op_type not in LAYER_OPS or LAYER_KEY in node.metadata_props or len(node.inputs) < 2:
             continue
         value = node.inputs[1]
         producer = value.producer() if value is not None else None

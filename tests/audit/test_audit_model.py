@@ -192,6 +192,18 @@ def test_a_path_that_is_no_model_is_refused(tmp_path: Path) -> None:
         find_graph(tmp_path / "nothing")
 
 
+def test_a_graph_of_ours_without_roles_is_refused(
+    model: Path, engine: CompiledEngine, tmp_path: Path
+) -> None:
+    """An earlier version wrote it: what its nodes are for would be a guess."""
+    proto = onnx.load(model)
+    for node in proto.graph.node:
+        node.ClearField("metadata_props")
+    onnx.save(proto, tmp_path / "old.onnx")
+    with pytest.raises(SourceError, match=r"no role .*Export the model again"):
+        audit_engine(tmp_path / "old.onnx", engine, BuildOptions(ADA), name="old")
+
+
 def test_a_log_without_layers_is_refused(model: Path, engine: CompiledEngine) -> None:
     silent = CompiledEngine(engine.plan, ("INFO: done",), 1.0, "tensorrt", "10.0")
     with pytest.raises(EngineError, match=r"log of tensorrt 10\.0: got no description of a layer"):

@@ -167,10 +167,20 @@ def run_graph() -> Callable[..., Array]:
 def one_layer(tmp_path: Path) -> Callable[..., OneLayer]:
     """Return a function that writes the float graph of a LayerCase, by its key in LAYERS."""
 
-    def make(name: str, *, opset: int = 21, timestep: tuple[int, list[Any]] | None = None) -> OneLayer:
+    def make(
+        name: str,
+        *,
+        gain: Any = 1,
+        opset: int = 21,
+        timestep: tuple[int, list[Any]] | None = None,
+    ) -> OneLayer:
+        """`gain`, one number or one for each output channel, makes the weights larger or smaller."""
         case = LAYERS[name]
         rng = np.random.default_rng(3)
         weight = rng.normal(0, 0.3, case.weight_shape).astype(np.float32)
+        channels = [1] * weight.ndim
+        channels[WEIGHT_AXIS[case.kind]] = -1
+        weight = weight * np.asarray(gain, np.float32).reshape(channels)
         bias = rng.normal(0, 1, case.outputs).astype(np.float32) if case.bias else None
         path = tmp_path / f"{name}.onnx"
         onnx.save(float_graph(case, weight, bias, opset=opset, timestep=timestep), path)

@@ -157,7 +157,16 @@ def test_weight_scales_are_as_good_as_a_search_row_by_row(
         assert error(row, scale, bits) == pytest.approx(best, rel=1e-3)
 
 
-def test_a_channel_of_zeros_gets_the_scale_1() -> None:
-    weight = np.ones((3, 4), np.float32)
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_channel_of_zeros_gets_the_smallest_scale_of_the_others(bits: int) -> None:
+    weight = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32) * 1e-3
+    weight[2] *= 1e-4
+    live = weight_scale(weight, bits, 0)
     weight[1] = 0
-    assert weight_scale(weight, 8, 0)[1] == 1
+    scales = weight_scale(weight, bits, 0)
+    np.testing.assert_array_equal(scales, [live[0], live[2], live[2]])
+    assert 0 < scales[1] < 1e-6
+
+
+def test_a_weight_of_zeros_gets_the_scale_1() -> None:
+    np.testing.assert_array_equal(weight_scale(np.zeros((3, 4), np.float32), 8, 0), np.ones(3))

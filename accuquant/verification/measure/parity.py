@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
+import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
 from accuquant._util.scratch import scratch_folder
 from accuquant.errors import VerificationError
+from accuquant.graph.constants import constant_array
+from accuquant.graph.neighbours import producer
+from accuquant.graph.vocabulary import LAYER_KEY
 from accuquant.networks.network import Conditioning, call
 from accuquant.qparams import LayerQParams, quantize
 from accuquant.recipe import Recipe
 
 IntArray = npt.NDArray[np.integer[Any]]
-#: Node metadata in which the export stage names the recipe layer that a node computes.
-LAYER_KEY = "accuquant.layer"
 _PREFIX = "accuquant_levels."
 
 
@@ -105,22 +105,22 @@ def layer_parity(
 class _Levels:
     """The output of a QuantizeLinear node; `inside` [rank] slices off the border that a Pad put before it."""
 
-    tensor: str
+    tensor: ir.Value
     inside: tuple[slice, ...]
 
 
-def _quantized_inputs(model: onnx.ModelProto, recipe: Recipe) -> dict[str, _Levels]:
+def _quantized_inputs(graph: ir.Graph, recipe: Recipe) -> dict[str, _Levels]:
     """Return, for each layer of the recipe, the levels that it reads."""
-    producers = {output: node for node in model.graph.node for output in node.output}
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
     found: dict[str, _Levels] = {}
-    for node in model.graph.node:
-        name = next((entry.value for entry in node.metadata_props if entry.key == LAYER_KEY), None)
-        dequantize = producers.get(node.input[0]) if name is not None else None
-        if name is not None and dequantize is not None and dequantize.op_type == "DequantizeLinear":
-            quantize_node = producers[dequantize.input[0]]
-            inside = _inside(producers.get(quantize_node.input[0]), constants)
-            found.setdefault(name, _Levels(quantize_node.output[0], inside))
+    for node in graph:
+        name = node.metadata_props.get(LAYER_KEY)
+        dequantize = producer(node)
+        if name is None or dequantize is None or dequantize.op_type != "DequantizeLinear":
+            continue
+        quantize_node = producer(dequantize)
+        if quantize_node is not None:
+            levels = _Levels(quantize_node.outputs[0], _inside(producer(quantize_node)))
+            found.setdefault(name, levels)
     missing = [name for name in recipe.layers if name not in found]
     if missing:
         raise VerificationError(
@@ -132,11 +132,13 @@ def _quantized_inputs(model: onnx.ModelProto, recipe: Recipe) -> dict[str, _Leve
     return found
 
 
-def _inside(node: onnx.NodeProto | None, constants: Mapping[str, onnx.TensorProto]) -> tuple[slice, ...]:
+def _inside(node: ir.Node | None) -> tuple[slice, ...]:
     """Return the slices that undo a Pad node with constant amounts; () for any other node."""
-    if node is None or node.op_type != "Pad" or node.input[1] not in constants:
+    value = node.inputs[1] if node is not None and node.op_type == "Pad" else None
+    constant = constant_array(value) if value is not None else None
+    if constant is None:
         return ()
-    amounts = onnx.numpy_helper.to_array(constants[node.input[1]]).tolist()
+    amounts = constant.tolist()
     rank = len(amounts) // 2
     return tuple(slice(a, -b or None) for a, b in zip(amounts[:rank], amounts[rank:], strict=True))
 
@@ -146,18 +148,15 @@ def _graph_levels(
 ) -> dict[str, IntArray]:
     from accuquant.runtime.open_runner import open_runner
 
-    model = onnx.load(path)
-    outputs = _quantized_inputs(model, recipe)
-    for tensor in sorted({levels.tensor for levels in outputs.values()}):
-        # Engines return float outputs most reliably, and floats hold int8 levels exactly.
-        name = _PREFIX + tensor
-        model.graph.node.append(onnx.helper.make_node("Cast", [tensor], [name], to=onnx.TensorProto.FLOAT))
-        model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    model = ir.load(path)
+    outputs = _quantized_inputs(model.graph, recipe)
+    for tensor in dict.fromkeys(levels.tensor for levels in outputs.values()):
+        _tap(model.graph, tensor)
     feeds = {recipe.signature.sample.name: sample.numpy(force=True)}
     feeds |= {name: value.numpy(force=True) for name, value in conditioning.items()}
     with scratch_folder("parity") as folder:
         tapped = folder / "model.onnx"
-        onnx.save(model, tapped, save_as_external_data=True, location="model.data")
+        ir.save(model, tapped, external_data="model.data")
         with open_runner(tapped, engine) as runner:
             for spec in runner.input_specs:
                 if spec.name == recipe.signature.timestep.name:
@@ -166,9 +165,21 @@ def _graph_levels(
             typed = {spec.name: feeds[spec.name].astype(spec.dtype) for spec in runner.input_specs}
             results = runner.infer(typed)
     return {
-        name: results[_PREFIX + levels.tensor][levels.inside].astype(np.int16)
+        name: results[f"{_PREFIX}{levels.tensor.name}"][levels.inside].astype(np.int16)
         for name, levels in outputs.items()
     }
+
+
+def _tap(graph: ir.Graph, levels: ir.Value) -> None:
+    """Make int8 levels an output of the graph.
+
+    As floats: engines return those most reliably, and they hold int8 levels exactly.
+    """
+    name = f"{_PREFIX}{levels.name}"
+    cast = ir.node("Cast", [levels], {"to": ir.DataType.FLOAT}, name=name)
+    cast.outputs[0].name, cast.outputs[0].type = name, ir.TensorType(ir.DataType.FLOAT)
+    graph.append(cast)
+    graph.outputs.append(cast.outputs[0])
 
 
 def _compare(name: str, measured: IntArray, wanted: IntArray) -> LayerParity:

@@ -297,6 +297,16 @@ def test_reports_a_weight_of_another_type_than_the_activation(graph: Graph, path
     assert rules(path) == {("scale-type", "weight.dq")}
 
 
+@pytest.mark.parametrize(("groups", "expected"), [(1, {("one-group-norm", "norm")}), (2, set())])
+def test_reports_a_norm_of_one_group(
+    graph: Graph, path: Path, groups: int, expected: set[tuple[str, str]]
+) -> None:
+    vectors = [graph.tensor(name, np.ones(4)) for name in ("norm.scale", "norm.bias")]
+    x = graph.op("GroupNormalization", ["x", *vectors], "norm", num_groups=groups)
+    graph.save(path, graph.conv(graph.quantize(x, "input")))
+    assert rules(path) == expected
+
+
 def test_reports_a_float_graph_once(graph: Graph, path: Path) -> None:
     graph.save(path, graph.op("Relu", ["x"], "relu"))
     assert rules(path) == {("not-quantized", "unet")}

@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from accuquant.export.passes.join_projections import JoinProjectionsPass
+from accuquant.export.passes.remove_pairs import RemovePairsPass
 from accuquant.graph.vocabulary import LAYER_KEY
 
 WIDTHS = {"to_q": 6, "to_k": 6, "to_v": 4}
@@ -106,4 +107,21 @@ def test_whatever_else_follows_them_stays_behind(
     expected = run_graph(path, sample, [0])
     operators = [node.op_type for node in join(path)]
     assert operators.count("Mul") == len(factors), "no factor but a scalar is shared"
+    np.testing.assert_array_equal(run_graph(path, sample, [0]), expected)
+
+
+@pytest.mark.parametrize("biases", ["qkv", "v", ""])
+def test_without_pairs_they_stand_apart_again(tmp_path: Path, run_graph: Any, biases: str) -> None:
+    path = tmp_path / "attention.onnx"
+    write_projections(path, biases=biases)
+    sample = np.random.default_rng(1).normal(0, 1, (2, 3, 5)).astype(np.float32)
+    expected = run_graph(path, sample, [0])
+    assert "Split" in [node.op_type for node in join(path)]
+    model = ir.load(path)
+    RemovePairsPass()(model)
+    ir.save(model, path)
+    operators = [node.op_type for node in model.graph]
+    assert operators.count("MatMul") == 3
+    assert operators.count("Concat") == 1
+    assert "Split" not in operators
     np.testing.assert_array_equal(run_graph(path, sample, [0]), expected)

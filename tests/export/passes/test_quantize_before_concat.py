@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,27 @@ from onnx import TensorProto, helper, numpy_helper
 
 from accuquant.export import check_model, export_onnx
 from accuquant.export.passes.quantize_before_concat import QuantizeBeforeConcatPass
+from accuquant.export.passes.remove_pairs import RemovePairsPass
 from accuquant.qparams import LayerQParams, fingerprint
 
 WEIGHT = np.random.default_rng(0).normal(0, 0.3, (6, 8, 1, 1)).astype(np.float32)
 
 
-def write_shortcut(path: Path) -> None:
-    """Write sample -> Concat(sample, Relu(sample)) -> Conv 1x1."""
+def write_shortcut(path: Path, *, readers: int = 1) -> None:
+    """Write sample -> Concat(sample, Relu(sample)) -> Conv 1x1, or the sum of several that read it."""
     nodes = [
         helper.make_node("Relu", ["sample"], ["positive"], "relu"),
         helper.make_node("Concat", ["sample", "positive"], ["both"], "concat", axis=1),
-        helper.make_node("Conv", ["both", "w"], ["out_sample"], "shortcut"),
+        helper.make_node("Conv", ["both", "w0"], ["out_sample"], "shortcut"),
     ]
+    weights = [numpy_helper.from_array(WEIGHT * (number + 1), f"w{number}") for number in range(readers)]
+    if readers > 1:
+        parts = [f"y{number}" for number in range(readers)]
+        nodes[-1:] = [
+            helper.make_node("Conv", ["both", f"w{number}"], [part], f"shortcut{number}")
+            for number, part in enumerate(parts)
+        ]
+        nodes.append(helper.make_node("Sum", parts, ["out_sample"], "sum"))
     graph = helper.make_graph(
         nodes,
         "unet",
@@ -34,7 +44,7 @@ def write_shortcut(path: Path) -> None:
             helper.make_tensor_value_info("timestep", TensorProto.INT64, [1]),
         ],
         [helper.make_tensor_value_info("out_sample", TensorProto.FLOAT, [2, 6, 5, 5])],
-        [numpy_helper.from_array(WEIGHT, "w")],
+        weights,
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
 
@@ -79,3 +89,33 @@ def test_half_precision_exports_are_written_that_way_and_others_are_not(
         operators = [node.op_type for node in onnx.load(path).graph.node]
         assert operators.count("QuantizeLinear") == pairs
         assert check_model(path) == []
+
+
+@pytest.mark.parametrize("lowering", ["rescale", "per-group"])
+def test_without_pairs_there_is_one_concatenation(exported: Callable[..., Path], lowering: str) -> None:
+    path = exported(shortcut(activation_bits=6, zero_point=5), precision="fp16", lowering=lowering)
+    model = ir.load(path)
+    assert [node.op_type for node in model.graph].count("Clip") == 2
+    RemovePairsPass()(model)
+    operators = [node.op_type for node in model.graph if node.op_type not in ("Cast", "Add")]
+    assert sorted(operators) == ["Concat", "Conv", "Relu"]
+
+
+def test_without_pairs_all_readers_have_the_one_concatenation(tmp_path: Path, recipe_of: Any) -> None:
+    """Two layers with scales of their own, and one that stays float."""
+    write_shortcut(tmp_path / "float.onnx", readers=3)
+    other = replace(
+        shortcut(zero_point=5),
+        name="other",
+        fingerprint=fingerprint(2 * WEIGHT),
+        activation_scale=np.array([0.03, 0.02, 0.01], np.float32),
+    )
+    output = tmp_path / "int8.onnx"
+    model = ir.load(
+        export_onnx(tmp_path / "float.onnx", recipe_of(shortcut(), other), output, precision="fp16")[0]
+    )
+    assert [node.op_type for node in model.graph].count("Concat") == 3
+    RemovePairsPass()(model)
+    ir.save(model, output)
+    onnx.checker.check_model(output, full_check=True)
+    assert [node.op_type for node in model.graph].count("Concat") == 1

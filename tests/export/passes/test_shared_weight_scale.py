@@ -9,15 +9,55 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from accuquant.export.passes.quantize_weights import channel_factors, shared_scale
+from accuquant.export.passes.quantize_weights import shared_scale
+
+#: A channel whose weights are all zero, among live ones.
+DEAD = np.array([1, 1, 0, 1, 1, 1])
 
 
-def test_the_shared_scale_is_a_power_of_two_below_every_channel_but_dead_ones(one_layer: Any) -> None:
-    layer = one_layer("conv").layer(weight_scale=np.array([0.011, 0.02, 0.03, 0.3, 1e-7, 0.5], np.float32))
-    assert shared_scale(layer) == 2.0**-7  # 0.5 / 64: the dead channel does not pull it down
-    factors = channel_factors(layer)
-    np.testing.assert_array_equal(factors * np.float32(2.0**-7), layer.weight_scale)
-    assert factors.max() == 64
+def test_the_shared_scale_is_a_power_of_two_below_every_channel_that_counts() -> None:
+    scales = np.array([0.011, 0.02, 0.03, 0.3, 1e-7, 0.5], np.float32)
+    live = np.ones(6, bool)
+    assert shared_scale(scales, live) == 2.0**-7  # 0.5 / 64: a channel next to zero does not pull it down
+    live[5] = False
+    assert shared_scale(scales, live) == 2.0**-8  # 0.3 / 64
+    assert shared_scale(scales, np.zeros(6, bool)) == 1
+
+
+@pytest.mark.parametrize("scale_of_zeros", [1.0, 1e30, 1e-30])
+def test_a_channel_of_zeros_does_not_make_the_others_infinite(
+    one_layer: Any, run_graph: Any, scale_of_zeros: float
+) -> None:
+    """Recipes hold the scale 1 for such a channel; outputs were 200 times as large before their factor."""
+    network = one_layer("conv", gain=0.01 * DEAD)
+    scale = (np.abs(network.weight).max(axis=(1, 2, 3)) / 127).astype(np.float32)
+    scale[2] = scale_of_zeros
+    layer = network.layer(weight_scale=scale, activation_scale=np.full(3, 186, np.float32))
+    sample = network.sample() * 6000
+    expected = network.expected(sample, layer, 999)
+    assert np.abs(expected).max() > 300
+    result = run_graph(network.lower(layer, precision="fp16")[0], sample, [999])
+    assert np.abs(result - expected).max() < 0.01 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("name", ["conv", "transposed", "gemm", "gemm-in-out", "matmul"])
+def test_a_scale_that_half_precision_cannot_hold_keeps_the_weights_size(
+    one_layer: Any, run_graph: Any, name: str
+) -> None:
+    """Scales down to 2^-27, where float16 ends at 2^-24: the levels are those of the scale in the graph."""
+    network = one_layer(name, gain=1e-6)
+    layer = network.layer(activation_scale=np.full(3, 186, np.float32))
+    assert layer.weight_scale.max() < 2.0**-24
+    sample = network.sample() * 6000
+    bias = 0 if network.bias is None else network.bias
+    broadcast = np.reshape(bias, (-1, 1, 1)) if sample.ndim == 4 else bias
+    wanted = network.expected(sample, layer, 999) - broadcast
+    found = run_graph(network.lower(layer, precision="fp16")[0], sample, [999]) - broadcast
+    # the step of float16 between two weights, on each of the products
+    products = network.weight.size // network.case.outputs if name != "transposed" else 16
+    assert np.abs(found - wanted).max() < 2.0**-25 * products * np.abs(sample).max() + 2e-3
+    assert np.corrcoef(found.ravel(), wanted.ravel())[0, 1] > 0.98
+    assert np.linalg.norm(found) < 1.2 * np.linalg.norm(wanted)
 
 
 @pytest.mark.parametrize("zero_point", [0, -100])
