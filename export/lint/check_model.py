@@ -6,7 +6,6 @@ from pathlib import Path
 
 import onnx
 
-from accuquant.errors import SourceError
 from accuquant.export.lint import check_levels, check_placement, check_scales, check_weight_axis
 from accuquant.export.lint.check_graph import GraphView, Violation, graph_views
 from accuquant.export.read.onnx_source import read_proto
@@ -26,7 +25,6 @@ def check_model(path: Path) -> list[Violation]:
     """
     path = Path(path)
     model = read_proto(path)
-    _check_validity(path)
     views = graph_views(model, path)
     found = [*_not_quantized(model, views)]
     for view in views:
@@ -47,16 +45,3 @@ def _not_quantized(model: onnx.ModelProto, views: list[GraphView]) -> list[Viola
             "Quantize it with `accuquant export`",
         )
     ]
-
-
-def _check_validity(path: Path) -> None:
-    try:
-        onnx.checker.check_model(str(path))
-    except (onnx.checker.ValidationError, ValueError, RuntimeError) as fault:
-        reason = str(fault).strip().splitlines()
-        raise SourceError(
-            f"'{path}'",
-            got=f"an invalid graph ({reason[0] if reason else type(fault).__name__})",
-            expected="a graph that onnx.checker accepts",
-            remedy="Export the model again",
-        ) from fault

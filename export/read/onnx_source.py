@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
-from onnx import external_data_helper as helper
 from onnx_ir.passes.common import (
     InlinePass,
     LiftConstantsToInitializersPass,
     RemoveInitializersFromInputsPass,
 )
 
-from accuquant._util.external_data import file_inside
+from accuquant._util.external_data import check_external_files
 from accuquant.errors import ExportError, SourceError
 from accuquant.export.read.widen_half import WidenHalfPass
 from accuquant.graph.infer_types import infer_types
+from accuquant.graph.sorting import sort_nodes
+from accuquant.graph.soundness import find_fault
 
 #: Opset that older graphs are converted to, at least: float16 scales need 19, Shape(start=...) 15.
 _TARGET_OPSET = 21
@@ -31,20 +31,20 @@ _COPY_AGAIN = "The file is damaged or incomplete: export or copy it again"
 def read_proto(path: Path) -> onnx.ModelProto:
     """Parse an .onnx without loading external data. Raises SourceError where it is not a valid one.
 
-    Every external tensor must lie inside the folder of `path`, in a file that is long enough.
+    Every external tensor must lie inside the folder of `path`, in a file that is long enough. Nodes are
+    sorted where the file's are not.
     """
     path = Path(path)
     if not path.is_file():
         raise SourceError(f"'{path}'", got="no such file", expected="an .onnx file", remedy="Check the path")
+    check_external_files(path, error=SourceError)
     try:
         model = onnx.load_model(path, format="protobuf", load_external_data=False)
+        sort_nodes(model)
     except (DecodeError, OSError, ValueError) as fault:
         raise _damaged(path, f"{type(fault).__name__}: {fault}") from fault
-    if not model.graph.node or not model.opset_import:
-        raise _damaged(path, "a file without any node" if model.opset_import else "a file without an opset")
-    for tensor in _tensors(model.graph):
-        if helper.uses_external_data(tensor):
-            _check_location(path, tensor)
+    if (reason := find_fault(model)) is not None:
+        raise _damaged(path, f"an invalid graph ({reason})")
     return model
 
 
@@ -60,7 +60,6 @@ def read_model(path: Path, *, min_opset: int = 15, keep_half: bool = False) -> i
     """
     path = Path(path)
     proto = read_proto(path)
-    _check(path)
     model = ir.serde.deserialize_model(proto)
     ir.external_data.set_base_dir(model.graph, path.parent)
     _fix_initializers(model)
@@ -81,55 +80,6 @@ def _fix_initializers(model: ir.Model) -> None:
     """Drop initializers from the graph's inputs: nobody feeds weights, and a fed one is no constant."""
     if RemoveInitializersFromInputsPass()(model).modified:
         model.ir_version = max(model.ir_version or 0, _IR_WITHOUT_INPUTS)
-
-
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-            for inner in (*((attribute.g,) if attribute.HasField("g") else ()), *attribute.graphs):
-                yield from _tensors(inner)
-
-
-def _check_location(path: Path, tensor: onnx.TensorProto) -> None:
-    info = {entry.key: entry.value for entry in tensor.external_data}
-    location = info.get("location", "")
-    target = file_inside(path.parent, location)
-    if target is None:
-        raise SourceError(
-            f"'{path}', tensor '{tensor.name}'",
-            got=f"external data at '{location}', outside the model's folder",
-            expected=f"a file beside '{path.name}'",
-            remedy="Do not trust this file. Export the model again, or put its data beside it",
-        )
-    if not target.is_file():
-        raise SourceError(
-            f"'{path}', tensor '{tensor.name}'",
-            got=f"no file '{location}' beside it",
-            expected="the model's external data in the same folder",
-            remedy=f"Copy '{location}' to '{path.parent}' too",
-        )
-    end = _number(path, info, "offset") + _number(path, info, "length")
-    if end > target.stat().st_size:
-        raise _damaged(target, f"{target.stat().st_size} bytes where tensor '{tensor.name}' ends at {end}")
-
-
-def _number(path: Path, info: dict[str, str], key: str) -> int:
-    text = info.get(key, "0")
-    if not text.isdecimal():
-        raise _damaged(path, f"external data with {key} {text!r}")
-    return int(text)
-
-
-def _check(path: Path) -> None:
-    try:
-        onnx.checker.check_model(str(path))
-    except (onnx.checker.ValidationError, ValueError, RuntimeError) as fault:
-        reason = str(fault).strip().splitlines()
-        raise _damaged(path, f"an invalid graph ({reason[0] if reason else type(fault).__name__})") from fault
 
 
 def _convert(model: ir.Model, path: Path, opset: int, target: int) -> None:
