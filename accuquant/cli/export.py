@@ -32,7 +32,14 @@ if TYPE_CHECKING:
 @click.option(
     "--inputs",
     type=existing_file,
-    help="An .npz of inputs to observe an .onnx with where there is no recipe; random ones otherwise.",
+    help="An .npz of inputs to observe an .onnx with where there is no recipe, and to compare it on; random "
+    "ones otherwise.",
+)
+@click.option(
+    "--input-names",
+    metavar="sample=NAME,timestep=NAME",
+    show_default="by their names, or their shapes",
+    help="Which inputs of an .onnx are the sample and the timestep.",
 )
 @click.option(
     "-o", "--output", type=new_path, required=True, help="A folder, or an .onnx file where SOURCE is one."
@@ -117,7 +124,7 @@ def command(source: str, recipe: Path | None, output: Path, triton: Path | None,
 
 def _check_pipeline(source: str, given: dict[str, Any]) -> None:
     """Refuse what only a pipeline can have where SOURCE is an .onnx file."""
-    if not source.endswith(".onnx"):
+    if not _is_graph(source):
         return
     for option, value in given.items():
         if value:
@@ -137,14 +144,8 @@ def run(source: str, recipe: Path | None, output: Path, options: dict[str, Any])
     _check_target(options)
     task = take_options(options)
     inputs = options.pop("inputs", None)
-    write = _write_graph if source.endswith(".onnx") else _write_pipeline
-    if inputs is not None and (recipe is not None or write is _write_pipeline):
-        raise UsageError(
-            "--inputs",
-            got="inputs to observe a graph with, which nothing would use",
-            expected="an .onnx file as SOURCE and no --recipe",
-            remedy="Leave --inputs out",
-        )
+    write = _write_graph if _is_graph(source) else _write_pipeline
+    graph_options = _graph_options(inputs, options.pop("input_names", None), write is _write_graph)
     given = options.pop("loras", ())
     if given and write is _write_graph:
         _refuse_task({"lora": given})
@@ -155,13 +156,37 @@ def run(source: str, recipe: Path | None, output: Path, options: dict[str, Any])
         loaded = _calibrate_first(source, output, {**task, "loras": given})
     else:
         _refuse_task(task)
-        loaded = _observe_first(source, inputs, output)
+        loaded = _observe_first(source, output, graph_options)
     with Bars() as progress:
         if write is _write_pipeline:
             options["loras"] = given
+        else:
+            options.update(graph_options, compared=lambda result: click.echo(str(result)))
         choice = write(source, loaded, output, progress=progress, share=progress.share, **options)
     if choice is not None:
         click.echo(str(choice))
+
+
+def _is_graph(source: str) -> bool:
+    """Return whether SOURCE is an .onnx file, however its ending is written."""
+    return source.lower().endswith(".onnx")
+
+
+def _graph_options(inputs: Path | None, names: str | None, is_graph: bool) -> dict[str, Any]:
+    """Return what only an .onnx takes; refuse it for a pipeline, where nothing would use it."""
+    for option, value in (("--inputs", inputs), ("--input-names", names)):
+        if value is not None and not is_graph:
+            raise UsageError(
+                option,
+                got="a choice for a graph, which nothing would use",
+                expected="an .onnx file as SOURCE",
+                remedy=f"Leave {option} out",
+            )
+    if names is None:
+        return {"inputs": inputs}
+    from accuquant.export.read.onnx_inputs import parse_names
+
+    return {"inputs": inputs, "input_names": parse_names(names)}
 
 
 def _check_target(options: dict[str, Any]) -> None:
@@ -200,15 +225,15 @@ def _refuse_task(task: dict[str, Any]) -> None:
         )
 
 
-def _observe_first(source: str, inputs: Path | None, output: Path) -> Recipe:
+def _observe_first(source: str, output: Path, options: dict[str, Any]) -> Recipe:
     """Observe the graph alone, and keep the recipe beside `output`."""
     from accuquant.cli._progress import Bars
     from accuquant.observation.observe_onnx import OBSERVED, observe_onnx
 
     with Bars() as progress:
         progress.stage(f"observing {source}", 100)
-        recipe = observe_onnx(Path(source), inputs=inputs, progress=progress.share)
-    given = f"the inputs in {inputs}" if inputs else "random inputs"
+        recipe = observe_onnx(Path(source), progress=progress.share, **options)
+    given = f"the inputs in {options['inputs']}" if options["inputs"] else "random inputs"
     click.echo(f"No --recipe: scales are {OBSERVED}, on {given}.", err=True)
     click.echo(
         "For images that stay the same, run `accuquant calibrate` on its pipeline and give --recipe.",

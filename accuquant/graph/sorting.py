@@ -18,10 +18,14 @@ def sort_nodes(model: onnx.ModelProto) -> None:
     if _is_sorted(graph):
         return
     # Only names decide, and a copy without attributes and weights has them all.
-    bare = onnx.GraphProto(name="order", input=graph.input, output=graph.output)
+    written = {name for node in graph.node for name in node.output if name}
+    bare = onnx.GraphProto(name="order")
     for number, node in enumerate(graph.node):
         bare.node.add(
-            op_type="Node", name=str(number), input=sorted(set(reads(node)) - {""}), output=node.output
+            op_type="Node",
+            name=str(number),
+            input=sorted(written.intersection(reads(node))),
+            output=node.output,
         )
     ordered = ir.serde.deserialize_graph(bare)
     ordered.sort()

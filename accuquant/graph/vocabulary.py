@@ -7,3 +7,9 @@ LAYER_KEY = "accuquant.layer"
 
 #: Operator -> the layer kind of a recipe that it computes.
 LAYER_KINDS = {"Conv": "conv2d", "ConvTranspose": "conv_transpose2d", "Gemm": "linear", "MatMul": "linear"}
+
+#: Graph metadata that no file holds: the Signature in the names that a foreign graph has for its inputs.
+SIGNATURE_KEY = "accuquant.signature"
+
+#: Model metadata of an exported .onnx: how far it is from its source, as JSON.
+COMPARED_KEY = "accuquant.compared"

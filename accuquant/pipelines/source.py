@@ -14,9 +14,11 @@ from torch import nn
 from accuquant.errors import SourceError
 from accuquant.networks.network import signature_of
 from accuquant.networks.signature import Signature
+from accuquant.pipelines.config_limits import check_numbers
 from accuquant.pipelines.fuse_lora import fuse_into_network
 from accuquant.pipelines.lora import Lora
 
+_CONFIGS = ("config.json", "scheduler_config.json")
 #: Pipeline attributes that hold the denoising network.
 COMPONENTS = ("unet", "transformer")
 
@@ -146,6 +148,8 @@ def _load_part(folder: Path, index: dict[str, Any], part: str) -> Any:
             expected="a class of the installed diffusers library",
             remedy="Save the pipeline with diffusers, or upgrade diffusers",
         )
+    for name in _CONFIGS:
+        check_numbers(folder / part / name)
     arguments: dict[str, Any] = {"subfolder": part, "local_files_only": True}
     missing: list[str] = []
     try:

@@ -11,7 +11,7 @@ from accuquant._util.progress import Progress, Silent
 from accuquant.export.for_target.candidates import FloatGraph
 from accuquant.export.for_target.settle import Auto, Share, keep, pick, scratch_beside, settle
 from accuquant.export.passes.lowering import Affine, Lowering, Precision, choose_opset
-from accuquant.export.read.onnx_source import read_model
+from accuquant.export.read.network_graph import read_network
 from accuquant.export.write import onnx_file
 from accuquant.export_choice import ExportChoice
 from accuquant.recipe import Recipe
@@ -40,7 +40,7 @@ def export_onnx_for(
     onnx_file.check_output(path, output)
 
     def read() -> ir.Model:
-        return read_model(path, min_opset=opset)
+        return read_network(path, recipe, min_opset=opset, **pick(options, "input_names"))
 
     graph = FloatGraph(read, output.name, f"{output.stem}_", **pick(options, "external_data"))
     with scratch_beside(output) as scratch:

@@ -9,6 +9,7 @@ import onnx
 from accuquant.export.lint import check_levels, check_placement, check_scales, check_weight_axis
 from accuquant.export.lint.check_graph import GraphView, Violation, graph_views
 from accuquant.export.read.onnx_source import read_proto
+from accuquant.graph.quantized_family import REMEDY, quantized_family
 
 __all__ = ["Violation", "check_model"]
 
@@ -19,12 +20,14 @@ RULES = (*check_levels.RULES, *check_scales.RULES, *check_weight_axis.RULES, *ch
 def check_model(path: Path) -> list[Violation]:
     """Return every violation of TensorRT's int8 rules in an .onnx file, none for a file that follows them.
 
-    Weights are not read, so files with gigabytes of external data take no more memory than their nodes.
-    Raises SourceError for a file that is missing, damaged, invalid, or whose external data lies outside
-    its folder.
+    A file in another format of quantization has one violation, which names its operators. Weights are not
+    read, so files with gigabytes of external data take no more memory than their nodes. Raises SourceError
+    for a file that is missing, damaged, invalid, or whose external data lies outside its folder.
     """
     path = Path(path)
     model = read_proto(path)
+    if (family := quantized_family(node.op_type for node in model.graph.node)) is not None:
+        return [Violation("other-quantization", model.graph.name or "graph", family, REMEDY)]
     views = graph_views(model, path)
     found = [*_not_quantized(model, views)]
     for view in views:

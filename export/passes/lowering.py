@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import (
     ClearMetadataAndDocStringPass,
@@ -25,6 +26,8 @@ from accuquant.export.passes.quantize_activations import QuantizeActivationsPass
 from accuquant.export.passes.quantize_before_concat import QuantizeBeforeConcatPass
 from accuquant.export.passes.quantize_weights import QuantizeWeightsPass
 from accuquant.export.passes.store_half import AUTO_ABOVE, StoreHalfPass
+from accuquant.graph.vocabulary import SIGNATURE_KEY
+from accuquant.networks.signature import Signature
 from accuquant.recipe import Recipe
 
 #: Called with what happens now and the share of the work that is done, from 0 to 1.
@@ -43,6 +46,8 @@ _HALVES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 #: QDQ pairs with float16 scales need opset 19, Conv in bfloat16 needs 22.
 _MIN_OPSET = {"fp32": 19, "fp16": 19, "bf16": 22}
 _DEFAULT_OPSET = 21
+#: The newest that torch's exporter and onnxscript's converter write.
+_MAX_OPSET = 25
 
 
 @dataclass(frozen=True)
@@ -73,15 +78,16 @@ class LoweringOptions:
 
 
 def choose_opset(opset: int | None, precision: Precision) -> int:
-    """Return `opset`, or the default for `precision` where it is None. Raises UsageError if it is too low."""
+    """Return `opset`, or the default for `precision`. Raises UsageError where it is too low or too high."""
     lowest = _MIN_OPSET[precision]
     if opset is None:
         return max(lowest, _DEFAULT_OPSET)
-    if opset < lowest:
+    highest = min(onnx.defs.onnx_opset_version(), _MAX_OPSET)
+    if not lowest <= opset <= highest:
         raise UsageError(
             "--opset",
             got=f"{opset} with --precision {precision}",
-            expected=f"{lowest} or later",
+            expected=f"{lowest} to {highest}",
             remedy=f"Give --opset {max(lowest, _DEFAULT_OPSET)}, or leave it out",
         )
     return opset
@@ -107,6 +113,12 @@ def lower(model: ir.Model, recipe: Recipe, options: LoweringOptions, digest: str
     return [_finish(model.clone(), recipe, options, digest, group) for group in range(len(recipe.groups))]
 
 
+def signature_of_graph(graph: ir.Graph, recipe: Recipe) -> Signature:
+    """Return the signature in the graph's own names, where read_network noted them, else the recipe's."""
+    named: Signature = graph.meta.get(SIGNATURE_KEY, recipe.signature)
+    return named
+
+
 def _forget_origin(model: ir.Model) -> None:
     """Drop stack traces and doc strings, which name files of the machine that traced the network."""
     kept = {node: dict(node.metadata_props) for node in model.graph}
@@ -123,6 +135,7 @@ def _finish(
         recipe.groups,
         group=group,
         affine=options.affine,
+        timestep=signature_of_graph(model.graph, recipe).timestep.name,
         timestep_divisor=recipe.signature.timestep_divisor,
     )(model)
     if options.precision in _HALVES:
@@ -145,7 +158,9 @@ def _describe(
             "accuquant.group_edges": json.dumps(list(recipe.groups.edges)),
             "accuquant.lowering": options.lowering,
             "accuquant.precision": options.precision,
-            "accuquant.signature": json.dumps(recipe.signature.to_dict(), sort_keys=True),
+            "accuquant.signature": json.dumps(
+                signature_of_graph(model.graph, recipe).to_dict(), sort_keys=True
+            ),
             "accuquant.recipe_sha256": digest,
         }
     )

@@ -15,14 +15,17 @@ from onnx_ir.passes.common import (
 )
 
 from accuquant._util.external_data import check_external_files
-from accuquant.errors import ExportError, SourceError
+from accuquant.errors import ExportError, MissingDependencyError, SourceError
 from accuquant.export.read.widen_half import WidenHalfPass
 from accuquant.graph.infer_types import infer_types
+from accuquant.graph.quantized_family import REMEDY, quantized_family
 from accuquant.graph.sorting import sort_nodes
 from accuquant.graph.soundness import find_fault
 
 #: Opset that older graphs are converted to, at least: float16 scales need 19, Shape(start=...) 15.
 _TARGET_OPSET = 21
+#: The last opset in which Resize knows no coordinate_transformation_mode.
+_LAST_ASYMMETRIC = 10
 #: The first IR version in which an initializer need not be a graph input.
 _IR_WITHOUT_INPUTS = 4
 _COPY_AGAIN = "The file is damaged or incomplete: export or copy it again"
@@ -48,6 +51,18 @@ def read_proto(path: Path) -> onnx.ModelProto:
     return model
 
 
+def read_float(path: Path, *, min_opset: int = 15) -> ir.Model:
+    """Read a float .onnx that is to be quantized, as read_model does.
+
+    Raises SourceError that names the operators of a file that another tool has quantized.
+    """
+    model = read_model(path, min_opset=min_opset)
+    family = quantized_family(node.op_type for node in model.graph)
+    if family is not None:
+        raise SourceError(f"'{path}'", got=family, expected="a graph in float", remedy=REMEDY)
+    return model
+
+
 def read_model(path: Path, *, min_opset: int = 15, keep_half: bool = False) -> ir.Model:
     """Read a float .onnx as onnx-ir; external data is mapped, not loaded.
 
@@ -67,6 +82,8 @@ def read_model(path: Path, *, min_opset: int = 15, keep_half: bool = False) -> i
     opset = model.opset_imports.get("", 0)
     if opset < min_opset:
         _convert(model, path, opset, max(min_opset, _TARGET_OPSET))
+        if opset <= _LAST_ASYMMETRIC:
+            _keep_asymmetric(model.graph)
         # the conversion goes through a serialized model, which does not know its folder
         ir.external_data.set_base_dir(model.graph, path.parent)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
@@ -76,6 +93,14 @@ def read_model(path: Path, *, min_opset: int = 15, keep_half: bool = False) -> i
     return model
 
 
+def _keep_asymmetric(graph: ir.Graph) -> None:
+    """Let each Resize compute what it did before opset 11, when there was one rule; the converter drops it."""
+    for node in ir.traversal.RecursiveGraphIterator(graph):
+        if node.op_type == "Resize" and node.domain == "":
+            for key, value in (("coordinate_transformation_mode", "asymmetric"), ("nearest_mode", "floor")):
+                node.attributes[key] = ir.AttrString(key, value)
+
+
 def _fix_initializers(model: ir.Model) -> None:
     """Drop initializers from the graph's inputs: nobody feeds weights, and a fed one is no constant."""
     if RemoveInitializersFromInputsPass()(model).modified:
@@ -83,8 +108,15 @@ def _fix_initializers(model: ir.Model) -> None:
 
 
 def _convert(model: ir.Model, path: Path, opset: int, target: int) -> None:
-    from onnxscript.version_converter import ConvertVersionPass
-
+    try:
+        from onnxscript.version_converter import ConvertVersionPass
+    except ImportError as fault:
+        raise MissingDependencyError(
+            f"'{path}'",
+            got=f"opset {opset} and no package onnxscript",
+            expected="onnxscript, which converts older graphs",
+            remedy=f"pip install onnxscript, or export the network again with opset_version={target}",
+        ) from fault
     logger = logging.getLogger("onnxscript.version_converter")
     level = logger.level
     logger.setLevel(logging.ERROR)  # it warns that it falls back to onnx's own converter, which is meant

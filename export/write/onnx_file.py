@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from accuquant._util.external_data import external_files
 from accuquant.errors import EngineError, ExportError
+from accuquant.export.passes.layer_match import MatchLayersPass
 from accuquant.export.passes.lowering import (
     Affine,
     FloatWeights,
@@ -18,7 +20,8 @@ from accuquant.export.passes.lowering import (
     Progress,
     choose_opset,
 )
-from accuquant.export.read.onnx_source import read_model
+from accuquant.export.read.network_graph import read_network
+from accuquant.export.write.compare import Comparison, SourceComparison
 from accuquant.export.write.lowered_files import possible_files, write_lowered
 from accuquant.recipe import Recipe
 
@@ -34,6 +37,9 @@ def export_onnx(
     float_weights: FloatWeights = "auto",
     opset: int | None = None,
     external_data: bool | None = None,
+    inputs: Path | None = None,
+    input_names: Mapping[str, str] | None = None,
+    compared: Callable[[Comparison], None] | None = None,
     progress: Progress | None = None,
 ) -> list[Path]:
     """Quantize the float graph at `path` by `recipe` -> the files written, .onnx first.
@@ -41,8 +47,11 @@ def export_onnx(
     The graph may come from either exporter of torch or from Optimum: layers are found by the content of
     their weights. "per-group" writes `<stem>_group_00.onnx` and so on beside `output`, and one data file
     that they share. A graph older than `opset` (None: 21, or 22 for bf16) is converted. Files appear whole
-    or not at all. Raises SourceError for a file that cannot be read, ExportError where a layer of the recipe
-    is not in the graph.
+    or not at all. `input_names` gives the input that is the "sample" or the "timestep" where no name does.
+    Source, float graph and int8 graph are compared on the first call of the .npz `inputs`, or on a
+    random one; `compared` is told the result, which the files hold too. Raises SourceError for a file that
+    cannot be read, ExportError where a layer of the recipe is not in the graph, or the graph as it was read
+    is not what the file computes.
     """
     say = progress or (lambda _text, _share: None)
     options = LoweringOptions(lowering, precision, affine, float_weights)
@@ -50,7 +59,10 @@ def export_onnx(
     path, output = Path(path), Path(output)
     check_output(path, output)
     say("reading the graph", 0.0)
-    model = read_model(path, min_opset=opset)
+    model = read_network(path, recipe, min_opset=opset, input_names=input_names)
+    MatchLayersPass(recipe.layers)(model)
+    say("comparing with the source", 0.1)
+    comparison = SourceComparison(model, path, recipe, inputs=inputs, input_names=input_names)
     output.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{output.stem}.", dir=output.parent))
     try:
@@ -64,12 +76,15 @@ def export_onnx(
             external_data=external_data,
             say=lambda text, share: say(text, 0.4 + 0.6 * share),
         )
+        result = comparison.finish([staging / name for name in files.graphs], recipe)
         written = (*files.graphs, *files.others)
         # the data file goes first: a graph that is there can be loaded
         for name in reversed(written):
             os.replace(staging / name, output.parent / name)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+    if compared is not None:
+        compared(result)
     say("done", 1.0)
     return [output.parent / name for name in written]
 

@@ -1,12 +1,13 @@
-"""Inputs to observe a float ONNX with: the user's own arrays, or random ones."""
+"""The inputs of a float ONNX: which is the sample, which the timestep, and arrays to run it with."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
@@ -17,8 +18,14 @@ from accuquant.networks.signature import Dim, Signature, TensorSpec
 Feed = dict[str, npt.NDArray[Any]]
 
 #: Names that exporters give to the input that is denoised.
-_SAMPLES = ("sample", "hidden_states", "latent_model_input", "x")
-_TIMESTEPS = ("timestep", "timesteps", "t")
+_SAMPLES = ("sample", "hidden_states", "latent_model_input", "x", "x_t", "latent", "latents", "noisy_latents")
+_SIGMAS = ("sigma", "sigmas")
+_TIMESTEPS = ("timestep", "timesteps", "t", "time", "time_step", "ts", *_SIGMAS)
+#: Vectors that are no timestep, whatever else they are.
+_NO_TIMESTEP = ("class_labels", "labels", "y", "guidance", "guidance_scale", "mask")
+#: The noise levels of Stable Diffusion's schedule, for an input that takes them instead of timesteps.
+_SIGMA_RANGE = (14.6, 0.03)
+_ROLES = ("sample", "timestep")
 #: Extents of random inputs where the graph leaves them open: [axis of an image], tokens, anything else.
 _IMAGE, _TOKENS, _BATCH = 32, 77, 1
 _TRAIN_TIMESTEPS = 1000
@@ -34,6 +41,11 @@ class OnnxInputs:
     timestep: str
     output: TensorSpec
 
+    @property
+    def takes_sigma(self) -> bool:
+        """Whether what stands for the timestep is called as noise levels are."""
+        return self.timestep in _SIGMAS
+
     def signature(self) -> Signature:
         """Return them as a Signature, with the extents of random inputs as sizes."""
         by_name = {spec.name: spec for spec in self.specs}
@@ -42,43 +54,100 @@ class OnnxInputs:
         return Signature("onnx", by_name[self.sample], by_name[self.timestep], others, self.output, sizes)
 
 
-def inputs_of(graph: ir.Graph, path: Path) -> OnnxInputs:
-    """Read the inputs of a graph. Raises SourceError where sample or timestep cannot be told."""
+def inputs_of(graph: ir.Graph, path: Path, names: Mapping[str, str] | None = None) -> OnnxInputs:
+    """Read the inputs of a graph.
+
+    `names` gives the input that is the "sample", or the "timestep"; else it is known by its name, or by being
+    the only image, or the only number or vector. Raises SourceError where it cannot be told, UsageError for
+    names that the graph does not have.
+    """
     specs = tuple(_spec(value) for value in graph.inputs)
-    names = [spec.name for spec in specs]
-    sample = next((n for n in _SAMPLES if n in names), None) or next(
-        (s.name for s in specs if len(s.shape) == 4), None
-    )
-    timestep = next((n for n in _TIMESTEPS if n in names), None)
+    given = _checked(names or {}, specs)
+    sample = given.get("sample") or _named(specs, _SAMPLES) or _only(specs, 4, 4)
+    others = tuple(spec for spec in specs if spec.name not in (sample, *_NO_TIMESTEP))
+    timestep = given.get("timestep") or _named(others, _TIMESTEPS) or _only(others, 0, 1)
     if sample is None or timestep is None:
         raise SourceError(
             f"'{path}'",
-            got=f"the inputs {', '.join(names)}",
+            got=f"the inputs {', '.join(spec.name for spec in specs)}",
             expected=f"one of {', '.join(_SAMPLES)}, and one of {', '.join(_TIMESTEPS)}",
-            remedy="Export a denoising network with diffusers' input names",
+            remedy="Say which they are: --input-names sample=NAME,timestep=NAME",
         )
     return OnnxInputs(specs, sample, timestep, _spec(graph.outputs[0]))
 
 
-def random_feeds(inputs: OnnxInputs, count: int, seed: int) -> list[Feed]:
-    """Return `count` random feeds: normal floats, zeros for integers, timesteps spread over the schedule."""
+def parse_names(text: str) -> dict[str, str]:
+    """Read "sample=x,timestep=time", what `--input-names` takes. Raises UsageError."""
+    names = dict(part.strip().partition("=")[::2] for part in text.split(","))
+    if not set(names) <= set(_ROLES) or not all(names.values()) or len(names) != len(text.split(",")):
+        raise UsageError(
+            "--input-names",
+            got=repr(text[:100]),
+            expected="sample=NAME, timestep=NAME or both; other inputs keep their names",
+            remedy="Give --input-names sample=x,timestep=time, for example",
+        )
+    return names
+
+
+def _checked(names: Mapping[str, str], specs: Sequence[TensorSpec]) -> Mapping[str, str]:
+    known = [spec.name for spec in specs]
+    unknown = [name for name in names.values() if name not in known]
+    if unknown or len(set(names.values())) != len(names):
+        raise UsageError(
+            "--input-names",
+            got=", ".join(unknown) or "one input for two things",
+            expected=f"inputs of the graph: {', '.join(known)}",
+            remedy="Name one of them for the sample and one for the timestep",
+        )
+    return names
+
+
+def _named(specs: Sequence[TensorSpec], names: Sequence[str]) -> str | None:
+    there = {spec.name for spec in specs}
+    return next((name for name in names if name in there), None)
+
+
+def _only(specs: Sequence[TensorSpec], lowest: int, highest: int) -> str | None:
+    """Return the one input of so many axes, None where there are several."""
+    found = [spec.name for spec in specs if lowest <= len(spec.shape) <= highest]
+    return found[0] if len(found) == 1 else None
+
+
+def random_feeds(
+    inputs: OnnxInputs, count: int, seed: int, *, sizes: Mapping[str, int] | None = None
+) -> list[Feed]:
+    """Return `count` random feeds: normal floats, zeros for integers, timesteps spread over the schedule.
+
+    `sizes` gives extents that are not to be guessed.
+    """
     rng = np.random.default_rng(seed)
-    sizes = inputs.signature().sizes
+    known = {**inputs.signature().sizes, **(sizes or {})}
     feeds = []
     for number in range(count):
         feed: Feed = {}
         for spec in inputs.specs:
-            shape = spec.resolve(sizes)
+            shape, dtype = spec.resolve(known), np.dtype(spec.dtype)
             if spec.name == inputs.timestep:
-                value = _TRAIN_TIMESTEPS * (1 - (number + 0.5) / count)
-                feed[spec.name] = np.full(shape, value).astype(spec.dtype)
-            elif np.dtype(spec.dtype).kind == "f":
-                feed[spec.name] = rng.standard_normal(shape).astype(spec.dtype)
+                feed[spec.name] = np.full(shape, _timestep(spec.name, (number + 0.5) / count)).astype(dtype)
+            elif _is_float(dtype):
+                feed[spec.name] = rng.standard_normal(shape).astype(dtype)
             else:
                 ones = "mask" in spec.name
-                feed[spec.name] = np.full(shape, ones, spec.dtype)
+                feed[spec.name] = np.full(shape, ones, dtype)
         feeds.append(feed)
     return feeds
+
+
+def _timestep(name: str, share: float) -> float:
+    """Return the timestep, or the noise level, after `share` of the schedule."""
+    if name in _SIGMAS:
+        return float(_SIGMA_RANGE[0] ** (1 - share) * _SIGMA_RANGE[1] ** share)
+    return _TRAIN_TIMESTEPS * (1 - share)
+
+
+def _is_float(dtype: np.dtype[Any]) -> bool:
+    """Return whether a type is a float; numpy has no kind for bfloat16."""
+    return dtype.kind == "f" or dtype == ml_dtypes.bfloat16
 
 
 def load_feeds(path: Path, inputs: OnnxInputs) -> list[Feed]:
@@ -106,11 +175,18 @@ def load_feeds(path: Path, inputs: OnnxInputs) -> list[Feed]:
     total = known.pop() if known else 1
     return [
         {
-            name: np.asarray(array if counts[name] is None else array[number], expected[name].dtype)
+            name: _typed(array if counts[name] is None else array[number], np.dtype(expected[name].dtype))
             for name, array in arrays.items()
         }
         for number in range(total)
     ]
+
+
+def _typed(array: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Convert to `dtype`; numpy saves bfloat16 as two bytes without a type."""
+    if array.dtype == np.dtype("V2") and dtype == ml_dtypes.bfloat16:
+        return array.view(dtype)
+    return np.asarray(array).astype(dtype)
 
 
 def timestep_values(feeds: list[Feed], inputs: OnnxInputs) -> list[float]:
