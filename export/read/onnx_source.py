@@ -94,7 +94,7 @@ def read_model(path: Path, *, min_opset: int = 15, keep_half: bool = False) -> i
 
 
 def _keep_asymmetric(graph: ir.Graph) -> None:
-    """Let each Resize compute what it did before opset 11, when there was one rule; the converter drops it."""
+    """Let each Resize compute what it did before opset 11, by the one rule that the converter drops."""
     for node in ir.traversal.RecursiveGraphIterator(graph):
         if node.op_type == "Resize" and node.domain == "":
             for key, value in (("coordinate_transformation_mode", "asymmetric"), ("nearest_mode", "floor")):
