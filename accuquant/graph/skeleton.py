@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import onnx
+import onnx.numpy_helper
 
 from accuquant._util.external_data import open_message
 from accuquant._util.protobuf import BYTES, Buffer, Field, encode_field, fields
@@ -40,6 +41,7 @@ def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
         getattr(graph, field).extend(getattr(model.graph, field))
     for tensor in model.graph.initializer:
         if tensor.ByteSize() <= _SMALL:
+            check_small(tensor)
             graph.initializer.append(tensor)
         else:
             _check_values(tensor, len(tensor.raw_data) if tensor.HasField("raw_data") else None)
@@ -52,6 +54,20 @@ def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 def element_bits(data_type: int) -> int:
     """Return how many bits an element takes, 0 where the type is unknown or has no fixed size."""
     return _BITS.get(data_type, 0)
+
+
+def check_small(tensor: onnx.TensorProto) -> None:
+    """Raise ValueError unless a tensor that is not external holds as many values as it declares."""
+    if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.ByteSize() > _SMALL:
+        return
+    if tensor.data_type != onnx.TensorProto.STRING and not element_bits(tensor.data_type):
+        raise ValueError(f"tensor {tensor.name[:80]!r} of unknown type {tensor.data_type}")
+    if any(extent < 0 for extent in tensor.dims) or math.prod(tensor.dims) > 8 * _SMALL:
+        raise ValueError(f"tensor {tensor.name[:80]!r} of {math.prod(tensor.dims):.2g} elements")
+    try:
+        onnx.numpy_helper.to_array(tensor)
+    except Exception as fault:  # numpy and onnx raise many unrelated kinds
+        raise ValueError(f"tensor {tensor.name[:80]!r} without the values that it declares") from fault
 
 
 def _bits() -> Mapping[int, int]:
@@ -89,10 +105,12 @@ def _model(data: Buffer) -> Iterator[bytes]:
 
 def _graph(data: Buffer, graph: Field) -> Iterator[bytes]:
     for field in fields(data, graph.start, graph.end):
-        large = field.end - field.start > _SMALL
-        if large and field.number == _GRAPH_INITIALIZER and field.wire == BYTES:
+        if field.number != _GRAPH_INITIALIZER or field.wire != BYTES:
+            yield data[field.begin : field.end]
+        elif field.end - field.start > _SMALL:
             yield encode_field(_GRAPH_INITIALIZER, _header(data, field))
         else:
+            check_small(_tensor(data[field.start : field.end]))
             yield data[field.begin : field.end]
 
 

@@ -15,7 +15,7 @@ from onnx import numpy_helper
 
 from accuquant._util.external_data import check_external_files
 from accuquant.errors import AccuQuantError
-from accuquant.graph.skeleton import element_bits, read_skeleton, without_weights
+from accuquant.graph.skeleton import check_small, element_bits, read_skeleton, without_weights
 from accuquant.graph.sorting import sort_nodes
 
 #: Elements that an input or output may declare: an image of 16384 x 16384 x 3 has 0.8 G.
@@ -138,6 +138,10 @@ def _attribute_faults(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> I
     where = f"{node.op_type[:40]} {node.name[:80]!r} with {attribute.name[:40]}"
     if attribute.HasField("t"):
         yield from _tensor_faults(attribute.t)
+        try:
+            check_small(attribute.t)
+        except ValueError as fault:
+            yield str(fault)
     if attribute.name not in (*_POSITIVE, "pads", "output_padding", "output_shape"):
         return
     if any(abs(number) > _LARGEST_STEP for number in numbers):

@@ -154,6 +154,8 @@ def _inputs_of(layer: OnnxLayer) -> list[str]:
 
 
 def _draw(flat: npt.NDArray[Any], rng: np.random.Generator) -> npt.NDArray[np.float32]:
+    if not flat.size:  # an extent of 0: nothing was seen
+        return flat.astype(np.float32)
     picks = rng.integers(flat.size, size=min(flat.size, _VALUES_PER_CALL))
     return np.concatenate([[flat.min(), flat.max()], flat[picks]]).astype(np.float32)
 
@@ -174,6 +176,13 @@ def _qparams(
     layer: OnnxLayer, samples: Samples, weight_bits: int, activation_bits: int, observer: str
 ) -> LayerQParams:
     weight = np.asarray(layer.weight.load(), np.float32)
+    if not np.isfinite(weight).all():
+        raise SourceError(
+            f"layer '{layer.name}'",
+            got="a weight with values that are NaN or infinite",
+            expected="finite weights",
+            remedy="Export the network again from a checkpoint whose weights are finite",
+        )
     values = samples[layer.name]
     zero_point = choose_zero_point(values, activation_bits)
     scale = observer_named(observer)(values[0], activation_bits, zero_point)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ _TIMESTEPS = ("timestep", "timesteps", "t", "time", "time_step", "ts", *_SIGMAS)
 _NO_TIMESTEP = ("class_labels", "labels", "y", "guidance", "guidance_scale", "mask")
 #: The noise levels of Stable Diffusion's schedule, for an input that takes them instead of timesteps.
 _SIGMA_RANGE = (14.6, 0.03)
+#: 2048 x 2048 x 4 elements.
+_LARGEST_RANDOM = 2**24
 _ROLES = ("sample", "timestep")
 #: Extents of random inputs where the graph leaves them open: [axis of an image], tokens, anything else.
 _IMAGE, _TOKENS, _BATCH = 32, 77, 1
@@ -126,7 +129,7 @@ def random_feeds(
     for number in range(count):
         feed: Feed = {}
         for spec in inputs.specs:
-            shape, dtype = spec.resolve(known), np.dtype(spec.dtype)
+            shape, dtype = _bounded(spec, spec.resolve(known)), np.dtype(spec.dtype)
             if spec.name == inputs.timestep:
                 feed[spec.name] = np.full(shape, _timestep(spec.name, (number + 0.5) / count)).astype(dtype)
             elif _is_float(dtype):
@@ -136,6 +139,18 @@ def random_feeds(
                 feed[spec.name] = np.full(shape, ones, dtype)
         feeds.append(feed)
     return feeds
+
+
+def _bounded(spec: TensorSpec, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return `shape`. Raises UsageError where a file asks for inputs that are empty or fill the memory."""
+    if 0 < math.prod(shape) <= _LARGEST_RANDOM:
+        return shape
+    raise UsageError(
+        f"input '{spec.name[:80]}'",
+        got=f"shape {list(shape)}",
+        expected=f"1 to {_LARGEST_RANDOM} elements, to fill with random values",
+        remedy=_REMEDY,
+    )
 
 
 def _timestep(name: str, share: float) -> float:

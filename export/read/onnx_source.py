@@ -15,7 +15,7 @@ from onnx_ir.passes.common import (
 )
 
 from accuquant._util.external_data import check_external_files
-from accuquant.errors import ExportError, MissingDependencyError, SourceError
+from accuquant.errors import AccuQuantError, ExportError, MissingDependencyError, SourceError, last_line
 from accuquant.export.read.widen_half import WidenHalfPass
 from accuquant.graph.infer_types import infer_types
 from accuquant.graph.quantized_family import REMEDY, quantized_family
@@ -75,6 +75,20 @@ def read_model(path: Path, *, min_opset: int = 15, keep_half: bool = False) -> i
     """
     path = Path(path)
     proto = read_proto(path)
+    try:
+        return _prepared(proto, path, min_opset, keep_half=keep_half)
+    except AccuQuantError:
+        raise
+    except Exception as fault:  # onnx, onnx-ir and onnxscript raise many kinds
+        raise SourceError(
+            f"'{path}'",
+            got=f"a graph that onnx-ir cannot read ({type(fault).__name__}: {last_line(fault)})",
+            expected="a graph whose types, shapes and operators fit together",
+            remedy=f"Export the network again with opset_version={_TARGET_OPSET}",
+        ) from fault
+
+
+def _prepared(proto: onnx.ModelProto, path: Path, min_opset: int, *, keep_half: bool) -> ir.Model:
     model = ir.serde.deserialize_model(proto)
     ir.external_data.set_base_dir(model.graph, path.parent)
     _fix_initializers(model)
@@ -82,10 +96,10 @@ def read_model(path: Path, *, min_opset: int = 15, keep_half: bool = False) -> i
     opset = model.opset_imports.get("", 0)
     if opset < min_opset:
         _convert(model, path, opset, max(min_opset, _TARGET_OPSET))
-        if opset <= _LAST_ASYMMETRIC:
-            _keep_asymmetric(model.graph)
         # the conversion goes through a serialized model, which does not know its folder
         ir.external_data.set_base_dir(model.graph, path.parent)
+        if opset <= _LAST_ASYMMETRIC:
+            _keep_asymmetric(model.graph)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     infer_types(model)
     if not keep_half:

@@ -135,7 +135,7 @@ class SourceComparison:
                 expected="inputs that fit together",
                 remedy="Give --inputs FILE.npz with arrays of the sizes that the network takes",
             ) from fault
-        if all(np.isfinite(np.asarray(array, np.float64)).all() for array in outputs):
+        if all(array.dtype.kind in "fiub" and np.isfinite(array).all() for array in outputs):
             self._outputs = outputs
         else:
             self._reasons.append(f"the float graph's output is not finite on {self._given}; give --inputs")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from contextlib import suppress
 
 import onnx
 from foreign_graphs import tiny_network
@@ -102,7 +103,8 @@ def _attribute(model: onnx.ModelProto, rng: random.Random) -> None:
     node = _node(model, rng)
     if node.attribute and rng.random() < 0.5:
         found = rng.choice(node.attribute)
-        found.ints[:] = [rng.choice(NUMBERS) for _ in range(rng.randrange(6))]
+        del found.ints[:]
+        found.ints.extend(rng.choice(NUMBERS) for _ in range(rng.randrange(6)))
         if rng.random() < 0.3:
             found.type = rng.choice(AttributeProto.AttributeType.values())
         return
@@ -110,7 +112,7 @@ def _attribute(model: onnx.ModelProto, rng: random.Random) -> None:
         ("pads", "strides", "dilations", "group", "kernel_shape", "auto_pad", "axis", "to", "mode")
     )
     value = rng.choice((rng.choice(NUMBERS), [rng.choice(NUMBERS) for _ in range(4)], rng.choice(TEXTS), 0.5))
-    node.attribute.append(helper.make_attribute(name, value, attr_type=None if value != [] else 7))
+    node.attribute.append(helper.make_attribute(name, value))
 
 
 def _external(model: onnx.ModelProto, rng: random.Random) -> None:
@@ -167,7 +169,8 @@ def mutated(seed: int) -> bytes:
     model = tiny_network(opset=rng.choice((13, 21, 21, 21)))
     if rng.random() < 0.8:
         for _ in range(rng.choice((1, 1, 1, 2, 3))):
-            rng.choice(CHANGES)(model, rng)
+            with suppress(IndexError, ValueError):  # an earlier change left nothing to choose from
+                rng.choice(CHANGES)(model, rng)
         return bytes(model.SerializeToString())
     content = bytearray(model.SerializeToString())
     if rng.random() < 0.4:

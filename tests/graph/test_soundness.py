@@ -74,6 +74,10 @@ FAULTS: dict[str, tuple[Change, str]] = {
         "8000 bytes in tensor 'wide', which declares 9216",
     ),
     "a weight of 2^60": (lambda m: m.graph.initializer[1].dims.__setitem__(0, 2**60), "'small' of"),
+    "a small weight of other bytes": (
+        lambda m: setattr(m.graph.initializer[1], "raw_data", bytes(8)),
+        "'small' without the values",
+    ),
     "pads of 2^40": (
         lambda m: m.graph.node[0].attribute[0].ints.__setitem__(0, 2**40),
         "pads 1099511627776",
