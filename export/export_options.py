@@ -17,6 +17,8 @@ FloatWeights = Literal["auto", "fp32", "fp16", "bf16"]
 #: QDQ pairs with float16 scales need opset 19, Conv in bfloat16 needs 22.
 _MIN_OPSET: dict[str, int] = {"auto": 19, "fp32": 19, "fp16": 19, "bf16": 22}
 _DEFAULT_OPSET = 21
+#: The newest that torch's exporter and onnxscript's converter write.
+_MAX_OPSET = 25
 _TARGET = re.compile(r"cpu|gpu|sm\d{2,3}")
 
 
@@ -84,15 +86,18 @@ class ExportChoices(TypedDict, total=False):
 
 
 def choose_opset(opset: int | None, precision: Precision | Auto) -> int:
-    """Return `opset`, or the default for `precision` where it is None. Raises UsageError if it is too low."""
+    """Return `opset`, or the default for `precision`. Raises UsageError where it is too low or too high."""
     lowest = _MIN_OPSET[precision]
     if opset is None:
         return max(lowest, _DEFAULT_OPSET)
-    if opset < lowest:
+    import onnx.defs
+
+    highest = min(onnx.defs.onnx_opset_version(), _MAX_OPSET)
+    if not lowest <= opset <= highest:
         raise UsageError(
             "--opset",
             got=f"{opset} with --precision {precision}",
-            expected=f"{lowest} or later",
+            expected=f"{lowest} to {highest}",
             remedy=f"Give --opset {max(lowest, _DEFAULT_OPSET)}, or leave it out",
         )
     return opset

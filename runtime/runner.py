@@ -75,6 +75,10 @@ class Runner(ABC):
                 expected="a model that `accuquant export` wrote",
                 remedy="Check the path, or export the pipeline again",
             )
+        if self.path.suffix == ".onnx":
+            from accuquant.graph.soundness import check_sound  # not above: engines load without it
+
+            check_sound(self.path, error=EngineError)
         try:
             specs = self.activate_impl()
         except AccuQuantError:

@@ -36,7 +36,14 @@ if TYPE_CHECKING:
 @click.option(
     "--inputs",
     type=existing_file,
-    help="An .npz of inputs to observe an .onnx with where there is no recipe; random ones otherwise.",
+    help="An .npz of inputs to observe an .onnx with where there is no recipe, and to compare it on; random "
+    "ones otherwise.",
+)
+@click.option(
+    "--input-names",
+    metavar="sample=NAME,timestep=NAME",
+    show_default="by their names, or their shapes",
+    help="Which inputs of an .onnx are the sample and the timestep.",
 )
 @click.option(
     "-o", "--output", type=new_path, required=True, help="A folder, or an .onnx file where SOURCE is one."
@@ -123,7 +130,7 @@ def command(source: str, recipe: Path | None, output: Path, triton: Path | None,
 
 def _check_pipeline(source: str, given: dict[str, Any]) -> None:
     """Refuse what only a pipeline can have where SOURCE is an .onnx file."""
-    if not source.endswith(".onnx"):
+    if not _is_graph(source):
         return
     for option, value in given.items():
         if value:
@@ -145,27 +152,43 @@ def run(
     task = take_options(options)
     inputs, loras = options.pop("inputs", None), options.pop("loras", ())
     loading = {name: value for name in ("variant", "without") if (value := options.pop(name, None))}
+    graph = _is_graph(source)
+    graph_options = _graph_options(inputs, options.pop("input_names", None), graph)
     export = _targeted(ExportOptions(**options))
-    graph = source.endswith(".onnx")
-    if inputs is not None and (recipe is not None or not graph):
-        raise UsageError(
-            "--inputs",
-            got="inputs to observe a graph with, which nothing would use",
-            expected="an .onnx file as SOURCE and no --recipe",
-            remedy="Leave --inputs out",
-        )
     if graph or recipe is not None:
         of_pipelines = {"lora": loras, **loading}
         _refuse_task({**task, **{k: v for k, v in of_pipelines.items() if v}} if graph else task)
     _check_outputs(source, output, export, triton)
-    loaded = _recipe(source, recipe, output, inputs, {**task, "loras": loras, **loading})
+    loaded = _recipe(source, recipe, output, graph_options, {**task, "loras": loras, **loading})
     with Bars() as progress:
         if graph:
-            choice = _write_graph(source, loaded, output, export, progress)
+            choice = _write_graph(source, loaded, output, export, progress, graph_options)
         else:
             choice = _write_pipeline(source, loaded, output, export, progress, {"loras": loras, **loading})
     if choice is not None:
         click.echo(str(choice))
+
+
+def _is_graph(source: str) -> bool:
+    """Return whether SOURCE is an .onnx file, however its ending is written."""
+    return source.lower().endswith(".onnx")
+
+
+def _graph_options(inputs: Path | None, names: str | None, is_graph: bool) -> dict[str, Any]:
+    """Return what only an .onnx takes; refuse it for a pipeline, where nothing would use it."""
+    for option, value in (("--inputs", inputs), ("--input-names", names)):
+        if value is not None and not is_graph:
+            raise UsageError(
+                option,
+                got="a choice for a graph, which nothing would use",
+                expected="an .onnx file as SOURCE",
+                remedy=f"Leave {option} out",
+            )
+    if names is None:
+        return {"inputs": inputs}
+    from accuquant.export.read.onnx_inputs import parse_names
+
+    return {"inputs": inputs, "input_names": parse_names(names)}
 
 
 def _targeted(export: ExportOptions) -> ExportOptions:
@@ -179,7 +202,7 @@ def _targeted(export: ExportOptions) -> ExportOptions:
 
 def _check_outputs(source: str, output: Path, export: ExportOptions, triton: Path | None) -> None:
     """Refuse what cannot be written, before a calibration of an hour shows it."""
-    if source.endswith(".onnx"):
+    if _is_graph(source):
         from accuquant.export.write.onnx_file import check_output as check_graph
 
         check_graph(Path(source), output)
@@ -197,24 +220,38 @@ def _check_outputs(source: str, output: Path, export: ExportOptions, triton: Pat
 
 
 def _recipe(
-    source: str, recipe: Path | None, output: Path, inputs: Path | None, task: dict[str, Any]
+    source: str, recipe: Path | None, output: Path, graph_options: dict[str, Any], task: dict[str, Any]
 ) -> Recipe:
     """Load the recipe, or make one from what there is."""
     from accuquant.recipe import Recipe
 
     if recipe is not None:
         return Recipe.load(recipe)
-    if source.endswith(".onnx"):
-        return _observe_first(source, inputs, output)
+    if _is_graph(source):
+        return _observe_first(source, output, graph_options)
     return _calibrate_first(source, output, task)
 
 
 def _write_graph(
-    source: str, recipe: Recipe, output: Path, options: ExportOptions, progress: Bars
+    source: str,
+    recipe: Recipe,
+    output: Path,
+    options: ExportOptions,
+    progress: Bars,
+    graph_options: dict[str, Any],
 ) -> ExportChoice | None:
     from accuquant.export.for_target import export_onnx_for
 
-    return export_onnx_for(Path(source), recipe, output, options, share=progress.share, progress=progress)[1]
+    return export_onnx_for(
+        Path(source),
+        recipe,
+        output,
+        options,
+        compared=lambda result: click.echo(str(result)),
+        share=progress.share,
+        progress=progress,
+        **graph_options,
+    )[1]
 
 
 def _write_pipeline(
@@ -247,15 +284,15 @@ def _refuse_task(task: dict[str, Any]) -> None:
         )
 
 
-def _observe_first(source: str, inputs: Path | None, output: Path) -> Recipe:
+def _observe_first(source: str, output: Path, options: dict[str, Any]) -> Recipe:
     """Observe the graph alone, and keep the recipe beside `output`."""
     from accuquant.cli._progress import Bars
     from accuquant.observation.observe_onnx import OBSERVED, observe_onnx
 
     with Bars() as progress:
         progress.stage(f"observing {source}", 100)
-        recipe = observe_onnx(Path(source), inputs=inputs, progress=progress.share)
-    given = f"the inputs in {inputs}" if inputs else "random inputs"
+        recipe = observe_onnx(Path(source), progress=progress.share, **options)
+    given = f"the inputs in {options['inputs']}" if options["inputs"] else "random inputs"
     click.echo(f"No --recipe: scales are {OBSERVED}, on {given}.", err=True)
     click.echo(
         "For images that stay the same, run `accuquant calibrate` on its pipeline and give --recipe.",

@@ -20,6 +20,9 @@ CALIBRATION_KEY = "accuquant.calibration"
 
 #: Operator -> the layer kind of a recipe that it computes.
 LAYER_KINDS = {"Conv": "conv2d", "ConvTranspose": "conv_transpose2d", "Gemm": "linear", "MatMul": "linear"}
+#: Model metadata of an exported .onnx: how far it is from its source, as JSON.
+COMPARED_KEY = "accuquant.compared"
+
 #: The operators that multiply and accumulate: what is quantized, and what decides an engine's speed.
 LAYER_OPS = frozenset(LAYER_KINDS)
 

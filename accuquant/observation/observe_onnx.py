@@ -9,14 +9,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import onnx_ir as ir
 
 from accuquant._util.files import sha256_of_file
-from accuquant.errors import MissingDependencyError, SourceError, UsageError, last_line
-from accuquant.export.read.onnx_source import read_model
-from accuquant.groups import StepGroups
-from accuquant.observation.onnx_inputs import (
+from accuquant.errors import SourceError, UsageError, last_line
+from accuquant.export.read.float_session import FloatSession
+from accuquant.export.read.onnx_inputs import (
     Feed,
     inputs_of,
     load_feeds,
@@ -24,6 +22,9 @@ from accuquant.observation.onnx_inputs import (
     sizes_of,
     timestep_values,
 )
+from accuquant.export.read.onnx_source import read_float
+from accuquant.graph.quantized_family import pairs_in
+from accuquant.groups import StepGroups
 from accuquant.observation.onnx_layers import OnnxLayer, find_layers, place_layers
 from accuquant.qparams import WEIGHT_AXIS, LayerQParams
 from accuquant.recipe import Recipe
@@ -34,7 +35,6 @@ OBSERVED = "observed, not calibrated over denoising steps"
 _VALUES_PER_CALL = 16384
 _DEFAULT_CALLS = 8
 _TOP = 1000.0
-_EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 
 Progress = Callable[[str, float], None]
 Samples = dict[str, list[npt.NDArray[np.float32]]]
@@ -49,25 +49,33 @@ def observe_onnx(
     activation_bits: int = 8,
     observer: str = "mse",
     seed: int = 0,
+    input_names: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Recipe:
     """Return a recipe with one step group for the float graph at `path`.
 
     Its layers' inputs are recorded in ONNX Runtime over the calls that the .npz `inputs` holds, or over
     `calls` random ones: normal samples with timesteps spread over [0, 1000). No denoising step is
-    simulated and nothing is learned; `calibration["method"]` says so. Raises SourceError for a file that
+    simulated and nothing is learned; `calibration["method"]` says so. `input_names` gives the input that is
+    the "sample" or the "timestep" where its name does not tell. Raises SourceError for a file that
     is no denoising network or that ONNX Runtime cannot run, UsageError for inputs that do not fit or lead
     to values that are not finite. A layer that saw only zeros stays float.
     """
     say = progress or (lambda _text, _share: None)
     path = Path(path)
-    model = read_model(path)
-    wanted = inputs_of(model.graph, path)
+    model = read_float(path)
+    wanted = inputs_of(model.graph, path, input_names)
     layers = place_layers(
         model.graph, find_layers(model.graph), sample=wanted.sample, timestep=wanted.timestep
     )
     if not layers:
-        raise _nothing_to_quantize(path, "no layer with a constant weight between its first and its last")
+        pairs = pairs_in(node.op_type for node in model.graph)
+        found = (
+            f"a graph with {pairs} QuantizeLinear and DequantizeLinear, quantized already" if pairs else ""
+        )
+        raise _nothing_to_quantize(
+            path, found or "no layer with a constant weight between its first and its last"
+        )
     feeds = random_feeds(wanted, calls, seed) if inputs is None else load_feeds(inputs, wanted)
     samples = _record(model, path, layers, feeds, seed, say)
     layers = [layer for layer in layers if samples[layer.name][0].any()]  # zeros have no scale
@@ -110,9 +118,9 @@ def _record(
     model: ir.Model, path: Path, layers: Sequence[OnnxLayer], feeds: list[Feed], seed: int, say: Progress
 ) -> Samples:
     """Run every feed and keep some values, and the extremes, of each layer's input."""
-    session = _session(model, path, layers)
     inputs = {layer.name: _inputs_of(layer) for layer in layers}
     names = list(dict.fromkeys(name for several in inputs.values() for name in several))
+    session = FloatSession(model, path, shown=names)
     rng = np.random.default_rng(seed)
     kept: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in names}
     for number, feed in enumerate(feeds):
@@ -146,45 +154,15 @@ def _inputs_of(layer: OnnxLayer) -> list[str]:
 
 
 def _draw(flat: npt.NDArray[Any], rng: np.random.Generator) -> npt.NDArray[np.float32]:
+    if not flat.size:  # an extent of 0: nothing was seen
+        return flat.astype(np.float32)
     picks = rng.integers(flat.size, size=min(flat.size, _VALUES_PER_CALL))
     return np.concatenate([[flat.min(), flat.max()], flat[picks]]).astype(np.float32)
 
 
-def _session(model: ir.Model, path: Path, layers: Sequence[OnnxLayer]) -> Any:
-    """Open the graph with each layer's input as an output; external data is mapped, not copied."""
+def _run(session: FloatSession, path: Path, names: list[str], feed: Feed) -> list[npt.NDArray[Any]]:
     try:
-        import onnxruntime
-    except ImportError as fault:
-        raise MissingDependencyError(
-            "onnxruntime",
-            got="no such package",
-            expected="ONNX Runtime, which runs the float graph",
-            remedy="pip install 'accuquant[onnxruntime]', or give --recipe",
-        ) from fault
-    proto = ir.to_proto(model)
-    shown = {value.name for value in proto.graph.output}
-    for name in dict.fromkeys(name for layer in layers for name in _inputs_of(layer)):
-        if name not in shown:
-            proto.graph.output.append(onnx.ValueInfoProto(name=name))
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.add_session_config_entry(_EXTERNAL_FOLDER, str(path.parent.resolve()))
-    try:
-        return onnxruntime.InferenceSession(
-            proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-    except Exception as fault:  # ONNX Runtime has exception classes of its own
-        raise SourceError(
-            f"'{path}'",
-            got=f"a graph that ONNX Runtime cannot run ({last_line(fault)})",
-            expected="operators that ONNX Runtime has, to observe the scales with",
-            remedy="Export the network without custom operators, or give --recipe",
-        ) from fault
-
-
-def _run(session: Any, path: Path, names: list[str], feed: Feed) -> list[npt.NDArray[Any]]:
-    try:
-        outputs: list[npt.NDArray[Any]] = session.run(names, feed)
+        return session.run(names, feed)
     except Exception as fault:  # ONNX Runtime has exception classes of its own
         raise UsageError(
             f"'{path}'",
@@ -192,13 +170,19 @@ def _run(session: Any, path: Path, names: list[str], feed: Feed) -> list[npt.NDA
             expected="inputs that fit together",
             remedy="Give --inputs FILE.npz with arrays of the sizes that the network takes",
         ) from fault
-    return outputs
 
 
 def _qparams(
     layer: OnnxLayer, samples: Samples, weight_bits: int, activation_bits: int, observer: str
 ) -> LayerQParams:
     weight = np.asarray(layer.weight.load(), np.float32)
+    if not np.isfinite(weight).all():
+        raise SourceError(
+            f"layer '{layer.name}'",
+            got="a weight with values that are NaN or infinite",
+            expected="finite weights",
+            remedy="Export the network again from a checkpoint whose weights are finite",
+        )
     values = samples[layer.name]
     zero_point = choose_zero_point(values, activation_bits)
     scale = observer_named(observer)(values[0], activation_bits, zero_point)

@@ -15,6 +15,7 @@ from accuquant.hub.repository import Repository
 from accuquant.networks.image_sides import side_multiple
 from accuquant.networks.network import signature_of
 from accuquant.networks.signature import Signature
+from accuquant.pipelines.config_limits import check_numbers
 from accuquant.pipelines.diffusers_internals import check_version
 from accuquant.pipelines.fuse_lora import fuse_into_network
 from accuquant.pipelines.loading import Loading, variant_of
@@ -22,6 +23,7 @@ from accuquant.pipelines.look_alikes import check_file, check_folder, check_part
 from accuquant.pipelines.lora import Lora
 from accuquant.pipelines.model_index import check_classes, corrupt, diffusers_class, read_index
 
+_CONFIGS = ("config.json", "scheduler_config.json")
 #: Pipeline attributes that hold the denoising network.
 COMPONENTS = ("unet", "transformer")
 
@@ -189,6 +191,8 @@ def _load_part(
     """Load a model or a scheduler of diffusers; a model that is `required` has the chosen variant."""
     cls = diffusers_class(folder, part, index.get(part))
     check_part(folder / part)
+    for name in _CONFIGS:
+        check_numbers(folder / part / name)
     arguments: dict[str, Any] = {"subfolder": part, "local_files_only": True}
     missing: list[str] = []
     variant = variant_of(folder / part, loading, required=required)

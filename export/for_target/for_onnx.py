@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import onnx_ir as ir
@@ -11,8 +12,9 @@ from accuquant._util.scratch import scratch_beside
 from accuquant.export.export_options import ExportOptions
 from accuquant.export.for_target.candidates import FloatGraph
 from accuquant.export.for_target.settle import Share, keep, settle
-from accuquant.export.read.onnx_source import read_model
+from accuquant.export.read.network_graph import read_network
 from accuquant.export.write import onnx_file
+from accuquant.export.write.compare import Comparison
 from accuquant.export_choice import ExportChoice
 from accuquant.recipe import Recipe
 
@@ -23,13 +25,16 @@ def export_onnx_for(
     output: Path,
     options: ExportOptions | None = None,
     *,
+    inputs: Path | None = None,
+    input_names: Mapping[str, str] | None = None,
+    compared: Callable[[Comparison], None] | None = None,
     share: Share | None = None,
     progress: Progress | None = None,
 ) -> tuple[list[Path], ExportChoice | None]:
     """Quantize the float graph at `path` by `recipe`, as suits the target best -> the files, and the choice.
 
-    The choice is None where the caller named the lowering. Everything else as in export_pipeline_for, with
-    the errors of export_onnx.
+    The choice is None where the caller named the lowering. Everything else as in export_pipeline_for;
+    `inputs`, `input_names`, `compared` and the errors are those of export_onnx.
     """
     path, output, shown = Path(path), Path(output), progress or Silent()
     options = options or ExportOptions()
@@ -37,12 +42,21 @@ def export_onnx_for(
     onnx_file.check_output(path, output)
 
     def read() -> ir.Model:
-        return read_model(path, min_opset=opset)
+        return read_network(path, recipe, min_opset=opset, input_names=input_names)
 
     graph = FloatGraph(read, output.name, f"{output.stem}_", external_data=options.external_data)
     with scratch_beside(output) as scratch:
         settled, chosen = settle(graph, recipe, options, scratch, shown)
         shown.stage(f"exporting {path}", 100)
-        written = onnx_file.export_onnx(path, recipe, output, settled, progress=share)
+        written = onnx_file.export_onnx(
+            path,
+            recipe,
+            output,
+            settled,
+            inputs=inputs,
+            input_names=input_names,
+            compared=compared,
+            progress=share,
+        )
         keep(chosen, written[0])
     return written, chosen.choice if chosen else None

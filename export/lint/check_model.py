@@ -10,6 +10,7 @@ from accuquant.export.lint import check_levels, check_norms, check_placement, ch
 from accuquant.export.lint.check_graph import GraphView, Violation, graph_views
 from accuquant.export.read.as_written import read_as_written
 from accuquant.graph.neighbours import select
+from accuquant.graph.quantized_family import REMEDY, quantized_family
 
 __all__ = ["Violation", "check_model"]
 
@@ -26,9 +27,9 @@ RULES = (
 def check_model(path: Path) -> list[Violation]:
     """Return every violation of TensorRT's int8 rules in an .onnx file, none for a file that follows them.
 
-    Weights are not read, so files with gigabytes of external data take no more memory than their nodes.
-    Raises SourceError for a file that is missing, damaged, invalid, or whose external data lies outside
-    its folder.
+    A file in another format of quantization has one violation, which names its operators. Weights are not
+    read, so files with gigabytes of external data take no more memory than their nodes. Raises SourceError
+    for a file that is missing, damaged, invalid, or whose external data lies outside its folder.
     """
     path = Path(path)
     return find_violations(read_as_written(path), path)
@@ -36,6 +37,8 @@ def check_model(path: Path) -> list[Violation]:
 
 def find_violations(model: ir.Model, path: Path) -> list[Violation]:
     """Return every violation in a model that read_as_written read from `path`."""
+    if (family := quantized_family(node.op_type for node in model.graph)) is not None:
+        return [Violation("other-quantization", model.graph.name or "graph", family, REMEDY)]
     views = list(graph_views(model, path))
     found = [*_not_quantized(model, views)]
     for view in views:

@@ -25,6 +25,8 @@ from accuquant.export.passes.quantize_before_concat import QuantizeBeforeConcatP
 from accuquant.export.passes.quantize_weights import QuantizeWeightsPass
 from accuquant.export.passes.store_half import AUTO_ABOVE, StoreHalfPass
 from accuquant.graph import vocabulary
+from accuquant.graph.vocabulary import SIGNATURE_KEY
+from accuquant.networks.signature import Signature
 from accuquant.recipe import Recipe
 
 #: Called with what happens now and the share of the work that is done, from 0 to 1.
@@ -76,6 +78,12 @@ def lower(model: ir.Model, recipe: Recipe, options: LoweringOptions, digest: str
     return [_finish(model.clone(), recipe, options, digest, group) for group in range(len(recipe.groups))]
 
 
+def signature_of_graph(graph: ir.Graph, recipe: Recipe) -> Signature:
+    """Return the signature in the graph's own names, where read_network noted them, else the recipe's."""
+    named: Signature = graph.meta.get(SIGNATURE_KEY, recipe.signature)
+    return named
+
+
 def _forget_origin(model: ir.Model) -> None:
     """Drop stack traces and doc strings, which name files of the machine that traced the network."""
     kept = {node: dict(node.metadata_props) for node in model.graph}
@@ -92,6 +100,7 @@ def _finish(
         recipe.groups,
         group=group,
         affine=options.affine,
+        timestep=signature_of_graph(model.graph, recipe).timestep.name,
         timestep_divisor=recipe.signature.timestep_divisor,
     )(model)
     if options.precision in _HALVES:
@@ -114,7 +123,9 @@ def _describe(
             vocabulary.GROUP_EDGES_KEY: json.dumps(list(recipe.groups.edges)),
             vocabulary.LOWERING_KEY: options.lowering,
             vocabulary.PRECISION_KEY: options.precision,
-            vocabulary.SIGNATURE_KEY: json.dumps(recipe.signature.to_dict(), sort_keys=True),
+            vocabulary.SIGNATURE_KEY: json.dumps(
+                signature_of_graph(model.graph, recipe).to_dict(), sort_keys=True
+            ),
             vocabulary.RECIPE_KEY: digest,
         }
     )

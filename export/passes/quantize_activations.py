@@ -56,12 +56,14 @@ class QuantizeActivationsPass(ir.passes.InPlacePass):
         *,
         group: int | None = None,
         affine: str = "shift",
+        timestep: str = "timestep",
         timestep_divisor: float = 1.0,
     ) -> None:
         self.layers = layers
         self.groups = groups
         self.group = group
         self.affine = affine
+        self.timestep = timestep
         self.timestep_divisor = timestep_divisor
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -70,7 +72,7 @@ class QuantizeActivationsPass(ir.passes.InPlacePass):
         matches = matched_layers(graph, self.layers)
         index = None
         if self.group is None and any(layer.is_grouped for _, layer in matches):
-            index = step_group_index(graph, self.groups, self.timestep_divisor)
+            index = step_group_index(graph, self.groups, self.timestep_divisor, name=self.timestep)
         shared: dict[tuple[object, ...], _Input] = {}
         borders = BorderIndex()
         for node, layer in matches:

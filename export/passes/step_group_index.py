@@ -10,24 +10,24 @@ from accuquant.graph.patch import Patch
 from accuquant.graph.vocabulary import Role
 from accuquant.groups import StepGroups
 
-_TIMESTEP = "timestep"
 
-
-def step_group_index(graph: ir.Graph, groups: StepGroups, timestep_divisor: float = 1.0) -> ir.Value:
+def step_group_index(
+    graph: ir.Graph, groups: StepGroups, timestep_divisor: float = 1.0, *, name: str = "timestep"
+) -> ir.Value:
     """Insert nodes at the head of `graph` that count the interior edges above the first timestep.
 
     The timestep may be int64 or float, a scalar or [n]: the scheduler's divided by `timestep_divisor`.
     Returns the group as an int64 scalar. A timestep outside the calibrated range falls into the nearest
     group: the caller checks the range.
-    Raises ExportError where the graph has no input of that name.
+    Raises ExportError where the graph has no input called `name`.
     """
-    timestep = next((value for value in graph.inputs if value.name == _TIMESTEP), None)
+    timestep = next((value for value in graph.inputs if value.name == name), None)
     if timestep is None:
         raise ExportError(
             "graph inputs",
             got=", ".join(str(value.name) for value in graph.inputs),
-            expected=f"an input named '{_TIMESTEP}', from which the step group is derived",
-            remedy="Export the network with diffusers' input names, or use --lowering per-group",
+            expected=f"an input named '{name}', from which the step group is derived",
+            remedy="Give --input-names timestep=NAME, or use --lowering per-group",
         )
     patch = Patch(graph, "accuquant/step_group")
     flat = _as_float_vector(patch, timestep)

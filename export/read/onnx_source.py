@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
-from onnx import external_data_helper as helper
 from onnx_ir.passes.common import (
     InlinePass,
     LiftConstantsToInitializersPass,
     RemoveInitializersFromInputsPass,
 )
 
-from accuquant._util.named_file import named_file
+from accuquant._util.external_data import check_external_files
 from accuquant._util.real_model import real_model
-from accuquant.errors import ExportError, SourceError
+from accuquant.errors import AccuQuantError, ExportError, MissingDependencyError, SourceError, last_line
 from accuquant.export.read.widen_half import WidenHalfPass
 from accuquant.graph.infer_types import infer_types
+from accuquant.graph.quantized_family import REMEDY, quantized_family
+from accuquant.graph.sorting import sort_nodes
+from accuquant.graph.soundness import find_fault
 
 #: Opset that older graphs are converted to, at least: float16 scales need 19, Shape(start=...) 15.
 _TARGET_OPSET = 21
+#: The last opset in which Resize knows no coordinate_transformation_mode.
+_LAST_ASYMMETRIC = 10
 #: The first IR version in which an initializer need not be a graph input.
 _IR_WITHOUT_INPUTS = 4
 _COPY_AGAIN = "The file is damaged or incomplete: export or copy it again"
@@ -32,20 +35,32 @@ _COPY_AGAIN = "The file is damaged or incomplete: export or copy it again"
 def read_proto(path: Path) -> onnx.ModelProto:
     """Parse an .onnx without loading external data. Raises SourceError where it is not a valid one.
 
-    Every external tensor must lie inside the folder of `path`, in a file that is long enough.
+    Every external tensor must lie inside the folder of `path`, in a file that is long enough. Nodes are
+    sorted where the file's are not.
     """
     path = Path(path)
     if not path.is_file():
         raise SourceError(f"'{path}'", got="no such file", expected="an .onnx file", remedy="Check the path")
+    check_external_files(path, error=SourceError)
     try:
         model = onnx.load_model(path, format="protobuf", load_external_data=False)
+        sort_nodes(model)
     except (DecodeError, OSError, ValueError) as fault:
         raise _damaged(path, f"{type(fault).__name__}: {fault}") from fault
-    if not model.graph.node or not model.opset_import:
-        raise _damaged(path, "a file without any node" if model.opset_import else "a file without an opset")
-    for tensor in _tensors(model.graph):
-        if helper.uses_external_data(tensor):
-            _check_location(path, tensor)
+    if (reason := find_fault(model)) is not None:
+        raise _damaged(path, f"an invalid graph ({reason})")
+    return model
+
+
+def read_float(path: Path, *, min_opset: int = 15) -> ir.Model:
+    """Read a float .onnx that is to be quantized, as read_model does.
+
+    Raises SourceError that names the operators of a file that another tool has quantized.
+    """
+    model = read_model(path, min_opset=min_opset)
+    family = quantized_family(node.op_type for node in model.graph)
+    if family is not None:
+        raise SourceError(f"'{path}'", got=family, expected="a graph in float", remedy=REMEDY)
     return model
 
 
@@ -62,7 +77,20 @@ def read_model(path: Path, *, min_opset: int = 15, keep_half: bool = False) -> i
     path = Path(path)
     proto = read_proto(path)
     path = real_model(path)
-    _check(path)
+    try:
+        return _prepared(proto, path, min_opset, keep_half=keep_half)
+    except AccuQuantError:
+        raise
+    except Exception as fault:  # onnx, onnx-ir and onnxscript raise many kinds
+        raise SourceError(
+            f"'{path}'",
+            got=f"a graph that onnx-ir cannot read ({type(fault).__name__}: {last_line(fault)})",
+            expected="a graph whose types, shapes and operators fit together",
+            remedy=f"Export the network again with opset_version={_TARGET_OPSET}",
+        ) from fault
+
+
+def _prepared(proto: onnx.ModelProto, path: Path, min_opset: int, *, keep_half: bool) -> ir.Model:
     model = ir.serde.deserialize_model(proto)
     ir.external_data.set_base_dir(model.graph, path.parent)
     _fix_initializers(model)
@@ -72,11 +100,21 @@ def read_model(path: Path, *, min_opset: int = 15, keep_half: bool = False) -> i
         _convert(model, path, opset, max(min_opset, _TARGET_OPSET))
         # the conversion goes through a serialized model, which does not know its folder
         ir.external_data.set_base_dir(model.graph, path.parent)
+        if opset <= _LAST_ASYMMETRIC:
+            _keep_asymmetric(model.graph)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     infer_types(model)
     if not keep_half:
         WidenHalfPass()(model)
     return model
+
+
+def _keep_asymmetric(graph: ir.Graph) -> None:
+    """Let each Resize compute what it did before opset 11, by the one rule that the converter drops."""
+    for node in ir.traversal.RecursiveGraphIterator(graph):
+        if node.op_type == "Resize" and node.domain == "":
+            for key, value in (("coordinate_transformation_mode", "asymmetric"), ("nearest_mode", "floor")):
+                node.attributes[key] = ir.AttrString(key, value)
 
 
 def _fix_initializers(model: ir.Model) -> None:
@@ -85,52 +123,16 @@ def _fix_initializers(model: ir.Model) -> None:
         model.ir_version = max(model.ir_version or 0, _IR_WITHOUT_INPUTS)
 
 
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-            for inner in (*((attribute.g,) if attribute.HasField("g") else ()), *attribute.graphs):
-                yield from _tensors(inner)
-
-
-def _check_location(path: Path, tensor: onnx.TensorProto) -> None:
-    info = {entry.key: entry.value for entry in tensor.external_data}
-    location = info.get("location", "")
-    subject = f"'{path}', external data of tensor '{tensor.name}'"
-    target = named_file(path.parent, location, subject=subject, error=SourceError)
-    if not target.is_file():
-        raise SourceError(
-            f"'{path}', tensor '{tensor.name}'",
-            got=f"no file '{location}' beside it",
-            expected="the model's external data in the same folder",
-            remedy=f"Copy '{location}' to '{path.parent}' too",
-        )
-    end = _number(path, info, "offset") + _number(path, info, "length")
-    if end > target.stat().st_size:
-        raise _damaged(target, f"{target.stat().st_size} bytes where tensor '{tensor.name}' ends at {end}")
-
-
-def _number(path: Path, info: dict[str, str], key: str) -> int:
-    text = info.get(key, "0")
-    if not text.isdecimal():
-        raise _damaged(path, f"external data with {key} {text!r}")
-    return int(text)
-
-
-def _check(path: Path) -> None:
-    try:
-        onnx.checker.check_model(str(path))
-    except (onnx.checker.ValidationError, ValueError, RuntimeError) as fault:
-        reason = str(fault).strip().splitlines()
-        raise _damaged(path, f"an invalid graph ({reason[0] if reason else type(fault).__name__})") from fault
-
-
 def _convert(model: ir.Model, path: Path, opset: int, target: int) -> None:
-    from onnxscript.version_converter import ConvertVersionPass
-
+    try:
+        from onnxscript.version_converter import ConvertVersionPass
+    except ImportError as fault:
+        raise MissingDependencyError(
+            f"'{path}'",
+            got=f"opset {opset} and no package onnxscript",
+            expected="onnxscript, which converts older graphs",
+            remedy=f"pip install onnxscript, or export the network again with opset_version={target}",
+        ) from fault
     logger = logging.getLogger("onnxscript.version_converter")
     level = logger.level
     logger.setLevel(logging.ERROR)  # it warns that it falls back to onnx's own converter, which is meant

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,8 +13,10 @@ from accuquant._util.lock import only_writer
 from accuquant._util.scratch import scratch_beside
 from accuquant.errors import EngineError, ExportError
 from accuquant.export.export_options import ExportChoices, ExportOptions
+from accuquant.export.passes.layer_match import MatchLayersPass
 from accuquant.export.passes.lowering import LoweringOptions, Progress
-from accuquant.export.read.onnx_source import read_model
+from accuquant.export.read.network_graph import read_network
+from accuquant.export.write.compare import Comparison, SourceComparison
 from accuquant.export.write.data_file import read_now, remove_unread
 from accuquant.export.write.lowered_files import possible_files, write_lowered
 from accuquant.recipe import Recipe
@@ -28,6 +31,9 @@ def export_onnx(
     output: Path,
     options: ExportOptions | None = None,
     *,
+    inputs: Path | None = None,
+    input_names: Mapping[str, str] | None = None,
+    compared: Callable[[Comparison], None] | None = None,
     progress: Progress | None = None,
     **choices: Unpack[ExportChoices],
 ) -> list[Path]:
@@ -38,17 +44,24 @@ def export_onnx(
     "per-group" writes `<stem>_group_00.onnx` and so on beside `output`. A data file, which they share, has
     its content's hash in its name, so that an earlier export is whole until it is replaced; its data file
     goes when no graph beside it reads it any more. A graph older than the opset is converted. Files appear
-    whole or not at all. Raises SourceError for a file that cannot be read, ExportError where a layer of the
-    recipe is not in the graph.
+    whole or not at all. `input_names` gives the input that is the "sample" or the "timestep" where no name
+    does. Source, float graph and int8 graph are compared on the first call of the .npz `inputs`, or on a
+    random one; `compared` is told the result, which the files hold too. Raises SourceError for a file that
+    cannot be read, ExportError where a layer of the recipe is not in the graph, or the graph as it was read
+    is not what the file computes.
     """
     say = progress or (lambda _text, _share: None)
     options = replace(options or ExportOptions(), **choices)
     path, output = Path(path), Path(output)
     check_output(path, output)
     say("reading the graph", 0.0)
+    model = read_network(path, recipe, min_opset=options.written_opset, input_names=input_names)
+    MatchLayersPass(recipe.layers)(model)
+    say("comparing with the source", 0.1)
+    comparison = SourceComparison(model, path, recipe, inputs=inputs, input_names=input_names)
     with only_writer(output), scratch_beside(output) as staging:
         files = write_lowered(
-            read_model(path, min_opset=options.written_opset),
+            model,
             recipe,
             LoweringOptions.of(options),
             staging,
@@ -58,12 +71,15 @@ def export_onnx(
             hash_data=True,
             say=lambda text, share: say(text, 0.4 + 0.6 * share),
         )
+        result = comparison.finish([staging / name for name in files.graphs], recipe)
         written = [output.parent / name for name in (*files.graphs, *files.others)]
         read_before = read_now(output)
         # the data file goes first: a graph that is there can be loaded
         for file in reversed(written):
             os.replace(staging / file.name, file)
         remove_unread(output, read_before)
+    if compared is not None:
+        compared(result)
     say("done", 1.0)
     return written
 

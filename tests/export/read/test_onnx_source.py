@@ -123,9 +123,9 @@ def test_converts_an_older_opset(one_layer: Any, run_graph: Any, opset: int) -> 
 def test_a_graph_without_timestep_cannot_rescale_but_can_be_split(one_layer: Any) -> None:
     network = one_layer("conv")
     model = onnx.load(network.path)
-    model.graph.input[1].name = "t"
+    model.graph.input[1].name = "guidance"
     onnx.save(model, network.path)
-    with pytest.raises(ExportError, match=r"got sample, t, expected an input named 'timestep'"):
+    with pytest.raises(ExportError, match=r"got sample, guidance, expected an input named 'timestep'"):
         network.lower(network.layer())
     assert len(network.lower(network.layer(), "per-group")) == 3
 
