@@ -71,9 +71,7 @@ def test_a_flag_that_does_not_exist_is_not_ignored(make_conv: MakeConv) -> None:
         list_jobs(make_conv(), targets="sm86", minShapes="x:1x4x8x8")
 
 
-def test_without_a_gpu_a_target_has_to_be_given(
-    make_conv: MakeConv, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_gpu_a_target_has_to_be_given(make_conv: MakeConv, monkeypatch: pytest.MonkeyPatch) -> None:
     def none() -> Gpu:
         raise EngineError("GPU", got="no NVIDIA driver", expected="a GPU", remedy="Install the driver")
 
