@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what needs TensorRT or a GPU where there is none; no module asks for them on behalf of all its tests."""
+    """Skip what needs TensorRT or a GPU where there is none: each test by itself, no module for all of its own."""
     if item.get_closest_marker("trt") is not None:
         pytest.importorskip("tensorrt_rtx")
         pytest.importorskip("cuda.bindings.runtime")
