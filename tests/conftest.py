@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what needs TensorRT or a GPU where there is none: each test by itself, no module for all of its own."""
+    """Skip what needs TensorRT or a GPU where there is none, test by test."""
     if item.get_closest_marker("trt") is not None:
         pytest.importorskip("tensorrt_rtx")
         pytest.importorskip("cuda.bindings.runtime")

@@ -11,7 +11,6 @@ import pytest
 from accuquant._util.gpu import Gpu, check_cuda, cuda_runtime, find_gpu
 from accuquant.errors import EngineError, MissingDependencyError
 
-
 #: A part of cudaError_t.
 Status = enum.Enum(
     "Status",

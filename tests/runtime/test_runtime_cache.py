@@ -41,6 +41,7 @@ def test_the_runtime_cache_of_another_engine_is_left_alone(engine: Path, manifes
     found = Cache()
     assert not load_runtime_cache(found, engine, replace(manifest, engine_sha256="0" * 64))
     assert found.content == b""
+    assert load_runtime_cache(found, engine, manifest), "it is a whole cache, of this engine"
 
 
 @pytest.mark.parametrize("damage", ["empty", "header alone", "one byte less", "one byte other", "random"])
