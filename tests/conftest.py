@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what needs a GPU where there is none."""
+    """Skip what needs TensorRT or a GPU where there is none, test by test."""
+    if item.get_closest_marker("trt") is not None:
+        pytest.importorskip("tensorrt_rtx")
+        pytest.importorskip("cuda.bindings.runtime")
     if item.get_closest_marker("gpu") is None:
         return
     from accuquant._util.gpu import find_gpu
@@ -189,6 +192,25 @@ def make_conv(tmp_path: Path) -> Callable[..., Path]:
         return build_conv(tmp_path / name, **changes)  # type: ignore[arg-type]
 
     return make
+
+
+@pytest.fixture
+def rtx_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let TensorRT for RTX look installed, for code that asks for its name and version alone."""
+    from types import SimpleNamespace
+
+    from accuquant.engines import backend
+
+    names = SimpleNamespace(find_spec=lambda name: name if name == "tensorrt_rtx" else None)
+    monkeypatch.setattr(backend, "importlib", SimpleNamespace(util=names))
+    monkeypatch.setattr(backend, "_installed_version", lambda library: "1.7.1")
+
+
+@pytest.fixture
+def no_driver() -> None:
+    """Skip where there is an NVIDIA driver."""
+    if pytest.importorskip("cuda.bindings.runtime").cudaDriverGetVersion()[1]:
+        pytest.skip("there is a driver")
 
 
 @pytest.fixture(scope="session")

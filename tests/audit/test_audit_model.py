@@ -5,22 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
-from accuquant.audit.audit_model import audit_model, find_graph, write_float_twin
+from accuquant.audit.audit_model import audit_model, write_float_twin
 from accuquant.audit.engine_audit import EngineAudit, audit_engine
 from accuquant.audit.engine_layers import read_engine_layers
 from accuquant.cli.main import main
 from accuquant.engines import BuildOptions, CompiledEngine, Target, compile_engine, parse_target
-from accuquant.errors import EngineError, SourceError
-from accuquant.groups import StepGroups
-from accuquant.manifest import Manifest
 
-pytest.importorskip("tensorrt_rtx")
 pytestmark = pytest.mark.trt
 Export = Callable[..., Path]
 ADA = Target(8, 9)
@@ -143,12 +138,6 @@ def test_a_step_factor_splits_the_fusion_and_the_command_says_so(
     assert "http" not in text
 
 
-def test_the_float_twin_has_no_trace_of_the_lowering(export_tiny: Export, tmp_path: Path) -> None:
-    twin = onnx.load(write_float_twin(export_tiny(scales="grouped", zero_point=-100), tmp_path))
-    operators = {node.op_type for node in twin.graph.node}
-    assert not operators & {"QuantizeLinear", "DequantizeLinear", "Pad", "Div", "Gather"}
-
-
 def test_bfloat16_costs_no_kernel_more_than_float16(export_tiny: Export) -> None:
     options = {"scales": "grouped", "zero_point": -100}
     half = audit_model(export_tiny(precision="fp16", **options), ADA).subject
@@ -169,29 +158,6 @@ def test_a_bfloat16_graph_has_a_float16_twin(export_tiny: Export, tmp_path: Path
     assert twin.share("fp16") == 1
 
 
-def test_a_folder_is_audited_by_its_first_graph(audit_source: Any, tmp_path: Path) -> None:
-    graphs = ("unet/group_00.onnx", "unet/group_01.onnx")
-    Manifest(
-        pipeline_class="DDIMPipeline",
-        component="unet",
-        lowering="per-group",
-        precision="fp16",
-        opset=21,
-        graphs=graphs,
-        groups=StepGroups((1000.0, 500.0, 0.0)),
-        signature=audit_source.signature,
-        model_hash="",
-        num_inference_steps=2,
-        accuquant_version="0",
-    ).save(tmp_path)
-    assert find_graph(tmp_path) == (tmp_path / graphs[0], 2)
-
-
-def test_a_path_that_is_no_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"no such file or folder.*accuquant\.json"):
-        find_graph(tmp_path / "nothing")
-
-
 def test_a_graph_of_ours_without_roles_is_refused(
     model: Path, engine: CompiledEngine, tmp_path: Path
 ) -> None:
@@ -202,9 +168,3 @@ def test_a_graph_of_ours_without_roles_is_refused(
     onnx.save(proto, tmp_path / "old.onnx")
     with pytest.raises(SourceError, match=r"no role .*Export the model again"):
         audit_engine(tmp_path / "old.onnx", engine, BuildOptions(ADA), name="old")
-
-
-def test_a_log_without_layers_is_refused(model: Path, engine: CompiledEngine) -> None:
-    silent = CompiledEngine(engine.plan, ("INFO: done",), 1.0, "tensorrt", "10.0")
-    with pytest.raises(EngineError, match=r"log of tensorrt 10\.0: got no description of a layer"):
-        audit_engine(model, silent, BuildOptions(ADA), name="m")

@@ -1,4 +1,4 @@
-"""Tests of `accuquant build` on real engines of TensorRT for RTX."""
+"""Tests of `accuquant build`; those that compile do it with TensorRT for RTX, the others need no library."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ from accuquant.groups import StepGroups
 from accuquant.manifest import Manifest
 from accuquant.networks.signature import Signature, TensorSpec
 
-pytest.importorskip("tensorrt_rtx")
-pytestmark = pytest.mark.trt
 Make = Callable[..., Path]
 RTX = ["--backend", "tensorrt_rtx", "--target", "sm89"]
 
 
+@pytest.mark.trt
 def test_a_model_becomes_an_engine_and_stays_one(make_conv: Make, capsys: pytest.CaptureFixture[str]) -> None:
     model = make_conv()
     arguments = ["build", str(model), *RTX, "--batch-size", "2", "--json", "-"]
@@ -39,6 +38,7 @@ def test_a_model_becomes_an_engine_and_stays_one(make_conv: Make, capsys: pytest
     assert json.loads(capsys.readouterr().out)[0]["reused"]
 
 
+@pytest.mark.trt
 def test_the_path_of_an_engine_is_printed_in_one_piece(
     make_conv: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -47,6 +47,7 @@ def test_the_path_of_an_engine_is_printed_in_one_piece(
     assert str(engine) in capsys.readouterr().out
 
 
+@pytest.mark.trt
 def test_flags_of_trtexec_are_taken_and_those_it_lost_are_answered(
     make_conv: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -74,6 +75,12 @@ def test_flags_of_trtexec_are_taken_and_those_it_lost_are_answered(
     assert "conv" in convolution["onnx_nodes"]
 
 
+@pytest.fixture
+def never_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail where the compiler is started."""
+    monkeypatch.setattr("accuquant.engines.compile._run_child", lambda *_: pytest.fail("started"))
+
+
 def one_line(code: int, capsys: pytest.CaptureFixture[str]) -> str:
     """Return the only line of a failed command."""
     assert code != 0
@@ -84,6 +91,7 @@ def one_line(code: int, capsys: pytest.CaptureFixture[str]) -> str:
     return line
 
 
+@pytest.mark.usefixtures("rtx_by_name", "never_compiles")
 def test_a_dynamic_scale_is_refused_before_the_compiler_crashes(
     make_conv: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -94,39 +102,62 @@ def test_a_dynamic_scale_is_refused_before_the_compiler_crashes(
     assert not (model.parent / "engines").exists()
 
 
-def test_a_model_without_pairs_is_refused_unless_it_is_wanted(
-    save_graph: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def float_conv(save_graph: Make, tmp_path: Path) -> Path:
     weight = {"w": np.ones((4, 4, 3, 3), np.float32)}
     nodes = [helper.make_node("Conv", ["x", "w"], ["y"], "conv")]
-    model = save_graph(tmp_path / "float.onnx", nodes, weight, [1, 4, 8, 8])
-    line = one_line(main(["build", str(model), *RTX]), capsys)
+    return save_graph(tmp_path / "float.onnx", nodes, weight, [1, 4, 8, 8])
+
+
+@pytest.mark.usefixtures("rtx_by_name", "never_compiles")
+def test_a_model_without_pairs_is_refused(float_conv: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = one_line(main(["build", str(float_conv), *RTX]), capsys)
     assert "no Q/DQ pair" in line
     assert "--allow-float" in line
-    assert main(["build", str(model), *RTX, "--allow-float", "--quiet"]) == 0
 
 
+@pytest.mark.trt
+def test_a_model_without_pairs_is_compiled_where_it_is_wanted(float_conv: Path) -> None:
+    assert main(["build", str(float_conv), *RTX, "--allow-float", "--quiet"]) == 0
+    assert len(list(float_conv.parent.rglob("*.engine"))) == 1
+
+
+@pytest.mark.usefixtures("rtx_by_name", "never_compiles")
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         (["--target", "sm88"], "target 'sm88': got an unknown name, expected sm75 or sm80 or sm86"),
         (["--target", "sm89", "--optShapes=z:1"], "shapes for 'z', expected shapes for x"),
         (["--target", "sm89", "--minShapes=x:8x4x8x8", "--maxShapes=x:4x4x8x8"], "min <= opt <= max"),
-        (["--target", "sm89", "--optShapes=x:1x5x8x8"], "1x5x8x8 for 'x', expected shapes like [any, 4"),
         (["--target", "sm89", "--memPoolSize=heap:1"], "memPoolSize 'heap'"),
-        (["--target", "sm89", "--refit"], "Without a GPU leave --refit and --stripWeights out"),
-        (["--target", "sm89", "--versionCompatible"], "Leave --versionCompatible out"),
     ],
 )
-def test_bad_input_is_one_line_and_leaves_no_engine(
+def test_bad_input_is_one_line_and_compiles_nothing(
+    make_conv: Make, capsys: pytest.CaptureFixture[str], arguments: list[str], expected: str
+) -> None:
+    model = str(make_conv())
+    line = one_line(main(["--quiet", "build", model, "--backend", "tensorrt_rtx", *arguments]), capsys)
+    assert expected in line
+
+
+@pytest.mark.trt
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--optShapes=x:1x5x8x8"], "1x5x8x8 for 'x', expected shapes like [any, 4"),
+        (["--refit"], "Without a GPU leave --refit and --stripWeights out"),
+        (["--versionCompatible"], "Leave --versionCompatible out"),
+    ],
+)
+def test_what_the_compiler_refuses_is_one_line_and_leaves_no_engine(
     make_conv: Make, capsys: pytest.CaptureFixture[str], arguments: list[str], expected: str
 ) -> None:
     model = make_conv()
-    line = one_line(main(["--quiet", "build", str(model), "--backend", "tensorrt_rtx", *arguments]), capsys)
-    assert expected in line
+    assert expected in one_line(main(["--quiet", "build", str(model), *RTX, *arguments]), capsys)
     assert not list(model.parent.rglob("*.engine"))
 
 
+@pytest.mark.trt
 def test_a_full_disk_is_one_line(
     make_conv: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,6 +181,7 @@ def test_one_model_has_to_be_given(
     assert "accuquant build OUT" in one_line(main(["build", *given]), capsys)
 
 
+@pytest.mark.usefixtures("rtx_by_name")
 def test_a_folder_that_is_no_export_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no accuquant.json" in one_line(main(["build", str(tmp_path), *RTX]), capsys)
 

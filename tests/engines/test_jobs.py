@@ -1,4 +1,4 @@
-"""Tests of which engines are built where."""
+"""Tests of which engines are built where; no library is needed to say so."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from accuquant._util.gpu import Gpu
 from accuquant.engines import Target
 from accuquant.engines.jobs import list_jobs
 from accuquant.engines.options import ShapeRange
 from accuquant.errors import EngineError, UsageError
 
-pytest.importorskip("tensorrt_rtx")
-pytestmark = pytest.mark.trt
+pytestmark = pytest.mark.usefixtures("rtx_by_name")
 MakeConv = Callable[..., Path]
 
 
@@ -71,9 +71,20 @@ def test_a_flag_that_does_not_exist_is_not_ignored(make_conv: MakeConv) -> None:
         list_jobs(make_conv(), targets="sm86", minShapes="x:1x4x8x8")
 
 
-def test_without_a_gpu_a_target_has_to_be_given(make_conv: MakeConv) -> None:
-    runtime = pytest.importorskip("cuda.bindings.runtime")
-    if runtime.cudaDriverGetVersion()[1]:
-        pytest.skip("there is a driver")
+def test_without_a_gpu_a_target_has_to_be_given(make_conv: MakeConv, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> Gpu:
+        raise EngineError("GPU", got="no NVIDIA driver", expected="a GPU", remedy="Install the driver")
+
+    monkeypatch.setattr("accuquant.engines.jobs.find_gpu", none)
     with pytest.raises(EngineError, match=r"no --target, and no NVIDIA driver.*sm75.*--target sm89"):
         list_jobs(make_conv())
+
+
+def test_the_gpu_of_this_machine_is_the_target_that_nobody_gave(
+    make_conv: MakeConv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("accuquant.engines.jobs.find_gpu", lambda: Gpu("L4", (8, 9), (13, 0)))
+    model = make_conv()
+    (job,) = list_jobs(model)
+    assert job.options.target == Target(8, 9)
+    assert job.rebuild == f"accuquant build {model} --backend tensorrt_rtx --target sm89"

@@ -75,6 +75,7 @@ def test_push_refuses_files_that_were_not_exported(api: FakeApi, export: Path) -
 def test_push_refuses_what_is_no_repository(api: FakeApi, export: Path, repo_id: str) -> None:
     with pytest.raises(UsageError, match="expected user/name"):
         push_folder(export, repo_id)
+    assert api.calls == []
 
 
 def test_a_refusal_of_the_hub_is_one_line(api: FakeApi, export: Path, monkeypatch: Any) -> None:

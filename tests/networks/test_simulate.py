@@ -181,6 +181,7 @@ def test_the_original_network_stays_as_it_was(network: TwoLayers) -> None:
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     quantized = quantize_network(network, both(network), GROUPS)
     quantized(torch.randn(1, 2, 4, 4), 3)
+    assert set(quantized_layers(quantized)) == {layer.name for layer in both(network)}
     assert not quantized_layers(network)
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     assert all(parameter.requires_grad for parameter in network.parameters())

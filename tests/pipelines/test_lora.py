@@ -192,7 +192,7 @@ def test_a_lora_in_the_format_of_kohyas_trainer_is_the_same(
         renamed[f"{stem}.alpha"] = torch.tensor(3.0)
     save_file(renamed, tmp_path / "kohya.safetensors")
     other = load_source(pipeline, find_loras([f"{tmp_path / 'kohya.safetensors'}:0.7"]))
-    assert model_hash(other.network) == model_hash(fused.network)
+    assert model_hash(other.network) == model_hash(fused.network) != model_hash(load_source(pipeline).network)
     np.testing.assert_allclose(
         images(open_pipeline(other, TASK)), images(open_pipeline(fused, TASK)), atol=1e-6
     )

@@ -13,6 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from accuquant._util.files import sha256_of_file
+from accuquant.engine_manifest import EngineManifest
 from accuquant.groups import StepGroups
 from accuquant.manifest import Manifest
 from accuquant.networks.signature import Signature, TensorSpec
@@ -143,3 +144,30 @@ def network() -> Callable[..., np.ndarray]:
 def build_model() -> Callable[..., onnx.ModelProto]:
     """Return make_model."""
     return make_model
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Path:
+    """The file of an engine for sm89, as far as its manifest knows: nothing compiled it."""
+    path = tmp_path / "conv.engine"
+    path.write_bytes(b"kernels")
+    EngineManifest(
+        engine_sha256=sha256_of_file(path),
+        engine_bytes=7,
+        model_files={"conv.onnx": "0" * 64},
+        recipe_sha256="",
+        library="tensorrt_rtx",
+        version="1.7.1",
+        target="sm89",
+        options={},
+        seconds=1.0,
+        rebuild="accuquant build conv.onnx --target sm89",
+        accuquant_version="0",
+    ).save(path)
+    return path
+
+
+@pytest.fixture(name="manifest")
+def manifest_of_engine(engine: Path) -> EngineManifest:
+    """The manifest of `engine`."""
+    return EngineManifest.load(engine)

@@ -120,6 +120,30 @@ def test_ddpm_equals_diffusers_at_any_number_of_steps(steps: int) -> None:
     assert_same(ours(scheduler, steps, seed=0), reference(scheduler, steps, seed=0))
 
 
+def counted(draws: list[int]) -> np.ndarray:
+    draws.append(1)
+    return np.ones(SHAPE, np.float32)
+
+
+def test_deterministic_ddim_draws_no_noise_and_needs_no_callback() -> None:
+    """What is drawn moves the generator on, and with it every image that comes after."""
+    schedule = Schedule.create(SchedulerConfig.from_dict({"_class_name": "DDIMScheduler"}), 5)
+    start, draws = np.full(SHAPE, 0.5, np.float32), list[int]()
+    still = sample_ddim(network, start, schedule, lambda: counted(draws))
+    assert draws == []
+    moved = sample_ddim(network, start, schedule, lambda: counted(draws), eta=0.5)
+    assert len(draws) == 5
+    assert np.abs(still - moved).max() > 0.01
+
+
+def test_ddpm_draws_noise_at_every_timestep_but_the_last() -> None:
+    schedule = Schedule.create(SchedulerConfig.from_dict({"_class_name": "DDPMScheduler"}), 5)
+    assert schedule.timesteps[-1] == 0
+    draws: list[int] = []
+    sample_ddpm(network, np.full(SHAPE, 0.5, np.float32), schedule, lambda: counted(draws))
+    assert len(draws) == 4
+
+
 @pytest.mark.parametrize("eta", [-0.1, 1.5])
 def test_refuses_an_eta_outside_its_range(eta: float) -> None:
     with pytest.raises(UsageError, match=f"eta: got {eta}, expected 0"):

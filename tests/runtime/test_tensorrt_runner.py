@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import errno
-import json
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from accuquant._util.gpu import Gpu, cuda_runtime, find_gpu
-from accuquant.engine_manifest import EngineManifest, engine_path, manifest_path
+from accuquant._util.gpu import find_gpu
+from accuquant.engine_manifest import EngineManifest, manifest_path
 from accuquant.engines.build import build_engine
 from accuquant.engines.jobs import list_jobs
 from accuquant.engines.options import BuildOptions, ShapeRange
@@ -22,19 +19,13 @@ from accuquant.engines.target import Target
 from accuquant.errors import EngineError
 from accuquant.manifest import Manifest
 from accuquant.networks.signature import TensorSpec
-from accuquant.runtime import engine_files
 from accuquant.runtime.device_memory import DeviceArray, Workspace
-from accuquant.runtime.engine_files import find_engines
 from accuquant.runtime.runner import ANY_EXTENT
-from accuquant.runtime.runtime_cache import cache_path, load_runtime_cache, save_runtime_cache
-from accuquant.runtime.tensorrt_library import check_gpu, check_version, deserialize, make_logger, refusal
+from accuquant.runtime.runtime_cache import cache_path
+from accuquant.runtime.tensorrt_library import deserialize, make_logger
 from accuquant.runtime.tensorrt_runner import TensorRtRunner, check_device_feeds
 
-trt = pytest.importorskip("tensorrt_rtx")
-pytest.importorskip("cuda.bindings.runtime")
-pytestmark = pytest.mark.trt
 MakeConv = Callable[..., Path]
-ADA = Gpu("RTX 4090", (8, 9), (13, 0))
 
 
 def build(model: Path, target: Target, profile: dict[str, ShapeRange] | None = None) -> Path:
@@ -46,51 +37,24 @@ def build(model: Path, target: Target, profile: dict[str, ShapeRange] | None = N
 
 
 @pytest.fixture
-def engine(make_conv: MakeConv) -> Path:
+def compiled(make_conv: MakeConv) -> Path:
     return build(make_conv(), Target(8, 9))
 
 
-@pytest.fixture
-def manifest(engine: Path) -> EngineManifest:
-    return EngineManifest.load(engine)
-
-
-def without_driver() -> bool:
-    return not cuda_runtime().cudaDriverGetVersion()[1]
-
-
-needs_no_driver = pytest.mark.skipif(without_driver() is False, reason="there is a driver")
-
-
-@needs_no_driver
-def test_without_a_driver_activation_says_so(engine: Path) -> None:
+@pytest.mark.trt
+@pytest.mark.usefixtures("no_driver")
+def test_without_a_driver_activation_says_so(compiled: Path) -> None:
     with pytest.raises(EngineError, match=r"no NVIDIA driver.*--engine openvino"):
-        TensorRtRunner(engine).activate()
+        TensorRtRunner(compiled).activate()
 
 
-@needs_no_driver
-def test_what_tensorrt_itself_says_without_a_driver_is_one_clear_error(
-    engine: Path, manifest: EngineManifest
-) -> None:
+@pytest.mark.trt
+@pytest.mark.usefixtures("no_driver")
+def test_what_tensorrt_itself_says_without_a_driver_is_one_clear_error(compiled: Path) -> None:
+    import tensorrt_rtx as trt
+
     with pytest.raises(EngineError, match=r"refusal of tensorrt_rtx.*or update the NVIDIA driver"):
-        deserialize(trt, make_logger(trt), engine, manifest)
-
-
-@pytest.mark.parametrize(
-    ("message", "remedy"),
-    [
-        ("cudaError 35: CUDA driver version is insufficient", "Install or update the NVIDIA driver"),
-        ("cudaError 100: no CUDA-capable device is detected", "--engine openvino"),
-        ("cudaError 2: out of memory", "build a smaller batch"),
-        ("Serialization assertion magic number failed", "Build it again: accuquant build conv.onnx"),
-    ],
-)
-def test_each_refusal_has_its_remedy(
-    engine: Path, manifest: EngineManifest, message: str, remedy: str
-) -> None:
-    error = refusal(engine, [message], manifest)
-    assert message in error.got
-    assert remedy in error.remedy
+        deserialize(trt, make_logger(trt), compiled, EngineManifest.load(compiled))
 
 
 def test_an_engine_with_other_bytes_is_not_loaded(engine: Path) -> None:
@@ -103,100 +67,6 @@ def test_an_engine_without_a_manifest_is_not_loaded(engine: Path) -> None:
     manifest_path(engine).unlink()
     with pytest.raises(EngineError, match="no manifest"):
         TensorRtRunner(engine).activate()
-
-
-def test_an_engine_for_another_gpu_is_refused_with_the_command(
-    engine: Path, manifest: EngineManifest
-) -> None:
-    check_gpu(manifest, ADA, engine)
-    with pytest.raises(EngineError, match=r"engine for sm89, expected one for sm86.*--target sm86"):
-        check_gpu(manifest, Gpu("RTX 3090", (8, 6), (13, 0)), engine)
-
-
-@pytest.mark.parametrize(("capability", "runs"), [((8, 6), True), ((12, 0), True), ((7, 5), False)])
-def test_a_compatible_engine_runs_on_ampere_and_later(
-    engine: Path, manifest: EngineManifest, capability: tuple[int, int], runs: bool
-) -> None:
-    options = {**manifest.options, "hardware_compatibility": "ampere+"}
-    compatible, gpu = replace(manifest, options=options), Gpu("some", capability, (13, 0))
-    if runs:
-        check_gpu(compatible, gpu, engine)
-    else:
-        with pytest.raises(EngineError, match="for sm75"):
-            check_gpu(compatible, gpu, engine)
-
-
-def test_an_engine_of_another_version_is_refused_with_the_command(
-    engine: Path, manifest: EngineManifest
-) -> None:
-    check_version(manifest, trt.__version__, engine)
-    with pytest.raises(EngineError, match=r"expected one of version 9.0, .*accuquant build conv.onnx"):
-        check_version(manifest, "9.0", engine)
-    check_version(replace(manifest, options={"version_compatible": True}), "9.0", engine)
-
-
-class Cache:
-    """The two calls of trt.IRuntimeCache, which only an engine on a GPU can make."""
-
-    def __init__(self, content: bytes = b"") -> None:
-        self.content = content
-
-    def serialize(self) -> bytes:
-        return self.content
-
-    def deserialize(self, content: bytes) -> bool:
-        self.content = bytes(content)
-        return True
-
-
-def test_the_runtime_cache_is_kept_beside_the_engine(engine: Path, manifest: EngineManifest) -> None:
-    assert not load_runtime_cache(Cache(), engine, manifest)
-    save_runtime_cache(Cache(b"kernels"), engine, manifest)
-    found = Cache()
-    assert load_runtime_cache(found, engine, manifest)
-    assert found.content == b"kernels"
-
-
-def test_the_runtime_cache_of_another_engine_is_left_alone(engine: Path, manifest: EngineManifest) -> None:
-    save_runtime_cache(Cache(b"kernels"), engine, manifest)
-    found = Cache()
-    assert not load_runtime_cache(found, engine, replace(manifest, engine_sha256="0" * 64))
-    assert found.content == b""
-
-
-@pytest.mark.parametrize("damage", ["empty", "header alone", "one byte less", "one byte other", "random"])
-def test_a_damaged_runtime_cache_is_refused(engine: Path, manifest: EngineManifest, damage: str) -> None:
-    save_runtime_cache(Cache(b"kernels"), engine, manifest)
-    whole = cache_path(engine).read_bytes()
-    content = {
-        "empty": b"",
-        "header alone": whole[:40],
-        "one byte less": whole[:-1],
-        "one byte other": whole[:-1] + b"S",
-        "random": np.random.default_rng(0).bytes(500),
-    }[damage]
-    cache_path(engine).write_bytes(content)
-    never_filled = Cache()
-    with pytest.raises(EngineError, match=r"damaged file.*Delete it: .*\(rm '.*runtime_cache'\)") as caught:
-        load_runtime_cache(never_filled, engine, manifest)
-    assert "\n" not in str(caught.value)
-    assert never_filled.content == b"", "it is executable code"
-
-
-def test_a_full_disk_leaves_the_old_runtime_cache(
-    engine: Path, manifest: EngineManifest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    save_runtime_cache(Cache(b"old"), engine, manifest)
-    kept = cache_path(engine).read_bytes()
-
-    def full(path: Path, content: bytes) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device", str(path))
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match="No space left"):
-        save_runtime_cache(Cache(b"new"), engine, manifest)
-    assert cache_path(engine).read_bytes() == kept
-    assert [path for path in engine.parent.iterdir() if path.name.startswith(f".{engine.name}.run")] == []
 
 
 SPECS = (TensorSpec("x", (2, ANY_EXTENT), "float32"), TensorSpec("t", (1,), "int64"))
@@ -215,7 +85,10 @@ def test_arrays_on_the_gpu_are_checked_like_those_on_the_host() -> None:
             check_device_feeds("engine", SPECS, wrong)
 
 
+@pytest.mark.trt
 def test_the_library_has_every_name_that_a_run_uses() -> None:
+    import tensorrt_rtx as trt
+
     for owner, names in {
         trt.Runtime: ("deserialize_cuda_engine",),
         trt.ICudaEngine: (
@@ -252,61 +125,7 @@ def test_the_library_has_every_name_that_a_run_uses() -> None:
             assert hasattr(owner, name), f"{owner} {name}"
 
 
-@pytest.fixture
-def exported(make_folder: Callable[..., Path], make_conv: MakeConv) -> Path:
-    """An exported folder with an engine for sm89 that says it was compiled from the folder's graph."""
-    folder = make_folder()
-    manifest = Manifest.load(folder)
-    for graph in manifest.graphs:
-        engine = engine_path(folder, graph, "sm89", "tensorrt_rtx")
-        engine.parent.mkdir(parents=True, exist_ok=True)
-        engine.write_bytes(b"kernels")
-        EngineManifest(
-            engine_sha256="0" * 64,
-            engine_bytes=7,
-            model_files={Path(graph).name: manifest.files[graph]},
-            recipe_sha256="",
-            library="tensorrt_rtx",
-            version="1",
-            target="sm89",
-            options={},
-            seconds=1.0,
-            rebuild="accuquant build OUT",
-            accuquant_version="0",
-        ).save(engine)
-    return folder
-
-
-def on(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_files, "find_gpu", lambda: gpu)
-
-
-def test_the_engines_for_this_gpu_are_found(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    on(ADA, monkeypatch)
-    manifest = Manifest.load(exported)
-    assert find_engines(exported, manifest) == tuple(
-        engine_path(exported, graph, "sm89", "tensorrt_rtx") for graph in manifest.graphs
-    )
-
-
-def test_no_engine_for_this_gpu_is_an_error_with_the_command(
-    exported: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    on(Gpu("RTX 3090", (8, 6), (13, 0)), monkeypatch)
-    with pytest.raises(EngineError, match=r"engines/sm89/tensorrt_rtx, expected .* sm86.*--target sm86"):
-        find_engines(exported, Manifest.load(exported))
-
-
-def test_an_engine_of_an_earlier_export_is_refused(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    on(ADA, monkeypatch)
-    path = exported / "accuquant.json"
-    data = json.loads(path.read_text())
-    data["files"] = dict.fromkeys(data["files"], "1" * 64)
-    path.write_text(json.dumps(data))
-    with pytest.raises(EngineError, match=r"an engine of another export.*accuquant build OUT"):
-        find_engines(exported, Manifest.load(exported))
-
-
+@pytest.mark.trt
 def test_the_engines_of_a_folder_have_the_sizes_of_its_manifest(make_folder: Callable[..., Path]) -> None:
     folder = make_folder()
     sizes = Manifest.load(folder).signature.sizes
@@ -344,6 +163,7 @@ def active(make_conv: MakeConv) -> Iterator[tuple[Path, TensorRtRunner]]:
         yield model, runner
 
 
+@pytest.mark.trt
 @pytest.mark.gpu
 def test_an_engine_computes_what_onnx_runtime_computes(active: tuple[Path, TensorRtRunner]) -> None:
     model, runner = active
@@ -353,6 +173,7 @@ def test_an_engine_computes_what_onnx_runtime_computes(active: tuple[Path, Tenso
         np.testing.assert_allclose(runner.infer({"x": x})["y"], expected(model, x), atol=1e-2)
 
 
+@pytest.mark.trt
 @pytest.mark.gpu
 def test_results_belong_to_the_caller(active: tuple[Path, TensorRtRunner]) -> None:
     _, runner = active
@@ -362,6 +183,7 @@ def test_results_belong_to_the_caller(active: tuple[Path, TensorRtRunner]) -> No
     np.testing.assert_array_equal(first, kept)
 
 
+@pytest.mark.trt
 @pytest.mark.gpu
 def test_a_dynamic_engine_takes_its_profile_and_nothing_else(make_conv: MakeConv) -> None:
     model = make_conv()
@@ -374,6 +196,7 @@ def test_a_dynamic_engine_takes_its_profile_and_nothing_else(make_conv: MakeConv
             runner.infer({"x": images(5)})
 
 
+@pytest.mark.trt
 @pytest.mark.gpu
 def test_engines_that_share_a_workspace_do_not_disturb_each_other(make_conv: MakeConv) -> None:
     models = [make_conv(f"{k}.onnx", scale=0.03 + 0.02 * k) for k in range(3)]
@@ -389,6 +212,7 @@ def test_engines_that_share_a_workspace_do_not_disturb_each_other(make_conv: Mak
         runner.deactivate()
 
 
+@pytest.mark.trt
 @pytest.mark.gpu
 def test_torch_tensors_pass_without_the_host(active: tuple[Path, TensorRtRunner]) -> None:
     import torch
@@ -407,6 +231,7 @@ def test_torch_tensors_pass_without_the_host(active: tuple[Path, TensorRtRunner]
         np.testing.assert_allclose(outputs["y"].cpu(), expected(model, x.cpu().numpy()), atol=1e-2)
 
 
+@pytest.mark.trt
 @pytest.mark.gpu
 def test_a_second_run_finds_the_runtime_cache(active: tuple[Path, TensorRtRunner]) -> None:
     _, runner = active
@@ -417,6 +242,7 @@ def test_a_second_run_finds_the_runtime_cache(active: tuple[Path, TensorRtRunner
     runner.infer({"x": images(2)})
 
 
+@pytest.mark.trt
 @pytest.mark.gpu
 @pytest.mark.parametrize("lowering", ["rescale", "per-group"])
 def test_a_pipelines_network_runs_on_cuda_tensors(make_folder: Callable[..., Path], lowering: str) -> None:
@@ -437,6 +263,7 @@ def test_a_pipelines_network_runs_on_cuda_tensors(make_folder: Callable[..., Pat
         torch.testing.assert_close(predicted.cpu(), on_cpu(sample, timestep).sample, atol=1e-2, rtol=0)
 
 
+@pytest.mark.trt
 @pytest.mark.gpu
 def test_a_smaller_batch_is_filled_up_on_the_host_and_on_the_gpu(make_folder: Callable[..., Path]) -> None:
     import torch

@@ -113,9 +113,39 @@ def test_a_named_lowering_still_gets_the_precision_of_its_target(
         assert described(written[0]) == {"lowering": "per-group", "precision": precision}
 
 
-def test_an_onnx_file_needs_no_torch() -> None:
-    code = "import sys, accuquant.export.for_target as c; c.export_onnx_for; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+WITHOUT_TORCH = """
+import sys
+from pathlib import Path
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"torch", "diffusers", "transformers", "onnxscript"}:
+            raise ImportError(f"{name} is not installed here")
+
+sys.meta_path.insert(0, Block())
+from accuquant.export.for_target import export_onnx_for
+from accuquant.recipe import Recipe
+
+graph, recipe, output = map(Path, sys.argv[1:])
+written, choice = export_onnx_for(graph, Recipe.load(recipe), output, "cpu")
+print(choice.lowering, choice.precision, *(path.name for path in written))
+"""
+
+
+def test_an_onnx_file_is_quantized_where_torch_is_not_installed(
+    float_graph: Path, make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    recipe, (here, there) = make_recipe(*CLOSE), (tmp_path / "here.onnx", tmp_path / "there.onnx")
+    recipe.save(tmp_path / "recipe.safetensors")
+    command = [sys.executable, "-c", WITHOUT_TORCH, float_graph, tmp_path / "recipe.safetensors", there]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    written, choice = export_onnx_for(float_graph, recipe, here, "cpu")
+    assert choice is not None
+    names = [path.name.replace("here", "there") for path in written]
+    assert done.stdout.split() == [choice.lowering, choice.precision, *names]
+    graphs = [onnx.load(path).graph for path in (here, there)]
+    assert len({str([(node.op_type, node.name, node.input) for node in graph.node]) for graph in graphs}) == 1
 
 
 def test_where_no_scale_changes_nothing_is_compiled(

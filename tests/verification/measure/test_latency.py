@@ -1,8 +1,11 @@
 from __future__ import annotations
 
-import time
+from types import SimpleNamespace
 
-from accuquant.verification.measure.latency import measure_latencies
+import pytest
+
+from accuquant._util import interleave
+from accuquant.verification.measure.latency import Latency, measure_latencies
 
 
 def test_candidates_take_turns() -> None:
@@ -13,9 +16,16 @@ def test_candidates_take_turns() -> None:
     assert "".join(order) == "aabb" * 4
 
 
-def test_the_warm_up_and_the_call_before_are_not_timed() -> None:
-    waits = iter([0.2, 0.2, 0.2, 0.0, 0.2, 0.0])
-    (latency,) = measure_latencies({"a": lambda: time.sleep(next(waits))}, batch_size=4, rounds=2, warm_up=1)
-    assert latency.median_ms < 100
-    assert (latency.name, latency.batch_size, latency.rounds) == ("a", 4, 2)
-    assert 0 < latency.fastest_ms <= latency.median_ms
+def test_the_warm_up_and_the_call_before_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    #: (call before, call) of the untimed round, then of the timed ones.
+    takes = iter([64.0, 64.0, 64.0, 0.25, 64.0, 0.5, 64.0, 1.0])
+
+    def call() -> None:
+        nonlocal now
+        now += next(takes)
+
+    clock = SimpleNamespace(perf_counter=lambda: now, sleep=lambda _: None)
+    monkeypatch.setattr(interleave, "time", clock)
+    (latency,) = measure_latencies({"a": call}, batch_size=4, rounds=3, warm_up=1)
+    assert latency == Latency("a", median_ms=500, fastest_ms=250, batch_size=4, rounds=3)

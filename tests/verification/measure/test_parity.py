@@ -125,7 +125,7 @@ def test_the_graph_on_disk_is_left_as_it_was(tmp_path: Path) -> None:
     network = Toy()
     path = write_graph(tmp_path / "model.onnx", scale=0.1)
     before = path.read_bytes()
-    layer_parity(path, network, recipe_of(network), sample(), 100.0)
+    assert layer_parity(path, network, recipe_of(network), sample(), 100.0), "it was run"
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
 
