@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from accuquant.bundled import FASHION_DDPM, FASHION_TEXT
 from accuquant.calibration.factor import Factor
 from accuquant.calibration.placement import place
-from accuquant.calibration.rounding import gptq
+from accuquant.calibration.rounding import gptq, shrinkage
 from accuquant.calibration.trajectory import record_from
 from accuquant.calibration.unfolding import as_matrices, input_width, random_rows
 from accuquant.networks.network import count_macs, quantizable_layers, weight_of
@@ -100,10 +100,8 @@ class Trial:
         levels = (self.weight / self.scale[:, None]).round().clamp(*level_bounds(self.bits))
         return self.error(levels, self.scale, self.rows.mean(0))
 
-    def gptq(
-        self, shrinkage: float = 0.05, *, rows: float = 0, blocks: int = 1, filtered: bool = False
-    ) -> float:
-        """Return the error of GPTQ.
+    def gptq(self, share: float = 0, *, rows: float = 0, blocks: int = 1, filtered: bool = False) -> float:
+        """Return the error of GPTQ; the covariance is shrunk by `share` (0: as a calibration does).
 
         `rows` of inputs for each column (0: all); `blocks` along the inputs; `filtered` turns down first what
         carries more rounding noise than signal: W C (C + s^2 / 12 I)^-1.
@@ -112,7 +110,8 @@ class Trial:
         some = self.rows[torch.randperm(len(self.rows), generator=torch.Generator().manual_seed(0))]
         some = some[: int(rows * width) or None]
         covariance = torch.cov(some.T, correction=0)
-        covariance.diagonal().add_(shrinkage * covariance.diagonal().mean() + self.noise)
+        share = share or shrinkage(width, len(torch.unique(some, dim=0)))
+        covariance.diagonal().add_(share * covariance.diagonal().mean() + self.noise)
         target, scale = self.weight, self.scale
         if filtered:
             target = target - self.noise * Factor.of_(covariance.clone()).solve(target.T.contiguous()).T
@@ -127,16 +126,18 @@ class Trial:
 
 WAYS: dict[str, Callable[[Trial], float]] = {
     "sample covariance and filter (before)": lambda trial: trial.gptq(1e-9, filtered=True),
-    "shrinkage 0.05 and filter": lambda trial: trial.gptq(filtered=True),
+    "shrinkage 0.05 and filter": lambda trial: trial.gptq(0.05, filtered=True),
     "shrinkage 0.01": lambda trial: trial.gptq(0.01),
-    "shrinkage 0.05 (chosen)": lambda trial: trial.gptq(),
+    "shrinkage 0.05": lambda trial: trial.gptq(0.05),
     "shrinkage 0.2": lambda trial: trial.gptq(0.2),
     "shrinkage 1": lambda trial: trial.gptq(1.0),
+    "chosen: 0.05, more for few distinct rows": lambda trial: trial.gptq(),
     "chosen, 2 blocks of columns": lambda trial: trial.gptq(blocks=2),
     "chosen, 4 blocks of columns": lambda trial: trial.gptq(blocks=4),
     "chosen, 2 rows a column": lambda trial: trial.gptq(rows=2),
     "chosen, 1 row a column": lambda trial: trial.gptq(rows=1),
     "chosen, 1/2 row a column": lambda trial: trial.gptq(rows=0.5),
+    "shrinkage 0.05, 1/2 row a column": lambda trial: trial.gptq(0.05, rows=0.5),
 }
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from accuquant.networks.network import weight_of
 
 from .input_moments import Moments
-from .rounding import blocks_of
+from .rounding import blocks_of, shrinkage
 from .unfolding import as_matrices
 
 #: Names that a line gives; the recipe has all.
@@ -19,11 +19,11 @@ _NAMED = 4
 _ENOUGH = 2
 
 
-def rounding_facts(layer: nn.Module, moments: Moments) -> dict[str, int]:
+def rounding_facts(layer: nn.Module, moments: Moments) -> dict[str, float]:
     """Return what a layer's rounding was based on, as a recipe keeps it.
 
     `inputs` of an output, `groups` of the layer, `blocks` that a group's inputs fell into; `rows` of inputs
-    that were looked at, and how many of them were `distinct`.
+    that were looked at, how many of them were `distinct`, and the `shrinkage` of the covariance.
     """
     groups, outputs, inputs = as_matrices(layer, weight_of(layer)).shape
     return {
@@ -32,6 +32,7 @@ def rounding_facts(layer: nn.Module, moments: Moments) -> dict[str, int]:
         "blocks": len(blocks_of(groups, outputs, inputs)) // groups,
         "rows": moments.rows,
         "distinct": moments.distinct,
+        "shrinkage": shrinkage(inputs, moments.distinct),
     }
 
 
@@ -40,7 +41,7 @@ def care_notes(calibration: Mapping[str, Any]) -> tuple[str, ...]:
 
     `calibration` is a recipe's; one without facts on the rounding has no such sentence.
     """
-    facts: Mapping[str, Mapping[str, int]] = calibration.get("rounding", {})
+    facts: Mapping[str, Mapping[str, float]] = calibration.get("rounding", {})
     few = [name for name, fact in facts.items() if fact["distinct"] < _ENOUGH * fact["inputs"]]
     split = [name for name, fact in facts.items() if fact["blocks"] > 1]
     notes = []

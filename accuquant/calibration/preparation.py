@@ -112,7 +112,7 @@ def _initial_qparams(
     groups: StepGroups,
     recording: Recording,
     shown: Progress,
-) -> tuple[dict[str, LayerQParams], dict[str, dict[str, int]]]:
+) -> tuple[dict[str, LayerQParams], dict[str, dict[str, float]]]:
     """Return the qparams of all layers, and what the rounding of each was based on."""
     shown.stage("initial scales", 1)
     qparams = initial_qparams(

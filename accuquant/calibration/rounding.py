@@ -18,7 +18,7 @@ from .input_moments import Moments
 from .unfolding import as_matrices, from_matrices
 
 ROUNDINGS = ("gptq", "nearest")
-#: What every direction carries at least, as a share of the mean input's variance.
+#: What every direction carries at least, as a share of the mean input's variance; see `shrinkage`.
 SHRINKAGE = 0.05
 #: The widest covariance that is factored as a whole, 2.4 GB. Wider inputs fall into blocks.
 MAX_WIDTH = 24576
@@ -40,9 +40,9 @@ def compensate(layer: nn.Module, qparams: LayerQParams, moments: Moments) -> Lay
     rounding noise of its activations, uniform with variance s^2 / 12. What is left of the mean goes into the
     bias: bias_correction [O] = (W - W^) E[x] (Nagel et al., arXiv 1906.04721, section 4.2).
 
-    The covariance is that of the sample plus SHRINKAGE times its mean variance in every direction: by itself,
-    the sample says that directions which it does not span carry nothing and may take any error. The groups of
-    a convolution are products of their own; those of a transposed one share their scales.
+    The covariance is that of the sample plus a share of its mean variance in every direction (`shrinkage`):
+    by itself, the sample says that directions which it does not span carry nothing and may take any error.
+    The groups of a convolution are products of their own; those of a transposed one share their scales.
 
     Raises CalibrationError where the inputs are not finite.
     """
@@ -52,7 +52,8 @@ def compensate(layer: nn.Module, qparams: LayerQParams, moments: Moments) -> Lay
     levels = torch.empty(weight.shape, dtype=torch.int8)
     for group, outputs, columns in blocks_of(*weight.shape):
         block = group, outputs, columns
-        factor = _factor(moments.covariance(group, columns), noise, qparams.name)
+        share = shrinkage(weight.shape[2], moments.distinct)
+        factor = _factor(moments.covariance(group, columns), share, noise, qparams.name)
         levels[block] = gptq(weight[block], scale[group], factor, qparams.weight_bits)
         del factor  # before the next one is made
     correction = [_mean_errors(*group) for group in zip(weight, levels, scale, moments.mean, strict=True)]
@@ -61,6 +62,14 @@ def compensate(layer: nn.Module, qparams: LayerQParams, moments: Moments) -> Lay
         weight_levels=from_matrices(layer, levels).contiguous().numpy(),
         bias_correction=torch.cat(correction).float().numpy(),
     )
+
+
+def shrinkage(width: int, distinct: int) -> float:
+    """Return the share of the mean variance that is added to a covariance of `width` inputs.
+
+    It is SHRINKAGE, and more where fewer `distinct` inputs than that were seen.
+    """
+    return SHRINKAGE * max(1.0, width / distinct)
 
 
 def blocks_of(groups: int, outputs: int, width: int) -> list[tuple[int, slice, slice]]:
@@ -73,10 +82,10 @@ def blocks_of(groups: int, outputs: int, width: int) -> list[tuple[int, slice, s
     ]
 
 
-def _factor(covariance: Tensor, noise: float, name: str) -> Factor:
+def _factor(covariance: Tensor, share: float, noise: float, name: str) -> Factor:
     """Return the factor of the noisy, shrunk `covariance`, which is overwritten."""
     power = float(covariance.diagonal().mean())
-    covariance.diagonal().add_(SHRINKAGE * power + noise)
+    covariance.diagonal().add_(share * power + noise)
     try:
         return Factor.of_(covariance)
     except ArithmeticError as error:

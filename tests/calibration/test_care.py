@@ -12,7 +12,7 @@ from accuquant.calibration.row_store import RowSums
 from accuquant.calibration.unfolding import group_count, input_width
 
 
-def facts(layer: nn.Module, rows: int, times: int = 1) -> dict[str, int]:
+def facts(layer: nn.Module, rows: int, times: int = 1) -> dict[str, float]:
     store = RowSums(group_count(layer), input_width(layer))
     x = torch.randn(rows, group_count(layer) * input_width(layer))
     for _ in range(times):
@@ -22,7 +22,7 @@ def facts(layer: nn.Module, rows: int, times: int = 1) -> dict[str, int]:
 
 def test_the_facts_count_inputs_groups_and_rows() -> None:
     layer = nn.Conv2d(4, 6, 3, groups=2)
-    expected = {"inputs": 18, "groups": 2, "blocks": 1, "rows": 300, "distinct": 100}
+    expected = {"inputs": 18, "groups": 2, "blocks": 1, "rows": 300, "distinct": 100, "shrinkage": 0.05}
     assert facts(layer, 100, 3) == expected
 
 

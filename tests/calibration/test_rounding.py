@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from accuquant.calibration import rounding
 from accuquant.calibration.factor import Factor
-from accuquant.calibration.rounding import blocks_of, check_rounding, compensate, gptq
+from accuquant.calibration.rounding import blocks_of, check_rounding, compensate, gptq, shrinkage
 from accuquant.calibration.row_store import RowSums
 from accuquant.calibration.unfolding import group_count, input_width
 from accuquant.errors import CalibrationError, UsageError
@@ -243,6 +243,20 @@ def test_inputs_that_are_not_finite_are_an_error_that_names_the_layer() -> None:
     x[3, 5] = float("inf")
     with pytest.raises(CalibrationError, match=r"layer 'l': got inputs of mean variance nan"):
         compensated(nn.Linear(INPUTS, 2), x)
+
+
+def test_few_distinct_inputs_shrink_the_covariance_more() -> None:
+    assert shrinkage(40, 4000) == shrinkage(40, 40) == 0.05
+    assert shrinkage(40, 10) == 0.2
+    layer, x = nn.Linear(INPUTS, 7), correlated(10)
+    found = compensated(layer, x.repeat(5, 1))
+    rows = x.float().double()
+    covariance = covariance_of(rows)
+    noise = float(np.square(found.activation_scale).mean()) / 12
+    covariance += torch.eye(INPUTS) * (0.2 * covariance.diagonal().mean() + noise)
+    scale = torch.from_numpy(found.weight_scale).double()
+    expected = gptq(layer.weight.detach(), scale, Factor.of_(covariance), 4)
+    np.testing.assert_array_equal(found.weight_levels, expected.numpy())
 
 
 def test_an_unknown_rounding_lists_the_known_ones() -> None:
