@@ -92,13 +92,13 @@ def main() -> None:
             for rounding in ("nearest", "gptq"):
                 network = calibrated(source, arguments, prompts=prompts, rounding=rounding, weight_bits=bits)
                 found[rounding] = psnr(sample_images(source, network, arguments), reference)
-                print(f"W{bits}A8 {prompts} {rounding}: {found[rounding].median():.2f}", file=sys.stderr)
             paired = found["gptq"] - found["nearest"]
             rows.append([
                 f"W{bits}A8, {prompts} prompts", f"{found['nearest'].median():.1f}",
                 f"{found['gptq'].median():.1f}", f"{paired.median():+.2f}",
                 f"{(paired > 0).double().mean():.0%}",
             ])  # fmt: skip
+            print(*rows[-1], sep=" | ", file=sys.stderr)
             results.append(
                 {"bits": bits, "prompts": prompts, **{name: p.tolist() for name, p in found.items()}}
             )

@@ -2,7 +2,7 @@
 
     python benchmarks/wide_layers.py
 
-Each layer runs in a fresh process with one thread: 8192 rows of random, correlated inputs are gathered as a
+Each layer runs in a fresh process with one thread: rows of random, correlated inputs are gathered as a
 calibration gathers them, and the layer's weight is rounded by them. "peak" is of the whole process
 (ru_maxrss), "rows" the file that its inputs lie in meanwhile. "output error" is what rounding adds to the
 outputs on other rows of the same kind, relative to rounding to nearest.
@@ -67,12 +67,12 @@ def measure(name: str, bits: int, folder: Path) -> dict[str, float]:
     convolves = kind == "conv"
     layer: nn.Module = nn.Conv2d(inputs, outputs, 3, padding=1) if convolves else nn.Linear(inputs, outputs)
     layer.requires_grad_(False)
-    mixing = torch.randn(inputs // 4, inputs) / (inputs // 4) ** 0.5
+    mixing = torch.randn(inputs // 16, inputs) / (inputs // 16) ** 0.5
 
     def draw() -> torch.Tensor:
-        # a quarter of the directions carry most of the power
-        x = torch.randn(512, inputs // 4) @ mixing + 0.2 * torch.randn(512, inputs) + 0.3
-        return x.reshape(2, 16, 16, inputs).permute(0, 3, 1, 2).contiguous() if convolves else x
+        # a sixteenth of the directions carries most of the power
+        x = (torch.randn(2048, inputs // 16) @ mixing).add_(torch.randn(2048, inputs), alpha=0.2).add_(0.3)
+        return x.reshape(8, 16, 16, inputs).permute(0, 3, 1, 2).contiguous() if convolves else x
 
     sampler = MomentSampler({name: layer}, _CALLS, 0, folder)
     began = time.monotonic()
