@@ -30,7 +30,6 @@ from accuquant.pipelines.task import Task
 from accuquant.verification.measure.decoder import load_decoder
 from accuquant.verification.measure.metrics import psnr
 
-_SEED = 10_000
 _BATCH = 4
 
 
@@ -44,6 +43,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--trajectories", type=int, default=16)
     parser.add_argument("--images", type=int, default=48)
+    parser.add_argument("--seed", type=int, default=10_000, help="of the first image (default: %(default)s)")
     add_json_option(parser)
     return parser.parse_args()
 
@@ -58,7 +58,7 @@ def sample_images(source: Source, network: nn.Module, arguments: argparse.Namesp
     """Return images [N, C, H, W] of the other prompts."""
     starter = open_starter(source, Task(prompts=read_prompts("other-prompts.txt", 48)), steps=arguments.steps)
     decode, ends = load_decoder(source), []
-    for start in starter.starts(arguments.images, 16, seed=_SEED):
+    for start in starter.starts(arguments.images, 16, seed=arguments.seed):
         predict = bound(network, start.conditioning)
         latents = starter.process.sample(predict, start.latents, start.fresh_generators())
         ends.append(decode(latents))
