@@ -71,7 +71,8 @@ class LayerQParams:
     TensorRT runs as it is, any other z is lowered to a constant shift before a symmetric one.
     `weight_levels` (int8, `weight_shape`) is set where the rounding was learned; None means
     round-to-nearest of weight / weight_scale. `bias_correction` [O] is added to the layer's bias (to zeros
-    where it has none) and cancels the mean error of the rounding. Axes: WEIGHT_AXIS.
+    where it has none) and cancels the mean error of the rounding. The groups of a transposed convolution
+    share their weight scales, but not their biases. Axes: WEIGHT_AXIS.
     """
 
     name: str
@@ -175,7 +176,11 @@ class LayerQParams:
 
     def _check_bias(self) -> None:
         bias, length = self.bias_correction, self.weight_shape[self.axis]
-        if bias is not None and (bias.shape != (length,) or not np.isfinite(bias).all()):
+        if bias is None:
+            return
+        # a transposed convolution's weight has the outputs of one group; a bias has those of all
+        groups = max(1, bias.size // length) if self.kind == "conv_transpose2d" else 1
+        if bias.shape != (groups * length,) or not np.isfinite(bias).all():
             raise self._error(
                 f"a bias correction of shape {bias.shape}",
                 f"({length},) finite values",

@@ -131,6 +131,16 @@ def test_rejects_damaged_qparams(changes: dict[str, Any], message: str) -> None:
         qparams(**changes)
 
 
+def test_groups_of_a_transposed_convolution_have_biases_of_their_own() -> None:
+    shape, scale = (4, 3, 1, 1), np.ones(3, np.float32)
+    fields: dict[str, Any] = {"kind": "conv_transpose2d", "weight_shape": shape, "weight_scale": scale}
+    layer = qparams(**fields, bias_correction=np.zeros(6, np.float32))
+    assert layer.bias_correction is not None
+    assert len(layer.bias_correction) == 2 * len(layer.weight_scale)
+    with pytest.raises(RecipeError, match=r"bias correction of shape \(4,\)"):
+        qparams(**fields, bias_correction=np.zeros(4, np.float32))
+
+
 def test_weights_are_rounded_to_nearest_on_their_own_scale() -> None:
     weight = np.random.default_rng(0).normal(size=(4, 3, 1, 1)).astype(np.float32)
     scale = np.array([0.1, 0.2, 0.3, 0.4], np.float32)

@@ -65,7 +65,7 @@ def _calibrate(
     batches = work.load_trajectories()
     initial = work.load_initial()
     if batches is None or initial is None:
-        batches, initial = prepare(source, settings, task, starter, groups, shown)
+        batches, initial = prepare(source, settings, task, starter, groups, shown, work.path)
         work.save_trajectories(batches)
         initial.save(work.initial)
     starter.close()

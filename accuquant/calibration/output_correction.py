@@ -25,9 +25,11 @@ class OutputCorrection(nn.Module):
 
     def __init__(self, layer: QuantizedLayer) -> None:
         super().__init__()
-        channels, device = layer.qparams.weight_scale.shape, layer.weight.device
+        channels, device = len(layer.qparams.weight_scale), layer.weight.device
+        # a transposed convolution's groups share their weight scales, and so their gains
+        self._groups = layer.layer.groups if isinstance(layer.layer, nn.ConvTranspose2d) else 1
         self.log_gain = nn.Parameter(torch.zeros(channels, device=device))
-        self.shift = nn.Parameter(torch.zeros(channels, device=device))
+        self.shift = nn.Parameter(torch.zeros(self._groups * channels, device=device))
         self.unit = 0.0
         self._broadcast = (-1,) if layer.qparams.kind == "linear" else (-1, 1, 1)
 
@@ -35,7 +37,7 @@ class OutputCorrection(nn.Module):
         """Return the corrected output."""
         if not self.unit:
             self.unit = float(output.detach().square().mean().sqrt()) or 1.0
-        gain, shift = self.log_gain.exp(), self.shift * self.unit
+        gain, shift = self.log_gain.exp().repeat(self._groups), self.shift * self.unit
         return torch.addcmul(shift.reshape(self._broadcast), output, gain.reshape(self._broadcast))
 
     def fold(self, qparams: LayerQParams, layer: QuantizedLayer, float_layer: nn.Module) -> LayerQParams:
@@ -45,7 +47,10 @@ class OutputCorrection(nn.Module):
         rounding to nearest would choose others for another scale.
         """
         gain = self.log_gain.detach().double().exp().cpu().numpy()
-        bias = gain * _bias_of(layer.layer) + (self.shift.detach().double() * self.unit).cpu().numpy()
+        bias = (
+            np.tile(gain, self._groups) * _bias_of(layer.layer)
+            + (self.shift.detach().double() * self.unit).cpu().numpy()
+        )
         return replace(
             qparams,
             weight_scale=(qparams.weight_scale * gain).astype(np.float32),

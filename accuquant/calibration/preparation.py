@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +26,8 @@ from accuquant.recipe import Recipe
 
 from .activations import ActivationSampler, Samples, initial_qparams
 from .calibration_settings import CalibrationSettings
-from .input_moments import Moments, MomentSampler
+from .care import care_notes, rounding_facts
+from .input_moments import MomentSampler
 from .output_search import count_calls, refine_scales
 from .placement import Placement, place
 from .rounding import compensate
@@ -38,7 +41,7 @@ class Recording:
 
     batches: list[TrajectoryBatch]
     samples: Samples
-    moments: dict[str, Moments]
+    moments: MomentSampler
 
 
 def prepare(
@@ -48,8 +51,12 @@ def prepare(
     starter: Starter,
     groups: StepGroups,
     shown: Progress,
+    folder: Path,
 ) -> tuple[list[TrajectoryBatch], Recipe]:
-    """Record the trajectories, choose the layers, find the qparams that learning starts from."""
+    """Record the trajectories, choose the layers, find the qparams that learning starts from.
+
+    What does not fit into memory lies in `folder`/inputs meanwhile.
+    """
     process = starter.process
     starts = starter.starts(
         settings.num_trajectories, settings.batch_size, seed=settings.seed, progress=shown
@@ -57,8 +64,12 @@ def prepare(
     starter.close()
     macs = count_macs(source.network, source.signature)
     placement = place(source.network, macs, include=settings.include, exclude=settings.exclude)
-    recording = _record(source, settings, process, starts, groups, placement, shown)
-    qparams = _initial_qparams(source, settings, process, groups, recording, shown)
+    inputs = folder / "inputs"
+    shutil.rmtree(inputs, ignore_errors=True)  # of a run that was killed
+    inputs.mkdir()
+    recording = _record(source, settings, process, starts, groups, placement, shown, inputs)
+    qparams, facts = _initial_qparams(source, settings, process, groups, recording, shown)
+    shutil.rmtree(inputs)
     shown.stage("layer sensitivity", len(qparams))
     errors = measure_sensitivity(
         source.network, process, groups, qparams, recording.batches[-1], progress=shown
@@ -67,6 +78,9 @@ def prepare(
     if left:
         shown.message(f"left in float by the budget: {', '.join(left)}")
     placement = placement.without(left)
+    rounding = {"rounding": {name: facts[name] for name in placement.quantized if name in facts}}
+    for note in care_notes(rounding):
+        shown.message(note)
     recipe = Recipe(
         groups=groups,
         layers={name: qparams[name] for name in placement.quantized},
@@ -85,6 +99,7 @@ def prepare(
             "float_layers": list(placement.float_layers),
             "float_by_budget": left,
             "sensitivity": errors,
+            **rounding,
             "accuquant_version": accuquant.__version__,
             "torch_version": torch.__version__,
         },
@@ -99,7 +114,8 @@ def _initial_qparams(
     groups: StepGroups,
     recording: Recording,
     shown: Progress,
-) -> dict[str, LayerQParams]:
+) -> tuple[dict[str, LayerQParams], dict[str, dict[str, float]]]:
+    """Return the qparams of all layers, and what the rounding of each was based on."""
     shown.stage("initial scales", 1)
     qparams = initial_qparams(
         source.network,
@@ -112,12 +128,15 @@ def _initial_qparams(
     if settings.refine:
         shown.stage("refined scales", count_calls(len(groups), len(recording.batches)))
         qparams = refine_scales(source.network, process, groups, qparams, recording.batches, progress=shown)
-    shown.stage("weight rounding", len(recording.moments))
-    layers = quantizable_layers(source.network)
-    for name, moments in recording.moments.items():
+    names, layers = recording.moments.names(), quantizable_layers(source.network)
+    facts = {}
+    shown.stage("weight rounding", len(names))
+    for name in names:
+        moments = recording.moments.take(name)
         qparams[name] = compensate(layers[name], qparams[name], moments)
+        facts[name] = rounding_facts(layers[name], moments)
         shown.advance()
-    return qparams
+    return qparams, facts
 
 
 def _record(
@@ -128,6 +147,7 @@ def _record(
     groups: StepGroups,
     placement: Placement,
     shown: Progress,
+    folder: Path,
 ) -> Recording:
     shown.stage("full-precision trajectories", len(starts) * len(process))
     group_of = [groups.find(t) for t in process.timesteps]
@@ -135,7 +155,7 @@ def _record(
     sampler = ActivationSampler(placement.quantized, calls, settings.seed)
     layers = quantizable_layers(source.network)
     rounded = {name: layers[name] for name in placement.quantized if settings.rounding == "gptq"}
-    moments = MomentSampler(rounded, sum(calls), settings.seed)
+    moments = MomentSampler(rounded, sum(calls), settings.seed, folder)
 
     def before_step(step: int) -> None:
         sampler.group, sampler.place = group_of[step], place_of(step, process)
@@ -143,7 +163,7 @@ def _record(
 
     with sampler.watch(source.network), moments.watch():
         batches = record_from(source.network, process, starts, before_step=before_step)
-    return Recording(batches, sampler.samples(), moments.moments())
+    return Recording(batches, sampler.samples(), moments)
 
 
 def plain_config(config: dict[str, Any]) -> dict[str, Any]:

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from accuquant.errors import unknown_name
+from accuquant.errors import CalibrationError, unknown_name
 from accuquant.networks.network import weight_of
 from accuquant.qparams import LayerQParams, level_bounds
-from accuquant.scales.observer import weight_scale
 
+from .factor import Factor
 from .input_moments import Moments
+from .unfolding import as_matrices, from_matrices
 
 ROUNDINGS = ("gptq", "nearest")
-_DAMPING = 0.01
+#: What every direction carries at least, as a share of the mean input's variance; see `shrinkage`.
+SHRINKAGE = 0.05
+#: The widest covariance that is factored as a whole, 2.4 GB. Wider inputs fall into blocks.
+MAX_WIDTH = 24576
 _BLOCK = 128
+#: Outputs whose errors are computed at once, in float64.
+_OUTPUTS = 256
 
 
 def check_rounding(name: str) -> None:
@@ -27,63 +34,100 @@ def check_rounding(name: str) -> None:
 
 
 def compensate(layer: nn.Module, qparams: LayerQParams, moments: Moments) -> LayerQParams:
-    """Return `qparams` with weight levels that make up for all rounding, and their bias correction.
+    """Return `qparams` with weight levels whose rounding errors cancel, and the bias correction for the rest.
 
-    Minimizes E||W x - W^ (x + n)||^2 over the levels of W^, where x are the layer's inputs and n is the
-    rounding noise of its activations, uniform with variance s^2 / 12. Without levels the minimum lies
-    at W C (C + s^2/12 I)^-1 with C = cov(x): a Wiener filter, which turns down the directions
-    that carry more noise than signal. GPTQ then rounds towards it with the covariance of x + n. What
-    is left of the mean goes into the bias: bias_correction [O] = (W - W^) E[x] (Nagel et al.,
-    arXiv 1906.04721, section 4.2).
+    Minimizes E|(W - W^)(x + n)|^2 over the levels of W^ by GPTQ, where x are the layer's inputs and n is the
+    rounding noise of its activations, uniform with variance s^2 / 12. What is left of the mean goes into the
+    bias: bias_correction [O] = (W - W^) E[x] (Nagel et al., arXiv 1906.04721, section 4.2).
+
+    The covariance is that of the sample plus a share of its mean variance in every direction (`shrinkage`):
+    by itself, the sample says that directions which it does not span carry nothing and may take any error.
+    The groups of a convolution are products of their own; those of a transposed one share their scales.
+
+    Raises CalibrationError where the inputs are not finite.
     """
-    weight = weight_of(layer)
-    matrix = weight.reshape(weight.shape[0], -1).double().cpu()
+    weight = as_matrices(layer, weight_of(layer).float().cpu())
     noise = float(np.square(qparams.activation_scale, dtype=np.float64).mean()) / 12
-    noisy = moments.covariance + torch.eye(len(moments.covariance), dtype=torch.float64) * noise
-    filtered = torch.linalg.solve(noisy, moments.covariance @ matrix.T).T
-    scales = weight_scale(filtered.numpy(), qparams.weight_bits, 0)
-    scale = torch.from_numpy(scales).double()
-    levels = gptq(filtered, scale, noisy, qparams.weight_bits)
-    correction = (matrix - levels * scale[:, None]) @ moments.mean
+    scale = torch.from_numpy(qparams.weight_scale).reshape(-1, weight.shape[1]).expand(weight.shape[:2])
+    levels = torch.empty(weight.shape, dtype=torch.int8)
+    for group, outputs, columns in blocks_of(*weight.shape):
+        block = group, outputs, columns
+        share = shrinkage(weight.shape[2], moments.distinct)
+        factor = _factor(moments.covariance(group, columns), share, noise, qparams.name)
+        levels[block] = gptq(weight[block], scale[group], factor, qparams.weight_bits)
+        del factor  # before the next one is made
+    correction = [_mean_errors(*group) for group in zip(weight, levels, scale, moments.mean, strict=True)]
     return replace(
         qparams,
-        weight_scale=scales,
-        weight_levels=levels.to(torch.int8).reshape(weight.shape).numpy(),
-        bias_correction=correction.numpy().astype(np.float32),
+        weight_levels=from_matrices(layer, levels).contiguous().numpy(),
+        bias_correction=torch.cat(correction).float().numpy(),
     )
 
 
-def gptq(weight: Tensor, scale: Tensor, covariance: Tensor, bits: int) -> Tensor:
-    """Return integer levels [O, d] for weight [O, d] at the scales [O], given E[x x^T] [d, d].
+def shrinkage(width: int, distinct: int) -> float:
+    """Return the share of the mean variance that is added to a covariance of `width` inputs.
 
-    Columns are rounded one after the other, those with the most input power first; the error of each
-    is spread over the columns that are still free, in the direction that the inverse covariance gives
-    (Frantar et al., GPTQ, arXiv 2210.17323, algorithm 1). Everything in float64.
+    It is SHRINKAGE, and more where fewer `distinct` inputs than that were seen.
+    """
+    return SHRINKAGE * max(1.0, width / distinct)
+
+
+def blocks_of(groups: int, outputs: int, width: int) -> list[tuple[int, slice, slice]]:
+    """Return the parts of matrices [G, O, d] that are rounded by themselves: groups, or blocks of columns."""
+    size = math.ceil(width / math.ceil(width / MAX_WIDTH))
+    return [
+        (group, slice(0, outputs), slice(start, min(start + size, width)))
+        for group in range(groups)
+        for start in range(0, width, size)
+    ]
+
+
+def _factor(covariance: Tensor, share: float, noise: float, name: str) -> Factor:
+    """Return the factor of the noisy, shrunk `covariance`, which is overwritten."""
+    power = float(covariance.diagonal().mean())
+    covariance.diagonal().add_(share * power + noise)
+    try:
+        return Factor.of_(covariance)
+    except ArithmeticError as error:
+        raise CalibrationError(
+            f"layer '{name}'",
+            got=f"inputs of mean variance {power:g}, whose covariance has no factor",
+            expected="finite inputs",
+            remedy="Leave the layer in float with --exclude, or correct the weights before it",
+        ) from error
+
+
+def _mean_errors(weight: Tensor, levels: Tensor, scale: Tensor, mean: Tensor) -> Tensor:
+    """Return (W - W^) E[x] [O] in float64 for weight and levels [O, d], scale [O] and mean [d]."""
+    parts = [slice(start, start + _OUTPUTS) for start in range(0, len(weight), _OUTPUTS)]
+    return torch.cat(
+        [(weight[o].double() - levels[o].double() * scale[o].double()[:, None]) @ mean for o in parts]
+    )
+
+
+def gptq(weight: Tensor, scale: Tensor, factor: Factor, bits: int) -> Tensor:
+    """Return int8 levels [O, d] at the scales [O] for `weight` [O, d], given the factor of its inputs.
+
+    Columns are rounded one after the other, those with the most input power first, and each makes up for the
+    errors of those before it: GPTQ (Frantar et al., arXiv 2210.17323, algorithm 1). With C = L L^T, columns
+    from the last to the first, the errors e cost |e L|^2, and column j can undo what (e L)_j holds of
+    earlier ones: q_j = round(w_j + sum_{i > j} e_i L_ij / L_jj). That needs no inverse of C.
     """
     qmin, qmax = level_bounds(bits)
-    order = torch.argsort(covariance.diagonal(), descending=True, stable=True)
-    upper = _inverse_factor(covariance[order][:, order])
-    free = weight[:, order].clone()
-    levels = torch.zeros_like(free)
-    for start in range(0, free.shape[1], _BLOCK):
-        block = slice(start, min(start + _BLOCK, free.shape[1]))
-        factor = upper[block, block]
-        errors = torch.zeros_like(free[:, block])
-        for column in range(factor.shape[0]):
-            at = start + column
-            levels[:, at] = (free[:, at] / scale).round().clamp(qmin, qmax)
-            errors[:, column] = (free[:, at] - levels[:, at] * scale) / factor[column, column]
-            free[:, at : block.stop] -= torch.outer(errors[:, column], factor[column, column:])
-        free[:, block.stop :] -= errors @ upper[block, block.stop :]
+    free = weight.T.to(factor.lower.dtype)[factor.order]
+    scale = scale.to(free.dtype)
+    errors = torch.empty_like(free)
+    levels = torch.empty(free.shape, dtype=torch.int8)
+    for stop in range(len(free), 0, -_BLOCK):
+        start = max(stop - _BLOCK, 0)
+        block = factor.lower[start:stop, start:stop]
+        earlier = factor.lower[stop:, start:stop].T @ errors[stop:]
+        for row in reversed(range(stop - start)):
+            at = start + row
+            owed = earlier[row] + block[row + 1 :, row] @ errors[at + 1 : stop]
+            level = ((free[at] + owed / block[row, row]) / scale).round_().clamp_(qmin, qmax)
+            errors[at] = free[at] - level * scale
+            levels[at] = level.to(torch.int8)
     restored = torch.empty_like(levels)
-    restored[:, order] = levels
-    return restored
-
-
-def _inverse_factor(covariance: Tensor) -> Tensor:
-    """Return the upper Cholesky factor of the damped covariance's inverse."""
-    power = covariance.diagonal().mean().clamp(min=1e-30)
-    damped = covariance + torch.eye(len(covariance), dtype=covariance.dtype) * power * _DAMPING
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
-    return factor
+    restored[factor.order] = levels
+    return restored.T

@@ -125,6 +125,48 @@ def test_the_same_seed_gives_the_same_bytes(
     assert [line.split(":")[0] for line in progress.lines] == told
 
 
+def test_layers_that_saw_little_are_told_and_the_recipe_counts_what_each_saw(
+    finished: tuple[Recipe, bytes], tiny_source: Source, output: Path
+) -> None:
+    enough = finished[0].calibration["rounding"]
+    assert enough.keys() == finished[0].layers.keys()
+    assert all(fact["distinct"] >= 2 * fact["inputs"] for fact in enough.values())
+    progress = Recording()
+    settings = dataclasses.replace(QUICK, num_trajectories=1, steps=2, shared_iterations=0, iterations=0)
+    recipe = calibrate(tiny_source, settings, output=output, progress=progress)
+    facts = recipe.calibration["rounding"]
+    assert all(recipe.layers[name].weight_levels is not None for name in facts)
+    few = [name for name, fact in facts.items() if fact["distinct"] < 2 * fact["inputs"]]
+    assert few
+    assert any(line.startswith("Few distinct inputs") and few[0] in line for line in progress.lines)
+    assert Recipe.load(output).calibration["rounding"] == facts
+
+
+def test_layers_too_wide_for_memory_lie_in_files_meanwhile_and_give_the_same_recipe(
+    finished: tuple[Recipe, bytes], tiny_source: Source, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("accuquant.calibration.input_moments.MEMORY", 0)
+    recipe = calibrate(tiny_source, QUICK, output=output)
+    assert os.listdir(output.parent) == ["recipe.safetensors"]
+    for name, layer in recipe.layers.items():
+        expected = finished[0].layers[name]
+        levels = layer.weight_levels
+        assert levels is not None
+        assert (levels != expected.weight_levels).mean() < 0.01
+        np.testing.assert_allclose(layer.bias_correction, expected.bias_correction, atol=0.02)
+
+
+def test_inputs_of_a_run_that_was_killed_are_not_taken(
+    finished: tuple[Recipe, bytes], tiny_source: Source, output: Path, partial: Path
+) -> None:
+    (partial / "initial.safetensors").unlink()
+    (partial / "inputs").mkdir()
+    (partial / "inputs" / "0.rows").write_bytes(b"left over")
+    calibrate(tiny_source, QUICK, output=output)
+    assert output.read_bytes() == finished[1]
+    assert not partial.exists()
+
+
 def test_another_seed_gives_another_recipe(
     finished: tuple[Recipe, bytes], tiny_source: Source, output: Path
 ) -> None:

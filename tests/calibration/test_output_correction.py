@@ -20,6 +20,7 @@ LAYERS = {
     "conv": lambda: nn.Conv2d(3, 5, 3, padding=1),
     "conv without bias": lambda: nn.Conv2d(3, 5, 1, bias=False),
     "transposed conv": lambda: nn.ConvTranspose2d(3, 5, 2),
+    "grouped transposed conv": lambda: nn.ConvTranspose2d(3, 15, 2, groups=3),
     "linear": lambda: nn.Linear(3, 5),
 }
 
@@ -55,11 +56,13 @@ def randomized(correction: OutputCorrection) -> OutputCorrection:
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-@pytest.mark.parametrize("bias_correction", [None, np.arange(5, dtype=np.float32)])
-def test_a_folded_correction_computes_the_same(kind: str, bias_correction: np.ndarray | None) -> None:
+@pytest.mark.parametrize("bias_corrected", [False, True])
+def test_a_folded_correction_computes_the_same(kind: str, bias_corrected: bool) -> None:
     torch.manual_seed(0)
     layer, x = LAYERS[kind](), None
-    qparams = qparams_of(layer, bias_correction=bias_correction)
+    outputs = 15 if kind.startswith("grouped") else 5
+    bias = np.arange(outputs, dtype=np.float32) if bias_corrected else None
+    qparams = qparams_of(layer, bias_correction=bias)
     before = quantized(layer, qparams)
     x = input_for(layer)
     with corrected({"layer": before}) as corrections, torch.no_grad():

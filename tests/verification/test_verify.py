@@ -165,6 +165,16 @@ def test_seeds_that_were_calibrated_on_are_counted(source: Source, tmp_path: Pat
     assert notes(102)[0].startswith("4 of the seeds were calibrated on")
 
 
+@pytest.mark.usefixtures("vnni")
+def test_layers_that_calibration_gave_less_care_are_named(source: Source, tmp_path: Path) -> None:
+    fact = {"inputs": 72, "groups": 1, "blocks": 1, "rows": 8192, "distinct": 13}
+    recipe = replace(recipe_of(source), calibration={"rounding": {"mid.conv": fact}})
+    folder = export(tmp_path / "out", source, recipe)
+    (note,) = Subject.load(folder, source, VerificationSettings(num_images=4, steps=4)).check()
+    assert "1 layer (mid.conv)" in note
+    assert "13 for 72 columns" in note
+
+
 @pytest.mark.parametrize(("flags", "told"), [({"avx2"}, True), ({"avx2", "avx512_vnni"}, False)])
 def test_a_processor_that_saturates_is_told_of(
     flags: set[str], told: bool, folder: Path, source: Source, monkeypatch: pytest.MonkeyPatch

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from accuquant._util.processor import cpu_flags, saturates_8_bit_weights
 from accuquant._util.progress import Progress
+from accuquant.calibration.care import care_notes
 from accuquant.denoising.guidance import Guidance
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.denoising.start import Start, seeded_starts
@@ -62,7 +63,7 @@ class Subject:
         steps, calibrated = self.settings.steps, self.manifest.num_inference_steps
         if calibrated is not None and steps != calibrated:
             notes += (f"Sampled with {steps} steps; the recipe was calibrated with {calibrated}.",)
-        return notes + self._seed_notes() + self._weight_notes()
+        return notes + self._seed_notes() + self._weight_notes() + care_notes(self.recipe.calibration)
 
     def _seed_notes(self) -> tuple[str, ...]:
         """Return a note where some images start from seeds that were calibrated on."""

@@ -1,0 +1,106 @@
+"""A layer as a matrix product: its weight as matrices, its input as rows that they multiply."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from accuquant.networks.network import weight_of
+
+
+def group_count(layer: nn.Module) -> int:
+    """Return into how many independent products a layer falls: `groups` of a convolution, else 1."""
+    return layer.groups if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) else 1
+
+
+def as_matrices(layer: nn.Module, weight: Tensor) -> Tensor:
+    """Return `weight`, of the layer's shape, as one matrix for each group [G, O / G, d].
+
+    A linear layer and a convolution [O, I / G, kh, kw] are that already; a transposed convolution
+    [I, O / G, kh, kw] keeps its inputs first. d counts an output's inputs, I / G * kh * kw.
+    """
+    groups = group_count(layer)
+    if not isinstance(layer, nn.ConvTranspose2d):
+        return weight.reshape(groups, weight.shape[0] // groups, -1)
+    inputs, outputs = weight.shape[:2]
+    split = weight.reshape(groups, inputs // groups, outputs, -1)
+    return split.transpose(1, 2).reshape(groups, outputs, -1)
+
+
+def from_matrices(layer: nn.Module, matrices: Tensor) -> Tensor:
+    """Return what `as_matrices` made of a weight as a tensor of the weight's shape again."""
+    shape = weight_of(layer).shape
+    if not isinstance(layer, nn.ConvTranspose2d):
+        return matrices.reshape(shape)
+    groups, outputs = matrices.shape[:2]
+    return matrices.reshape(groups, outputs, shape[0] // groups, -1).transpose(1, 2).reshape(shape)
+
+
+def input_width(layer: nn.Module) -> int:
+    """Return how many numbers an output is a sum over: d of `as_matrices`."""
+    weight = weight_of(layer)
+    outputs = (
+        weight.shape[1] if isinstance(layer, nn.ConvTranspose2d) else weight.shape[0] // group_count(layer)
+    )
+    return weight.numel() // (group_count(layer) * outputs)
+
+
+def random_rows(layer: nn.Module, x: Tensor, count: int, rng: torch.Generator) -> Tensor:
+    """Return `count` random rows of the unfolded input: x [B, C, H, W] or [..., C] -> [count, G * d].
+
+    A row holds what one output position sees, padding included, group after group, in the order of the
+    columns of `as_matrices`.
+    """
+    if not isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+        flat = x.reshape(-1, x.shape[-1])
+        return flat[torch.randint(len(flat), (count,), generator=rng).to(x.device)]
+    image = torch.randint(len(x), (count, 1, 1), generator=rng).to(x.device)
+    (i, inside_i), (j, inside_j) = (_taps(layer, axis, x.shape[2 + axis], count, rng) for axis in (0, 1))
+    seen = x[image, :, i[:, :, None].to(x.device), j[:, None, :].to(x.device)]
+    inside = inside_i[:, :, None] & inside_j[:, None, :]
+    seen = seen * inside[..., None].to(x.device)
+    return seen.permute(0, 3, 1, 2).reshape(count, -1)
+
+
+def _taps(
+    layer: nn.Conv2d | nn.ConvTranspose2d, axis: int, extent: int, count: int, rng: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Return which inputs the kernel's taps read at `count` random outputs along one axis of the image.
+
+    -> index [count, k], always a valid one, and whether there is an input at all [count, k].
+    """
+    kernel, stride, dilation = layer.kernel_size[axis], layer.stride[axis], layer.dilation[axis]
+    taps = torch.arange(kernel) * dilation
+    reach = dilation * (kernel - 1)
+    if isinstance(layer, nn.ConvTranspose2d):
+        padding = int(layer.padding[axis])
+        outputs = (extent - 1) * stride - 2 * padding + reach + layer.output_padding[axis] + 1
+        # output p sums x[q] w[k] over p = q * stride - padding + k * dilation
+        steps = torch.randint(outputs, (count, 1), generator=rng) + padding - taps
+        index = steps.div(stride, rounding_mode="floor")
+        return index.clamp(0, extent - 1), (steps % stride == 0) & (index >= 0) & (index < extent)
+    before, after = _padding(layer, axis, reach)
+    outputs = (extent + before + after - reach - 1) // stride + 1
+    index = torch.randint(outputs, (count, 1), generator=rng) * stride - before + taps
+    inside = (index >= 0) & (index < extent)
+    if layer.padding_mode == "zeros":
+        return index.clamp(0, extent - 1), inside
+    return _wrapped(index, extent, layer.padding_mode), torch.ones_like(inside)
+
+
+def _padding(layer: nn.Conv2d, axis: int, reach: int) -> tuple[int, int]:
+    if layer.padding == "valid":
+        return 0, 0
+    if layer.padding == "same":
+        return reach // 2, reach - reach // 2
+    return int(layer.padding[axis]), int(layer.padding[axis])
+
+
+def _wrapped(index: Tensor, extent: int, mode: str) -> Tensor:
+    """Return where torch's padding modes take a position outside of the image from."""
+    if mode == "circular":
+        return index % extent
+    if mode == "reflect":
+        index = index.abs()
+        return torch.minimum(index, 2 * (extent - 1) - index)
+    return index.clamp(0, extent - 1)
