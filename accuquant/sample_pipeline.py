@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from accuquant.denoising.process import seeded_generators
 from accuquant.manifest import RECIPE_NAME
+from accuquant.networks.device import CPU
 from accuquant.pipelines.families import call_arguments, no_step_left, refusals_of
 from accuquant.pipelines.lora import Lora, loras_of_recipe
 from accuquant.pipelines.real_pipeline import open_pipeline
@@ -36,15 +38,16 @@ def sample_pipeline(
     steps: int | None = None,
     seed: int = 0,
     batch_size: int | None = None,
+    device: torch.device = CPU,
     progress: Progress | None = None,
     **options: Any,
 ) -> npt.NDArray[np.float32]:
     """Sample `num_images` images of an exported folder -> float32 [N, H, W, C] in [0, 1].
 
     `pipeline` is where text encoders and decoder come from: the pipeline that was exported, unless it has
-    moved; `loras` likewise, which only change text encoders here. What `task` leaves open is as it was
-    calibrated. Image k takes prompt k and seed + k. `options` go to the engine. Raises SourceError where the
-    pipeline or a LoRA is not found, UsageError for a task that does not fit it.
+    moved; `loras` likewise, which only change text encoders here. They run on `device`. What `task` leaves
+    open is as it was calibrated. Image k takes prompt k and seed + k. `options` go to the engine. Raises
+    SourceError where the pipeline or a LoRA is not found, UsageError for a task that does not fit it.
     """
     root = Path(folder)
     network = EngineUNet.from_pretrained(root, engine, **options)
@@ -62,7 +65,7 @@ def sample_pipeline(
         signature=manifest.signature,
         loras=loras_of_recipe(calibration, loras),
     )
-    pipe = open_pipeline(source, whole)
+    pipe = open_pipeline(source, whole, device)
     size = min(batch_size or _DEFAULT_BATCH, num_images)
     count = manifest.num_inference_steps if steps is None else steps
     watch = _Ticker(pipe, progress, -(-num_images // size))

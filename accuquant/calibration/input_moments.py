@@ -92,7 +92,7 @@ def random_rows(layer: nn.Module, x: Tensor, count: int, rng: torch.Generator) -
     """
     if not isinstance(layer, nn.Conv2d):
         flat = x.reshape(-1, x.shape[-1])
-        return flat[torch.randint(len(flat), (count,), generator=rng)]
+        return flat[torch.randint(len(flat), (count,), generator=rng).to(x.device)]
     (kh, kw), (sh, sw), (dh, dw) = layer.kernel_size, layer.stride, layer.dilation
     ph, pw = int(layer.padding[0]), int(layer.padding[1])
     padded = functional.pad(x, (pw, pw, ph, ph))
@@ -104,4 +104,5 @@ def random_rows(layer: nn.Module, x: Tensor, count: int, rng: torch.Generator) -
     left = torch.randint(columns_out, (count, 1, 1), generator=rng) * sw
     i = top + torch.arange(kh).reshape(1, kh, 1) * dh
     j = left + torch.arange(kw).reshape(1, 1, kw) * dw
+    image, i, j = (index.to(x.device) for index in (image, i, j))
     return padded[image, :, i, j].permute(0, 3, 1, 2).reshape(count, -1)

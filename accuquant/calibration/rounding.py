@@ -39,6 +39,7 @@ def compensate(layer: nn.Module, qparams: LayerQParams, moments: Moments) -> Lay
     weight = weight_of(layer)
     matrix = weight.reshape(weight.shape[0], -1).double().cpu()
     noise = float(np.square(qparams.activation_scale, dtype=np.float64).mean()) / 12
+    moments = Moments(moments.mean.cpu(), moments.covariance.cpu())
     noisy = moments.covariance + torch.eye(len(moments.covariance), dtype=torch.float64) * noise
     filtered = torch.linalg.solve(noisy, moments.covariance @ matrix.T).T
     scales = weight_scale(filtered.numpy(), qparams.weight_bits, 0)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from accuquant.cli._command import Command
-from accuquant.cli._options import lora_option, new_path
+from accuquant.cli._options import device_option, lora_option, new_path
 from accuquant.cli._task import take_task, task_options
 
 if TYPE_CHECKING:
@@ -95,6 +95,7 @@ _COUNT = click.IntRange(min=1)
 @click.option(
     "--seed", type=click.IntRange(0, 2**31 - 1), default=0, help="The same seed gives the same recipe."
 )
+@device_option
 @lora_option("none by default")
 @task_options
 def command(source: str, output: Path, **settings: Any) -> None:
@@ -114,15 +115,20 @@ def run(source: str, output: Path, settings: dict[str, Any]) -> Recipe:
     from accuquant._util.files import check_new_file
     from accuquant.calibration import CalibrationSettings, calibrate
     from accuquant.cli._progress import Bars
+    from accuquant.networks.device import choose_device, describe
     from accuquant.pipelines.lora import find_loras
     from accuquant.pipelines.source import load_source
 
     check_new_file("--output", output)
     task = take_task(settings)
     loras = find_loras(settings.pop("loras", ()))
+    tf32 = settings.pop("tf32", False)
+    device = choose_device(settings.pop("device", "auto"), tf32=tf32)
     checked = CalibrationSettings(**settings)
     with Bars() as progress:
-        return calibrate(load_source(source, loras), checked, output=output, task=task, progress=progress)
+        progress.message(f"Device: {describe(device)}")
+        loaded = load_source(source, loras).to(device)
+        return calibrate(loaded, checked, output=output, task=task, tf32=tf32, progress=progress)
 
 
 def print_summary(recipe: Recipe, output: Path) -> None:

@@ -10,6 +10,7 @@ import click
 from accuquant.cli._command import Command
 from accuquant.cli._limits import LIMITS, limit_options
 from accuquant.cli._options import (
+    device_option,
     engine_option,
     existing_folder,
     lora_option,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 @click.option(
     "--allow-other-scheduler", is_flag=True, help="Go on with a scheduler other than the calibrated one."
 )
+@device_option
 @lora_option("those that OUT was calibrated with by default")
 @task_options
 @limit_options
@@ -95,6 +97,7 @@ def run(folder: Path, reference: str, options: dict[str, Any]) -> Report:
     """Verify with progress on stderr; `options` are those of the command."""
     from accuquant.cli._progress import Bars
     from accuquant.manifest import RECIPE_NAME, Manifest
+    from accuquant.networks.device import choose_device, repeatable
     from accuquant.pipelines.lora import find_loras, loras_of_recipe
     from accuquant.pipelines.source import load_source
     from accuquant.recipe import Recipe
@@ -106,8 +109,10 @@ def run(folder: Path, reference: str, options: dict[str, Any]) -> Report:
     Manifest.load(folder)  # a folder that is no export should be named as such
     given = find_loras(options.pop("loras", ()))
     loras = loras_of_recipe(Recipe.load(folder / RECIPE_NAME).calibration, given)
-    with Bars() as progress:
-        source = load_source(reference, loras)
+    tf32 = options.pop("tf32", False)
+    device = choose_device(options.pop("device", "auto"), tf32=tf32)
+    with Bars() as progress, repeatable(device, tf32=tf32):
+        source = load_source(reference, loras).to(device)
         return verify(folder, source, task=task, thresholds=thresholds, progress=progress, **options)
 
 

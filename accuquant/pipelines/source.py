@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,13 @@ class Source:
     scheduler: Any
     signature: Signature
     loras: tuple[Lora, ...] = ()
+
+    def to(self, device: torch.device | str) -> Source:
+        """Return this source with its network on `device`, where it is calibrated and verified.
+
+        The network is moved, not copied. The pipeline's other networks follow it when they are loaded.
+        """
+        return replace(self, network=self.network.to(device))
 
 
 def load_source(source: str | Path, loras: Sequence[Lora] = ()) -> Source:
