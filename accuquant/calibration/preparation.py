@@ -58,11 +58,13 @@ def prepare(
     placement = place(source.network, macs, include=settings.include, exclude=settings.exclude)
     recording = _record(source, settings, process, starts, groups, placement, shown)
     qparams = _initial_qparams(source, settings, process, groups, recording, shown)
-    shown.stage("layer sensitivity", len(qparams))
-    errors = measure_sensitivity(
-        source.network, process, groups, qparams, recording.batches[-1], progress=shown
-    )
-    left = spend_float_budget(placement, errors, settings.float_budget)
+    errors: dict[str, float] = {}
+    if settings.sensitivity or settings.float_budget:
+        shown.stage("layer sensitivity", len(qparams))
+        errors = measure_sensitivity(
+            source.network, process, groups, qparams, recording.batches[-1], progress=shown
+        )
+    left = spend_float_budget(placement, errors, settings.float_budget) if settings.float_budget else []
     if left:
         shown.message(f"left in float by the budget: {', '.join(left)}")
     placement = placement.without(left)

@@ -77,6 +77,11 @@ _COUNT = click.IntRange(min=1)
     help="Share of the multiply-accumulates to leave in float, spent on the most sensitive layers.",
 )
 @click.option(
+    "--sensitivity/--no-sensitivity",
+    default=False,
+    help="Measure what each layer alone does to a step, for the report; --float-budget does so anyway.",
+)
+@click.option(
     "--include", multiple=True, metavar="PATTERN", help="Quantize these layers, although float by default."
 )
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Leave these layers in float.")
