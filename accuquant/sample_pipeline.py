@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from accuquant.denoising.process import seeded_generators
 from accuquant.denoising.schedulers import check_prediction
 from accuquant.errors import SourceError, UsageError
 from accuquant.manifest import RECIPE_NAME
+from accuquant.networks.device import CPU
 from accuquant.pipelines.diffusers_internals import replaced
 from accuquant.pipelines.families import call_arguments, no_step_left, refusals_of
 from accuquant.pipelines.loading import Loading
@@ -41,15 +43,17 @@ def sample_pipeline(
     steps: int | None = None,
     seed: int = 0,
     batch_size: int | None = None,
+    device: torch.device = CPU,
     progress: Progress | None = None,
     **options: Any,
 ) -> npt.NDArray[np.float32]:
     """Sample `num_images` images of an exported folder -> float32 [N, H, W, C] in [0, 1].
 
     `pipeline` is where text encoders and decoder come from: the pipeline that was exported, unless it has
-    moved; `loras` likewise, which only change text encoders here; `loading` says how it is read. What `task`
-    leaves open is as it was calibrated. Image k takes prompt k and seed + k. `options` go to the engine.
-    Raises SourceError where the pipeline or a LoRA is not found, UsageError for a task that does not fit it.
+    moved; `loras` likewise, which only change text encoders here; `loading` says how it is read. They run on
+    `device`. What `task` leaves open is as it was calibrated. Image k takes prompt k and seed + k. `options`
+    go to the engine. Raises SourceError where the pipeline or a LoRA is not found, UsageError for a task that
+    does not fit it.
     """
     root = Path(folder)
     network = EngineUNet.from_pretrained(root, engine, **options)
@@ -79,7 +83,7 @@ def sample_pipeline(
         loras=loras_of_recipe(calibrated.loras, loras),
         loading=read_as,
     )
-    pipe = open_pipeline(source, whole)
+    pipe = open_pipeline(source, whole, device)
     size = min(batch_size or _DEFAULT_BATCH, num_images)
     watch = _Ticker(pipe, progress, -(-num_images // size))
     batches = []

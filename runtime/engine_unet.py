@@ -250,7 +250,7 @@ def _defaults(original: type) -> dict[str, Any]:
 def _single_timestep(timestep: torch.Tensor | float) -> float:
     if not isinstance(timestep, torch.Tensor):
         return timestep
-    values = set(timestep.flatten().tolist())
+    values = set(timestep.flatten().cpu().tolist())
     if len(values) != 1:
         raise UsageError(
             "timestep",

@@ -106,7 +106,7 @@ def initial_qparams(
     for name, groups in samples.items():
         kind = layer_kind(layers[name])
         assert kind is not None
-        weight = weight_of(layers[name]).numpy(force=True)
+        weight = weight_of(layers[name]).detach().cpu().numpy()
         zero_point = choose_zero_point(groups, activation_bits) if affine else 0
         scales = [find_scale(values, activation_bits, zero_point) for values in groups]
         qparams[name] = LayerQParams(

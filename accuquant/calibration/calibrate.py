@@ -13,6 +13,8 @@ from accuquant._util.lock import only_writer
 from accuquant._util.progress import Progress, Silent
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.groups import StepGroups
+from accuquant.networks.device import device_of, repeatable
+from accuquant.networks.memory import StageWatch, memory_named
 from accuquant.networks.network import model_hash
 from accuquant.networks.simulate import quantize_network, quantized_layers
 from accuquant.pipelines.source import Source
@@ -35,24 +37,31 @@ def calibrate(
     *,
     output: Path,
     task: Task | None = None,
+    tf32: bool = False,
     progress: Progress | None = None,
 ) -> Recipe:
     """Learn the quantization parameters of `source` and write them to `output`.
 
     `task` holds the prompts, images and guidance that the pipeline is sampled with; seeds alone otherwise.
-    The same settings give the same file bit for bit. Finished parts are kept in `<output>.partial/`;
-    a run that was interrupted goes on at its first unfinished step group. AccuQuant
-    (arXiv 2510.20348): both branches fork from the full-precision latent at the start of a group,
+    The network runs where it is (`source.to("cuda")`); all random numbers are drawn on the CPU, and products
+    are in float32 unless `tf32`. The same settings and device give the same file bit for bit. Finished parts
+    are kept in `<output>.partial/`; a run that was interrupted goes on at its first unfinished step group.
+    AccuQuant (arXiv 2510.20348): both branches fork from the full-precision latent at the start of a group,
     the loss compares the end points. Raises UsageError where `output` is a folder, or where another process
-    calibrates into it.
+    calibrates into it, CalibrationError with the stage where memory runs out.
     """
     check_new_file("output", output)
-    with only_writer(Path(output)):
-        return _calibrate(source, settings, Path(output), task or Task(), progress or Silent())
+    shown, device = StageWatch(progress or Silent()), device_of(source.network)
+    with (
+        only_writer(Path(output)),
+        repeatable(device, tf32=tf32),
+        memory_named(shown, device, settings.batch_size),
+    ):
+        return _calibrate(source, settings, Path(output), task or Task(), tf32, shown)
 
 
 def _calibrate(
-    source: Source, settings: CalibrationSettings, output: Path, task: Task, shown: Progress
+    source: Source, settings: CalibrationSettings, output: Path, task: Task, tf32: bool, shown: Progress
 ) -> Recipe:
     starter = open_starter(source, task, steps=settings.steps)
     process = starter.process
@@ -61,7 +70,7 @@ def _calibrate(
         group_size=settings.group_size,
         num_train_timesteps=process.num_train_timesteps,
     )
-    work = WorkFolder(output, _identity(source, settings, task))
+    work = WorkFolder(output, _identity(source, settings, task) | _place(source, tf32))
     batches = work.load_trajectories()
     initial = work.load_initial()
     if batches is None or initial is None:
@@ -85,6 +94,11 @@ def _identity(source: Source, settings: CalibrationSettings, task: Task) -> dict
         "scheduler": plain_config(dict(source.scheduler.config)),
         "version": accuquant.__version__,
     }
+
+
+def _place(source: Source, tf32: bool) -> dict[str, Any]:
+    """Return where an unfinished calibration can go on: on another kind of device figures differ a little."""
+    return {"device": device_of(source.network).type, "tf32": tf32}
 
 
 def _learn(

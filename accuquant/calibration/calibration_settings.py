@@ -23,6 +23,8 @@ class CalibrationSettings:
     the error that there is at first.
     `rounding` is "gptq" (rounding errors compensate each other, and the bias their mean) or "nearest".
     `refine` moves each scale to where its layer's output errs least, on real inputs.
+    `sensitivity` measures what each layer alone does to a step, for the report; a `float_budget` needs it
+    anyway. It takes four calls of the network a layer.
     `affine` lets one-sided activations (after SiLU) use a zero_point; False gives symmetric ranges only.
     """
 
@@ -40,6 +42,7 @@ class CalibrationSettings:
     rounding: str = "gptq"
     affine: bool = True
     float_budget: float = 0.0
+    sensitivity: bool = False
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     learning_rate: float = 1e-3

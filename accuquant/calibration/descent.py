@@ -114,10 +114,10 @@ def descend(
 
 
 def draw_segments(
-    batches: Sequence[TrajectoryBatch], steps: range, loss: LossFn, seed: int
+    batches: Sequence[TrajectoryBatch], steps: range, loss: LossFn, seed: int, device: torch.device
 ) -> Iterator[tuple[Segment, LossFn]]:
-    """Yield `steps` of one batch at a time with `loss`, the batches in a new order each time round."""
+    """Yield `steps` of one batch on `device` at a time with `loss`, the batches in a new order each round."""
     rng = torch.Generator().manual_seed(seed)
     while True:
         for index in torch.randperm(len(batches), generator=rng).tolist():
-            yield Segment(batches[index], steps), loss
+            yield Segment(batches[index].to(device), steps), loss

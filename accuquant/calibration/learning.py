@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from accuquant.denoising.process import DenoisingProcess
+from accuquant.networks.device import device_of
 from accuquant.networks.simulate import quantized_layers
 from accuquant.recipe import GroupResult
 
@@ -73,7 +74,9 @@ def learn_group(
         process,
         optimizer,
         torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.iterations),
-        draw_segments(batches, steps, lambda end, target: end_point_loss(end, target, before), seed),
+        draw_segments(
+            batches, steps, lambda end, target: end_point_loss(end, target, before), seed, device_of(network)
+        ),
         settings,
         moments=_MOMENTS,
         judge=judge,
@@ -126,7 +129,8 @@ def held_out_errors(
 ) -> Tensor:
     """Return the end-point error of every sample after `steps` -> [N]."""
     errors = []
-    for batch in batches:
+    device = device_of(network)
+    for batch in (batch.to(device) for batch in batches):
         segment = Segment(batch, steps)
         end = rollout(process, batch.bind(network), segment)[0][-1]
         errors.append(sample_errors(end, segment.target))

@@ -54,7 +54,7 @@ class OutputCorrection(nn.Module):
         return replace(
             qparams,
             weight_scale=(qparams.weight_scale * gain).astype(np.float32),
-            weight_levels=qparams.quantized_weight(weight_of(float_layer).numpy(force=True)),
+            weight_levels=qparams.quantized_weight(weight_of(float_layer).detach().cpu().numpy()),
             bias_correction=(bias - _bias_of(float_layer)).astype(np.float32),
         )
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from accuquant._util.progress import Progress, Silent
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.groups import StepGroups
+from accuquant.networks.device import device_of
 from accuquant.networks.fake_quantize import fake_quantize
 from accuquant.networks.network import quantizable_layers
 from accuquant.qparams import LayerQParams, level_bounds
@@ -43,14 +44,14 @@ def refine_scales(
     noise. They are not: a flat region holds the same value over and over, its rounding error has one sign
     there, and adds up in the next sum. Layers that share one scale get one factor.
     """
-    shown = progress or Silent()
+    shown, device = progress or Silent(), device_of(network)
     members = groups.steps_of(process.timesteps)
     tied = _tied(qparams)
     chosen = {name: layer.activation_scale.copy() for name, layer in qparams.items()}
     for group, steps in enumerate(members):
         errors = {name: np.zeros(len(FACTORS)) for name in qparams}
         with _measured(network, qparams, group, errors):
-            for batch in batches[:_BATCHES]:
+            for batch in (batch.to(device) for batch in batches[:_BATCHES]):
                 for step in _spread(steps):
                     generators = process.restore_state(batch.states[step])
                     process.step(batch.bind(network), batch.latents[step], step, generators)
@@ -112,5 +113,5 @@ def _measured(
 def _candidates(x: Tensor, layer: LayerQParams, group: int) -> Iterator[Tensor]:
     qmin, qmax = level_bounds(layer.activation_bits)
     for factor in FACTORS:
-        scale = torch.tensor(np.float32(layer.activation_scale[group] * factor), device=x.device)
+        scale = torch.tensor(np.float32(layer.activation_scale[group] * factor)).to(x.device)
         yield fake_quantize(x, scale, layer.zero_point, qmin, qmax)

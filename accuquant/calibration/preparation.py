@@ -70,11 +70,13 @@ def prepare(
     recording = _record(source, settings, process, starts, groups, placement, shown, inputs)
     qparams, facts = _initial_qparams(source, settings, process, groups, recording, shown)
     shutil.rmtree(inputs)
-    shown.stage("layer sensitivity", len(qparams))
-    errors = measure_sensitivity(
-        source.network, process, groups, qparams, recording.batches[-1], progress=shown
-    )
-    left = spend_float_budget(placement, errors, settings.float_budget)
+    errors: dict[str, float] = {}
+    if settings.sensitivity or settings.float_budget:
+        shown.stage("layer sensitivity", len(qparams))
+        errors = measure_sensitivity(
+            source.network, process, groups, qparams, recording.batches[-1], progress=shown
+        )
+    left = spend_float_budget(placement, errors, settings.float_budget) if settings.float_budget else []
     if left:
         shown.message(f"left in float by the budget: {', '.join(left)}")
     placement = placement.without(left)

@@ -12,6 +12,7 @@ from accuquant._util.progress import Progress, Silent
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.errors import UsageError
 from accuquant.groups import StepGroups
+from accuquant.networks.device import device_of
 from accuquant.networks.network import quantizable_layers
 from accuquant.networks.simulate import ActiveGroup, QuantizedLayer
 from accuquant.qparams import LayerQParams
@@ -37,7 +38,7 @@ def measure_sensitivity(
     The error is the median over samples of the mean squared difference to the float step, summed over
     `num_steps` steps spread over the trajectory. `network` is left as it was.
     """
-    shown = progress or Silent()
+    shown, batch = progress or Silent(), batch.to(device_of(network))
     last = len(process) - 1
     steps = sorted({round(last * (k + 0.5) / num_steps) for k in range(num_steps)})
     active = ActiveGroup(groups)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from accuquant.denoising.process import DenoisingProcess
+from accuquant.networks.device import device_of
 from accuquant.networks.network import quantizable_layers
 from accuquant.networks.simulate import QuantizedLayer, quantize_network, quantized_layers
 from accuquant.recipe import GroupResult, Recipe
@@ -67,7 +68,11 @@ def learn_shared(
             torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: _share_of_rate(i, settings.iterations)),
             # losses near 1: Adam adds 1e-8 to the size of every gradient
             draw_segments(
-                batches, steps, lambda end, target: end_point_loss(end, target, typical) / typical, seed
+                batches,
+                steps,
+                lambda end, target: end_point_loss(end, target, typical) / typical,
+                seed,
+                device_of(network),
             ),
             settings,
             moments=_MOMENTS,

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from accuquant.denoising.conditioning import Conditioning
-from accuquant.denoising.process import DenoisingProcess, NetworkFn, ProcessState
+from accuquant.denoising.process import DenoisingProcess, NetworkFn, ProcessState, moved_states
 from accuquant.denoising.start import Start, seeded_starts
 from accuquant.errors import CalibrationError
+from accuquant.networks.device import CPU, device_of
 from accuquant.networks.network import call
 
 
@@ -20,7 +21,7 @@ class TrajectoryBatch:
     """Some trajectories that run together.
 
     `latents` [T + 1, B, C, H, W]: before every step, then after the last. `states` [T]: what the sampler
-    remembered before every step.
+    remembered before every step. What is recorded is on the CPU; `to` brings it to the network.
     """
 
     latents: Tensor
@@ -29,6 +30,14 @@ class TrajectoryBatch:
 
     def __len__(self) -> int:
         return int(self.latents.shape[1])
+
+    def to(self, device: torch.device) -> TrajectoryBatch:
+        """Return the same on `device`, itself where it is there; a tensor of several states is moved once."""
+        if self.latents.device == device:
+            return self
+        return TrajectoryBatch(
+            self.latents.to(device), moved_states(self.states, device), self.conditioning.to(device)
+        )
 
     def bind(self, network: nn.Module) -> NetworkFn:
         """Return `network` as a function of sample and timestep, with this batch's conditioning."""
@@ -70,9 +79,11 @@ def record_from(
 ) -> list[TrajectoryBatch]:
     """Run the float network from `starts` and keep every step.
 
-    `before_step` is told the loop index of every step of every batch.
+    `before_step` is told the loop index of every step of every batch. The network runs where it is; what is
+    recorded comes to the CPU.
     """
-    return [_record(network, process, start, before_step) for start in starts]
+    device = device_of(network)
+    return [_record(network, process, start.to(device), before_step).to(CPU) for start in starts]
 
 
 def place_of(step: int, process: DenoisingProcess) -> str:

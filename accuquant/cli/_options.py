@@ -111,6 +111,22 @@ def lora_option(otherwise: str) -> Callable[[Function], Function]:
     )
 
 
+def device_option(function: Function) -> Function:
+    """Add --device and --tf32."""
+    function = click.option(
+        "--tf32",
+        is_flag=True,
+        help="Let an NVIDIA GPU round products to TF32: faster, and the figures differ a little.",
+    )(function)
+    return click.option(
+        "--device",
+        default="auto",
+        show_default=True,
+        metavar="auto|cpu|cuda|cuda:N|mps",
+        help="Where PyTorch computes; auto takes a GPU that works.",
+    )(function)
+
+
 def steps_option(function: Function) -> Function:
     """Add --steps."""
     return click.option(

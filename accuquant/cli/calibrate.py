@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from accuquant.cli._command import Command
-from accuquant.cli._options import Source, lora_option, new_file
+from accuquant.cli._options import Source, device_option, lora_option, new_file
 from accuquant.cli._source import loading_options, take_loading
 from accuquant.cli._task import take_task, task_options
 
@@ -79,6 +79,11 @@ _COUNT = click.IntRange(min=1)
     help="Share of the multiply-accumulates to leave in float, spent on the most sensitive layers.",
 )
 @click.option(
+    "--sensitivity/--no-sensitivity",
+    default=False,
+    help="Measure what each layer alone does to a step, for the report; --float-budget does so anyway.",
+)
+@click.option(
     "--include", multiple=True, metavar="PATTERN", help="Quantize these layers, although float by default."
 )
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Leave these layers in float.")
@@ -97,6 +102,7 @@ _COUNT = click.IntRange(min=1)
 @click.option(
     "--seed", type=click.IntRange(0, 2**31 - 1), default=0, help="The same seed gives the same recipe."
 )
+@device_option
 @lora_option("none by default")
 @loading_options
 @task_options
@@ -118,17 +124,20 @@ def run(source: str, output: Path, settings: dict[str, Any]) -> Recipe:
     from accuquant._util.files import check_new_file
     from accuquant.calibration import CalibrationSettings, calibrate
     from accuquant.cli._progress import Bars
+    from accuquant.networks.device import choose_device, describe
     from accuquant.pipelines.lora import find_loras
     from accuquant.pipelines.source import load_source
 
     check_new_file("--output", output)
     task = take_task(settings)
     loras = find_loras(settings.pop("loras", ()))
-    loading = take_loading(settings)
+    loading, tf32 = take_loading(settings), settings.pop("tf32", False)
+    device = choose_device(settings.pop("device", "auto"), tf32=tf32)
     checked = CalibrationSettings(**settings)
     with Bars() as progress:
-        loaded = load_source(source, loras, **vars(loading))
-        return calibrate(loaded, checked, output=output, task=task, progress=progress)
+        progress.message(f"Device: {describe(device)}")
+        loaded = load_source(source, loras, **vars(loading)).to(device)
+        return calibrate(loaded, checked, output=output, task=task, tf32=tf32, progress=progress)
 
 
 def print_summary(recipe: Recipe, output: Path) -> None:

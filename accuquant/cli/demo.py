@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,7 +14,7 @@ from accuquant._util.files import check_new_file, check_new_folder
 from accuquant._util.processor import cpu_flags, saturates_8_bit_weights
 from accuquant.bundled import FASHION_DDPM, FASHION_TEXT
 from accuquant.cli._command import Command
-from accuquant.cli._options import new_folder
+from accuquant.cli._options import device_option, new_folder
 
 if TYPE_CHECKING:
     from accuquant.verification.report.report import Report
@@ -70,21 +72,25 @@ DEMOS = {
     show_default=True,
     help="Where the recipe, the model, images and the report go.",
 )
+@device_option
 @click.pass_context
-def command(ctx: click.Context, model: str, output_dir: Path) -> None:
+def command(ctx: click.Context, model: str, output_dir: Path, device: str, tf32: bool) -> None:
     """Take a bundled model of clothes to int8 and compare it with FP32.
 
     Calibrates W8A8, exports, samples with OpenVINO, verifies, and writes report.html. Takes a few
     minutes on two cores; run it again to resume an interrupted calibration.
     """
-    report = run(DEMOS[model], output_dir)
+    report = run(DEMOS[model], output_dir, {"device": device, "tf32": tf32})
     click.echo(f"Report: {output_dir / 'report.html'}")
     if report.passed is False:
         ctx.exit(1)
 
 
-def run(demo: Demo, folder: Path) -> Report:
-    """Run the stages into `folder`, as the four commands would, and print the verdict."""
+def run(demo: Demo, folder: Path, place: Mapping[str, Any] = MappingProxyType({})) -> Report:
+    """Run the stages into `folder`, as the four commands would, and print the verdict.
+
+    `place` holds --device and --tf32.
+    """
     from accuquant.cli import calibrate, export, verify
     from accuquant.cli._output import console_beside_json
     from accuquant.verification.report.html import write_html
@@ -92,13 +98,15 @@ def run(demo: Demo, folder: Path) -> Report:
     source, recipe, model = str(demo.source), folder / "recipe.safetensors", folder / "model"
     _check(folder, recipe, model)
     _heading(1, "Calibrate: int8 scales for every group of denoising steps")
-    calibrate.print_summary(calibrate.run(source, recipe, _for_processor(demo.calibration)), recipe)
+    calibrate.print_summary(
+        calibrate.run(source, recipe, {**_for_processor(demo.calibration), **place}), recipe
+    )
     _heading(2, "Export to ONNX with int8 weights and QDQ pairs")
     export.run(source, recipe, model, {"target": "cpu", "affine": "shift"})  # also for audit and build
     _heading(3, f"Sample {demo.num_samples} images with {ENGINE}")
-    _sample(demo, model, folder / "images")
+    _sample(demo, model, folder / "images", place)
     _heading(4, f"Verify: {demo.verification['num_images']} seeds through FP32, simulation and {ENGINE}")
-    report = verify.run(model, source, {"engine": ENGINE, **demo.verification})
+    report = verify.run(model, source, {"engine": ENGINE, **demo.verification, **place})
     verify.print_verdict(console_beside_json(None), report)
     report.write_json(folder / "report.json")
     write_html(report, folder / "report.html")
@@ -123,11 +131,11 @@ def _for_processor(calibration: dict[str, Any]) -> dict[str, Any]:
     return {**calibration, "weight_bits": 7}
 
 
-def _sample(demo: Demo, model: Path, output_dir: Path) -> None:
+def _sample(demo: Demo, model: Path, output_dir: Path, place: Mapping[str, Any]) -> None:
     from accuquant.cli import sample
 
     options = {"engine": ENGINE, "num_images": demo.num_samples, "seed": demo.verification["seed"]}
-    click.echo(f"Images: {sample.run(model, output_dir, {**options, **demo.sampling})}")
+    click.echo(f"Images: {sample.run(model, output_dir, {**options, **demo.sampling, **place})}")
 
 
 def _heading(number: int, text: str) -> None:

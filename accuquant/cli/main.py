@@ -43,6 +43,7 @@ def export_main(args: Sequence[str] | None = None) -> int:
 def run(target: click.Command, name: str, args: Sequence[str] | None = None) -> int:
     """Run a click command: errors become one line on stderr and an exit code."""
     session = Session()
+    _let_threads_sleep()
     _hush_libraries(sys.argv if args is None else args)
     try:
         with terminable():
@@ -55,6 +56,15 @@ def run(target: click.Command, name: str, args: Sequence[str] | None = None) -> 
         line, code = explain(error)
         click.echo(f"{name}: {line}", err=True)
     return code if isinstance(code, int) else 0
+
+
+def _let_threads_sleep() -> None:
+    """Let threads that wait for each other sleep, not spin: read by OpenMP when torch is first imported.
+
+    Beside other work a spinning thread takes the processor from the one that it waits for.
+    benchmarks/crowded.py: forward and backward of the bundled network, two threads on two busy cores.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _hush_libraries(args: Sequence[str]) -> None:

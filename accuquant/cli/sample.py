@@ -12,6 +12,7 @@ import click
 from accuquant.cli._command import Command
 from accuquant.cli._options import (
     Source,
+    device_option,
     engine_option,
     exported_folder,
     lora_option,
@@ -71,6 +72,7 @@ class _ClassLabels(click.ParamType):  # type: ignore[type-arg]  # no generic bef
     show_default="every class in turn",
     help="The classes of the images, from the first again where there are fewer.",
 )
+@device_option
 @lora_option("those that OUT was calibrated with by default")
 @loading_options
 @task_options
@@ -115,6 +117,7 @@ def _sample(folder: Path, task: Task, options: dict[str, Any], progress: Callabl
 
     pipeline, given = options.pop("pipeline", None), options.pop("loras", ())
     labels = options.pop("class_labels", None)
+    device, tf32 = options.pop("device", "auto"), options.pop("tf32", False)
     if runs_without_torch(folder, Manifest.load(folder)):
         unused = {
             "lora": given, "pipeline": pipeline,
@@ -145,10 +148,11 @@ def _sample(folder: Path, task: Task, options: dict[str, Any], progress: Callabl
             expected="both: this pipeline encodes prompts or decodes latents with networks of its own",
             remedy="pip install 'accuquant[calibrate,text]'",
         )
+    from accuquant.networks.device import choose_device, repeatable
     from accuquant.pipelines.lora import find_loras
     from accuquant.sample_pipeline import sample_pipeline
 
-    loras, loading = find_loras(given), take_loading(options)
-    return sample_pipeline(
-        folder, task, pipeline=pipeline, loras=loras, loading=loading, progress=progress, **options
-    )
+    options |= {"loras": find_loras(given), "loading": take_loading(options)}
+    options["device"] = choose_device(device, tf32=tf32)
+    with repeatable(options["device"], tf32=tf32):
+        return sample_pipeline(folder, task, pipeline=pipeline, progress=progress, **options)

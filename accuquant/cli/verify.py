@@ -11,6 +11,7 @@ from accuquant.cli._command import Command
 from accuquant.cli._limits import LIMITS, limit_options
 from accuquant.cli._options import (
     Source,
+    device_option,
     engine_option,
     exported_folder,
     lora_option,
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 @click.option(
     "--allow-other-scheduler", is_flag=True, help="Go on with a scheduler other than the calibrated one."
 )
+@device_option
 @lora_option("those that OUT was calibrated with by default")
 @loading_options
 @task_options
@@ -97,6 +99,7 @@ def run(folder: Path, reference: str, options: dict[str, Any]) -> Report:
     """Verify with progress on stderr; `options` are those of the command."""
     from accuquant.cli._progress import Bars
     from accuquant.manifest import RECIPE_NAME, Manifest
+    from accuquant.networks.device import choose_device, repeatable
     from accuquant.pipelines.lora import find_loras, loras_of_recipe
     from accuquant.pipelines.source import load_source
     from accuquant.recipe import Recipe
@@ -109,8 +112,10 @@ def run(folder: Path, reference: str, options: dict[str, Any]) -> Report:
     given = find_loras(options.pop("loras", ()))
     calibrated = Recipe.load(folder / RECIPE_NAME).facts
     loras, loading = loras_of_recipe(calibrated.loras, given), take_loading(options, calibrated.loading)
-    with Bars() as progress:
-        source = load_source(reference, loras, **vars(loading))
+    tf32 = options.pop("tf32", False)
+    device = choose_device(options.pop("device", "auto"), tf32=tf32)
+    with Bars() as progress, repeatable(device, tf32=tf32):
+        source = load_source(reference, loras, **vars(loading)).to(device)
         return verify(folder, source, task=task, thresholds=thresholds, progress=progress, **options)
 
 

@@ -72,6 +72,15 @@ class Conditioning:
         pasting = None if self.pasting is None else self.pasting.rows(members)
         return Conditioning(tensors, channels, self.shared, pasting)
 
+    def to(self, device: torch.device) -> Conditioning:
+        """Return the same on `device`."""
+        return Conditioning(
+            {name: tensor.to(device) for name, tensor in self.tensors.items()},
+            None if self.channels is None else self.channels.to(device),
+            {name: tensor.to(device) for name, tensor in self.shared.items()},
+            None if self.pasting is None else self.pasting.to(device),
+        )
+
     def arguments(self) -> dict[str, Tensor]:
         """Return the tensors as the network takes them, [copies * N, ...], the copies one after another."""
         return {**{name: _per_call(tensor) for name, tensor in self.tensors.items()}, **self.shared}

@@ -39,6 +39,10 @@ class Pasting:
         pasted: Tensor = (1 - self.mask) * original + self.mask * latents
         return pasted
 
+    def to(self, device: torch.device) -> Pasting:
+        """Return the same on `device`."""
+        return Pasting(self.mask.to(device), self.original.to(device), self.noise.to(device))
+
     def rows(self, members: slice) -> Pasting:
         """Return what is pasted into some of the trajectories."""
         return Pasting(self.mask[members], self.original[members], self.noise[members])

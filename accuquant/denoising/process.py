@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,9 +14,11 @@ from accuquant.denoising.guidance import Guidance
 from accuquant.denoising.schedulers import (
     SchedulerMemory,
     check_signal,
+    history_tensors,
     scheduler_facts,
     takes_generator,
     with_steps,
+    with_tensors,
 )
 
 #: (sample [copies * B, C, H, W], timestep) -> prediction; conditioning is bound beforehand.
@@ -133,6 +135,23 @@ class DenoisingProcess:
         """Go back to `state`; return generators that continue where it was saved."""
         self._memory.restore(state.scheduler)
         return restored_generators(state.generators)
+
+
+def moved_states(states: Sequence[ProcessState], device: torch.device) -> tuple[ProcessState, ...]:
+    """Return `states` with their history on `device`; random states stay on the CPU.
+
+    A multistep solver remembers one output in several states: it is moved once, and stays one tensor.
+    """
+    moved: dict[int, Tensor] = {}
+
+    def move(state: ProcessState) -> ProcessState:
+        history = {
+            name: moved.setdefault(id(tensor), tensor.to(device))
+            for name, tensor in history_tensors(state.scheduler)
+        }
+        return replace(state, scheduler=with_tensors(state.scheduler, history)) if history else state
+
+    return tuple(move(state) for state in states)
 
 
 def seeded_generators(seeds: Sequence[int]) -> list[torch.Generator]:

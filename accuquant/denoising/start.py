@@ -26,6 +26,10 @@ class Start:
     def __len__(self) -> int:
         return len(self.latents)
 
+    def to(self, device: torch.device) -> Start:
+        """Return the same on `device`; random states stay on the CPU, where all noise is drawn."""
+        return Start(self.latents.to(device), self.generators, self.conditioning.to(device))
+
     def fresh_generators(self) -> list[torch.Generator]:
         """Return generators that go on where the start was made."""
         return restored_generators(self.generators)

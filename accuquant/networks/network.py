@@ -65,7 +65,7 @@ def quantizable_layers(network: nn.Module) -> dict[str, nn.Module]:
 def float_weights(network: nn.Module) -> dict[str, FloatArray]:
     """Return the weight of every quantizable layer as a numpy array, by module name."""
     layers = quantizable_layers(network)
-    return {name: weight_of(layer).numpy(force=True) for name, layer in layers.items()}
+    return {name: weight_of(layer).detach().cpu().numpy() for name, layer in layers.items()}
 
 
 def weight_of(layer: nn.Module) -> Tensor:
@@ -93,7 +93,7 @@ def model_hash(network: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(name.encode())
-        digest.update(fingerprint(tensor.float().numpy(force=True)).encode())
+        digest.update(fingerprint(tensor.float().detach().cpu().numpy()).encode())
     return digest.hexdigest()
 
 

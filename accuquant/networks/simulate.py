@@ -64,7 +64,7 @@ class QuantizedLayer(nn.Module):
         # exp(log(s)) is not s in float32: the engine must see the very scale that was evaluated
         self.register_buffer("scale", torch.tensor(qparams.activation_scale).to(device))
         self.learning = False
-        levels = qparams.quantized_weight(weight_of(layer).numpy(force=True))
+        levels = qparams.quantized_weight(weight_of(layer).detach().cpu().numpy())
         self.set_weight(_dequantize(levels, qparams))
         self._correct_bias()
 
@@ -126,7 +126,7 @@ class QuantizedLayer(nn.Module):
 
     def learned_qparams(self) -> LayerQParams:
         """Return the qparams with the committed scales."""
-        return self.qparams.with_activation_scale(self.scale.numpy(force=True).copy())
+        return self.qparams.with_activation_scale(self.scale.detach().cpu().numpy().copy())
 
 
 def simulate(network: nn.Module, recipe: Recipe) -> nn.Module:

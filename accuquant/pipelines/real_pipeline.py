@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from accuquant.errors import CalibrationError, SourceError, UsageError
+from accuquant.networks.device import CPU
 from accuquant.pipelines.diffusers_internals import check_version
 from accuquant.pipelines.families import FAMILIES, SEEDED, Family, family_of
 from accuquant.pipelines.fuse_lora import fuse_into_text_encoders
@@ -22,11 +23,12 @@ from accuquant.pipelines.source import Source
 from accuquant.pipelines.task import Task
 
 
-def open_pipeline(source: Source, task: Task) -> Any:
+def open_pipeline(source: Source, task: Task, device: torch.device = CPU) -> Any:
     """Load the real pipeline around the network of `source`, as the class that the task asks for.
 
     A text-to-image pipeline that is given images becomes the image-to-image pipeline of the same components,
     and the inpainting one where it is given masks. The LoRAs of `source` are fused into the text encoders.
+    All parts go to `device`.
     """
     import diffusers
 
@@ -68,7 +70,7 @@ def open_pipeline(source: Source, task: Task) -> Any:
     pipe.set_progress_bar_config(disable=True)
     changed = _for_task(pipe, task)
     changed.set_progress_bar_config(disable=True)
-    return changed
+    return changed.to(device)
 
 
 def _left_out(source: Source) -> dict[str, None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,13 @@ class Source:
     signature: Signature
     loras: tuple[Lora, ...] = ()
     loading: Loading = field(default_factory=Loading)
+
+    def to(self, device: torch.device | str) -> Source:
+        """Return this source with its network on `device`, where it is calibrated and verified.
+
+        The network is moved, not copied. The pipeline's other networks follow it when they are loaded.
+        """
+        return replace(self, network=self.network.to(device))
 
 
 def load_source(

@@ -20,6 +20,7 @@ from accuquant.denoising.guidance import Guidance
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.denoising.start import Start, seeded_starts
 from accuquant.errors import CalibrationError, UsageError
+from accuquant.networks.device import CPU, device_of
 from accuquant.networks.image_sides import check_sample
 from accuquant.pipelines.capture import Captured, capture
 from accuquant.pipelines.families import (
@@ -104,7 +105,7 @@ class PipelineStarter:
 
     def __init__(self, source: Source, task: Task, steps: int) -> None:
         self._source, self._task, self._steps = source, task, steps
-        self._pipe: Any = open_pipeline(source, task)
+        self._pipe: Any = open_pipeline(source, task, device_of(source.network))
         captured = self._capture(range(1), 0, real=True)
         self.guidance = _guidance(self._pipe, task, captured)
         self.process = DenoisingProcess.prepared(captured.scheduler, captured.first, self.guidance)
@@ -121,7 +122,7 @@ class PipelineStarter:
         for first in range(0, count, batch_size):
             members = range(first, min(first + batch_size, count))
             captured = self._capture(members, seed, real=False)
-            starts.append(_start(self._source, captured, self.guidance))
+            starts.append(_start(self._source, captured, self.guidance).to(CPU))
             shown.advance()
         return starts
 

@@ -15,6 +15,7 @@ from accuquant._util.real_model import real_model
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.denoising.start import Start
 from accuquant.manifest import Manifest
+from accuquant.networks.device import device_of
 from accuquant.networks.network import Conditioning, call
 from accuquant.networks.simulate import simulate
 from accuquant.pipelines.source import Source
@@ -99,16 +100,22 @@ def verify(
 
 
 def torch_branch(network: nn.Module) -> BranchFn:
-    """Return a denoising network as a function of tensors."""
-    return lambda sample, timestep, conditioning: call(network, sample, timestep, conditioning)
+    """Return a denoising network, wherever it is, as a function of tensors on the CPU."""
+    device = device_of(network)
+
+    def run(sample: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
+        given = {name: tensor.to(device) for name, tensor in conditioning.items()}
+        return call(network, sample.to(device), timestep, given).to(sample.device)
+
+    return run
 
 
 def engine_branch(model: EngineModel) -> BranchFn:
     """Return an EngineModel as a function of tensors."""
 
     def run(sample: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
-        arrays = {name: tensor.numpy(force=True) for name, tensor in conditioning.items()}
-        return torch.from_numpy(model(sample.numpy(force=True), float(timestep), arrays)).to(sample.dtype)
+        arrays = {name: tensor.detach().cpu().numpy() for name, tensor in conditioning.items()}
+        return torch.from_numpy(model(sample.detach().cpu().numpy(), float(timestep), arrays)).to(sample)
 
     return run
 

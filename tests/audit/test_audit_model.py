@@ -15,6 +15,7 @@ from accuquant.audit.engine_audit import EngineAudit, audit_engine
 from accuquant.audit.engine_layers import read_engine_layers
 from accuquant.cli.main import main
 from accuquant.engines import BuildOptions, CompiledEngine, Target, compile_engine, parse_target
+from accuquant.errors import SourceError
 
 pytestmark = pytest.mark.trt
 Export = Callable[..., Path]

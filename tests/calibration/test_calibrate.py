@@ -370,6 +370,15 @@ def test_a_float_budget_leaves_named_layers_out(
     assert errors.keys() == finished[0].layers.keys()
 
 
+def test_sensitivity_is_measured_only_where_it_is_asked_for(tiny_source: Source, output: Path) -> None:
+    for asked in (False, True):
+        progress = Recording()
+        settings = dataclasses.replace(QUICK, sensitivity=asked, iterations=0, shared_iterations=0)
+        recipe = calibrate(tiny_source, settings, output=output, progress=progress)
+        assert ("layer sensitivity" in progress.stages) == asked
+        assert recipe.calibration["sensitivity"].keys() == (recipe.layers.keys() if asked else set())
+
+
 def test_a_budget_for_every_layer_is_a_usage_error(pointwise_source: Source, output: Path) -> None:
     settings = dataclasses.replace(QUICK, float_budget=1.0, exclude=())
     with pytest.raises(UsageError, match=r"--float-budget"):

@@ -27,6 +27,7 @@ def test_calibrate_has_the_defaults_of_the_library() -> None:
     assert take_task(given) == Task()
     assert given.pop("loras") == ()
     assert take_loading(given) == Loading()
+    assert (given.pop("device"), given.pop("tf32")) == ("auto", False)
     assert CalibrationSettings(**given) == CalibrationSettings()
     assert given == vars(CalibrationSettings())
 
@@ -61,6 +62,7 @@ def test_verify_has_the_defaults_of_the_library(tmp_path: Path) -> None:
     assert take_task(given) == Task()
     assert given.pop("loras") == ()
     assert take_loading(given) == Loading()
+    assert (given.pop("device"), given.pop("tf32")) == ("auto", False)
     parameters = inspect.signature(library_verify).parameters
     for name in set(given) - {"folder", "reference", "json_file", "html_file"}:
         assert given[name] == parameters[name].default, name

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from accuquant.denoising.conditioning import Conditioning
 from accuquant.errors import VerificationError
+from accuquant.networks.device import device_of
 from accuquant.pipelines.families import FAMILIES, Family
 from accuquant.pipelines.source import Source, load_component
 from accuquant.verification.measure.metrics import to_images
@@ -39,7 +40,8 @@ def load_decoder(source: Source) -> Decode:
 
 
 def _decoder(source: Source, part: str) -> Decode:
-    network = load_component(source.folder, part, source.loading)
+    device = device_of(source.network)
+    network = load_component(source.folder, part, source.loading).to(device)
     config = network.config
     scaled = not FAMILIES.get(source.pipeline_class, Family()).unscaled_latents
     factor = float(getattr(config, "scaling_factor", 1.0)) if scaled else 1.0
@@ -52,7 +54,10 @@ def _decoder(source: Source, part: str) -> Decode:
             prepared = latents * std / factor + mean
         else:
             prepared = latents / factor + shift
-        images = [network.decode(batch, return_dict=False)[0] for batch in torch.split(prepared, _BATCH)]
+        images = [
+            network.decode(batch.to(device), return_dict=False)[0].to(latents.device)
+            for batch in torch.split(prepared, _BATCH)
+        ]
         return to_images(torch.cat(images))
 
     return decode

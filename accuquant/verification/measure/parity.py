@@ -17,6 +17,7 @@ from accuquant.errors import VerificationError
 from accuquant.graph.constants import constant_array
 from accuquant.graph.neighbours import producer
 from accuquant.graph.vocabulary import LAYER_KEY
+from accuquant.networks.device import device_of
 from accuquant.networks.network import Conditioning, call
 from accuquant.qparams import LayerQParams, quantize
 from accuquant.recipe import Recipe
@@ -80,7 +81,7 @@ def layer_parity(
 
     def compare(layer: LayerQParams, x: Tensor) -> tuple[Tensor]:
         scale, zero_point = layer.activation_scale[group], layer.zero_point
-        wanted = quantize(x.numpy(force=True), scale, layer.activation_bits, zero_point=zero_point)
+        wanted = quantize(x.detach().cpu().numpy(), scale, layer.activation_bits, zero_point=zero_point)
         measured = levels[layer.name]
         # of a layer that is called twice, the first call counts
         results.setdefault(layer.name, _compare(layer.name, measured, wanted))
@@ -94,7 +95,9 @@ def layer_parity(
     ]
     try:
         with torch.no_grad():
-            call(simulated, sample, torch.tensor(timestep), conditioning)
+            device = device_of(simulated)
+            given = {name: tensor.to(device) for name, tensor in (conditioning or {}).items()}
+            call(simulated, sample.to(device), torch.tensor(timestep), given)
     finally:
         for hook in hooks:
             hook.remove()
@@ -152,8 +155,8 @@ def _graph_levels(
     outputs = _quantized_inputs(model.graph, recipe)
     for tensor in dict.fromkeys(levels.tensor for levels in outputs.values()):
         _tap(model.graph, tensor)
-    feeds = {recipe.signature.sample.name: sample.numpy(force=True)}
-    feeds |= {name: value.numpy(force=True) for name, value in conditioning.items()}
+    feeds = {recipe.signature.sample.name: sample.detach().cpu().numpy()}
+    feeds |= {name: value.detach().cpu().numpy() for name, value in conditioning.items()}
     with scratch_folder("parity") as folder:
         tapped = folder / "model.onnx"
         ir.save(model, tapped, external_data="model.data")

@@ -1,0 +1,63 @@
+"""What is said where a device has no memory left: in which stage, and what to change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from accuquant._util.progress import Progress
+from accuquant.errors import CalibrationError
+
+#: How torch's own allocators begin, beside torch.OutOfMemoryError.
+_CPU_ALLOCATOR = "DefaultCPUAllocator"
+
+
+class StageWatch:
+    """A Progress that hands everything on to another, and remembers which stage was the last to begin."""
+
+    def __init__(self, shown: Progress) -> None:
+        self._shown = shown
+        self.name = "loading"
+
+    def stage(self, name: str, total: int) -> None:
+        """Begin a stage."""
+        self.name = name
+        self._shown.stage(name, total)
+
+    def advance(self, units: int = 1) -> None:
+        """Hand the units on."""
+        self._shown.advance(units)
+
+    def message(self, text: str) -> None:
+        """Hand the line on."""
+        self._shown.message(text)
+
+
+@contextmanager
+def memory_named(stages: StageWatch, device: torch.device, batch_size: int) -> Iterator[None]:
+    """Raise CalibrationError, with the stage and what to change, where memory on `device` runs out inside."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as fault:
+        if not _is_out_of_memory(fault):
+            raise
+        smaller = f"--batch-size {max(1, batch_size // 2)}" if batch_size > 1 else "a smaller --image-size"
+        raise CalibrationError(
+            f"stage '{stages.name}'",
+            got=f"no memory left on {_described(device)} with batches of {batch_size}",
+            expected="room for the network and for what one batch leaves behind in it",
+            remedy=f"Give {smaller}, or another --device; what is finished is kept",
+        ) from fault
+
+
+def _is_out_of_memory(fault: Exception) -> bool:
+    return isinstance(fault, MemoryError | torch.OutOfMemoryError) or _CPU_ALLOCATOR in str(fault)
+
+
+def _described(device: torch.device) -> str:
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return str(device)
+    free, total = torch.cuda.mem_get_info(device)
+    return f"{torch.cuda.get_device_name(device)} ({free / 2**30:.1f} of {total / 2**30:.1f} GiB free)"
