@@ -78,7 +78,7 @@ class MomentSampler:
         return self._stores.pop(name).moments()
 
     def _observe(self, name: str, x: Tensor) -> None:
-        rows = random_rows(self._layers[name], x.detach(), self._rows[name], self._rng)
+        rows = random_rows(self._layers[name], x.detach(), self._rows[name], self._rng).cpu()
         self._pending[name].append(rows.float().cpu())
         in_a_file = isinstance(self._stores[name], RowFile)
         if in_a_file or len(self._pending[name]) * self._rows[name] >= _BLOCK:
