@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -20,10 +18,6 @@ from accuquant.cli._options import (
     steps_option,
 )
 from accuquant.cli._task import take_task, task_options
-from accuquant.errors import UsageError
-
-if TYPE_CHECKING:
-    from accuquant.pipelines.task import Task
 
 
 class _ClassLabels(click.ParamType):  # type: ignore[type-arg]  # no generic before click 8.2
@@ -82,49 +76,10 @@ def run(folder: Path, output_dir: Path, options: dict[str, Any]) -> Path:
     """Sample with progress on stderr and save the images -> the path of the grid."""
     from accuquant.cli._progress import Bars
     from accuquant.runtime.save_images import save_images
+    from accuquant.sample_folder import sample
 
     task = take_task(options)
     with Bars() as progress:
         progress.stage(f"sampling on {options['engine']}", 0)
-        images = _sample(folder, task, dict(options), progress.reached)
+        images = sample(folder, task, progress=progress.reached, **options)
     return save_images(images, output_dir)[-1]
-
-
-def _sample(folder: Path, task: Task, options: dict[str, Any], progress: Callable[[int, int], None]) -> Any:
-    from accuquant.manifest import Manifest
-    from accuquant.runtime.sample import runs_without_torch, sample_images
-
-    pipeline, given = options.pop("pipeline", None), options.pop("loras", ())
-    labels = options.pop("class_labels", None)
-    if runs_without_torch(folder, Manifest.load(folder)):
-        unused = {"lora": given, "pipeline": pipeline}
-        chosen = [*task.given(), *(name for name, value in unused.items() if value)]
-        if chosen:
-            raise UsageError(
-                ", ".join(f"--{name.replace('_', '-')}" for name in chosen),
-                got="a choice",
-                expected="none: this pipeline starts from seeds alone",
-                remedy="Leave it out",
-            )
-        if labels is not None:
-            options["class_labels"] = [labels[k % len(labels)] for k in range(options["num_images"])]
-        return sample_images(folder, progress=progress, **options)
-    if labels is not None:
-        raise UsageError(
-            "--class-labels",
-            got="a choice",
-            expected="none: this is not a class-conditional DDIM or DDPM pipeline",
-            remedy="Leave it out",
-        )
-    if any(importlib.util.find_spec(name) is None for name in ("torch", "diffusers")):
-        raise UsageError(
-            f"pipeline {Manifest.load(folder).pipeline_class}",
-            got="an environment without torch and diffusers",
-            expected="both: this pipeline encodes prompts or decodes latents with networks of its own",
-            remedy="pip install 'accuquant[calibrate,text]'",
-        )
-    from accuquant.pipelines.lora import find_loras
-    from accuquant.sample_pipeline import sample_pipeline
-
-    loras = find_loras(given)
-    return sample_pipeline(folder, task, pipeline=pipeline, loras=loras, progress=progress, **options)
