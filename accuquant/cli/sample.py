@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -22,12 +20,8 @@ from accuquant.cli._options import (
     steps_option,
     trust_option,
 )
-from accuquant.cli._source import loading_options, take_loading
+from accuquant.cli._source import loading_options
 from accuquant.cli._task import take_task, task_options
-from accuquant.errors import UsageError
-
-if TYPE_CHECKING:
-    from accuquant.pipelines.task import Task
 
 
 class _ClassLabels(click.ParamType):  # type: ignore[type-arg]  # no generic before click 8.2
@@ -90,12 +84,13 @@ def run(folder: Path, output_dir: Path, options: dict[str, Any]) -> Path:
     """Sample with progress on stderr and save the images -> the path of the grid."""
     from accuquant.cli._progress import Bars
     from accuquant.runtime.save_images import save_images
+    from accuquant.sample_folder import sample
 
     task = take_task(options)
     _check_channels(folder)
     with Bars() as progress:
         progress.stage(f"sampling on {options['engine']}", 0)
-        images = _sample(folder, task, dict(options), progress.reached)
+        images = sample(folder, task, progress=progress.reached, **options)
     return save_images(images, output_dir)[-1]
 
 
@@ -109,50 +104,3 @@ def _check_channels(folder: Path) -> None:
     if runs_without_torch(folder, manifest):
         sample = manifest.signature.sample
         check_channels(sample.resolve({"batch": 1, **manifest.signature.sizes})[1])
-
-
-def _sample(folder: Path, task: Task, options: dict[str, Any], progress: Callable[[int, int], None]) -> Any:
-    from accuquant.manifest import Manifest
-    from accuquant.runtime.sample import runs_without_torch, sample_images
-
-    pipeline, given = options.pop("pipeline", None), options.pop("loras", ())
-    labels = options.pop("class_labels", None)
-    device, tf32 = options.pop("device", "auto"), options.pop("tf32", False)
-    if runs_without_torch(folder, Manifest.load(folder)):
-        unused = {
-            "lora": given, "pipeline": pipeline,
-            "variant": options.pop("variant", None), "without": options.pop("without", ()),
-        }  # fmt: skip
-        chosen = [*task.given(), *(name for name, value in unused.items() if value)]
-        if chosen:
-            raise UsageError(
-                ", ".join(f"--{name.replace('_', '-')}" for name in chosen),
-                got="a choice",
-                expected="none: this pipeline starts from seeds alone",
-                remedy="Leave it out",
-            )
-        if labels is not None:
-            options["class_labels"] = [labels[k % len(labels)] for k in range(options["num_images"])]
-        return sample_images(folder, progress=progress, **options)
-    if labels is not None:
-        raise UsageError(
-            "--class-labels",
-            got="a choice",
-            expected="none: this is not a class-conditional DDIM or DDPM pipeline",
-            remedy="Leave it out",
-        )
-    if any(importlib.util.find_spec(name) is None for name in ("torch", "diffusers")):
-        raise UsageError(
-            f"pipeline {Manifest.load(folder).pipeline_class}",
-            got="an environment without torch and diffusers",
-            expected="both: this pipeline encodes prompts or decodes latents with networks of its own",
-            remedy="pip install 'accuquant[calibrate,text]'",
-        )
-    from accuquant.networks.device import choose_device, repeatable
-    from accuquant.pipelines.lora import find_loras
-    from accuquant.sample_pipeline import sample_pipeline
-
-    options |= {"loras": find_loras(given), "loading": take_loading(options)}
-    options["device"] = choose_device(device, tf32=tf32)
-    with repeatable(options["device"], tf32=tf32):
-        return sample_pipeline(folder, task, pipeline=pipeline, progress=progress, **options)

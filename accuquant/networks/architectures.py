@@ -39,7 +39,7 @@ def read_signature(architecture: str, config: Config) -> Signature:
             got="an architecture that AccuQuant does not know",
             expected=f"one of {', '.join(SUPPORTED)}",
             remedy="Use a pipeline with one of these networks, or add a reader for this one to "
-            "accuquant/architectures.py (docs/networks.md says how)",
+            "accuquant/networks/architectures.py (docs/networks.md says how)",
         )
     try:
         as_facts(dict(config), _ConfigFacts)
