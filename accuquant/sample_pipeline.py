@@ -15,7 +15,7 @@ from accuquant.manifest import RECIPE_NAME
 from accuquant.pipelines.families import call_arguments, no_step_left, refusals_of
 from accuquant.pipelines.lora import Lora, loras_of_recipe
 from accuquant.pipelines.real_pipeline import open_pipeline
-from accuquant.pipelines.source import Source, load_component, local_folder
+from accuquant.pipelines.source import Source, folder_of_pipeline, load_component
 from accuquant.pipelines.task import Task
 from accuquant.recipe import Recipe
 from accuquant.runtime.engine_unet import EngineUNet
@@ -54,7 +54,7 @@ def sample_pipeline(
     name = pipeline or manifest.source
     source = Source(
         name=name,
-        folder=local_folder(name),
+        folder=folder_of_pipeline(name),
         pipeline_class=manifest.pipeline_class,
         component=manifest.component,
         network=network,

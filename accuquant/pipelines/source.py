@@ -44,7 +44,7 @@ def load_source(source: str | Path, loras: Sequence[Lora] = ()) -> Source:
     `source` is a folder with a model_index.json, or a Hub id. Raises SourceError where it is missing,
     corrupt or not supported, and for a LoRA that does not fit it.
     """
-    folder = local_folder(str(source))
+    folder = folder_of_pipeline(str(source))
     index = _read_index(folder)
     component = next((name for name in COMPONENTS if index.get(name)), None)
     if component is None:
@@ -84,7 +84,7 @@ def load_component(folder: Path, part: str) -> Any:
     return component.eval().requires_grad_(False) if isinstance(component, nn.Module) else component
 
 
-def local_folder(source: str) -> Path:
+def folder_of_pipeline(source: str) -> Path:
     """Return the folder of a pipeline, downloading it where `source` is a Hub id. Raises SourceError."""
     path = Path(source)
     if path.is_dir():
