@@ -15,7 +15,9 @@ from accuquant.runtime.runner import Array
 _NAME = "class_labels"
 
 
-def class_labels(folder: Path, manifest: Manifest, count: int, chosen: Sequence[int] | None) -> Array | None:
+def labels_of_images(
+    folder: Path, manifest: Manifest, count: int, chosen: Sequence[int] | None
+) -> Array | None:
     """Return one label for each of `count` images, int64 [count], or None for a network without classes.
 
     `chosen` has one label an image; None spreads them evenly, as calibration does: image k gets class

@@ -12,7 +12,7 @@ import numpy as np
 
 from accuquant.errors import EngineError, UsageError
 from accuquant.manifest import Manifest
-from accuquant.runtime.class_labels import class_labels as labels_of_images
+from accuquant.runtime.class_labels import labels_of_images
 from accuquant.runtime.engine_model import EngineModel
 from accuquant.runtime.noise_schedule import FloatArray
 from accuquant.runtime.runner import Array
