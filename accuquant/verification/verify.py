@@ -14,7 +14,7 @@ from accuquant._util.progress import Progress, Silent
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.denoising.start import Start
 from accuquant.manifest import Manifest
-from accuquant.networks.network import Conditioning, call
+from accuquant.networks.network import ConditioningTensors, call
 from accuquant.networks.simulate import simulate
 from accuquant.pipelines.source import Source
 from accuquant.pipelines.task import Task
@@ -49,7 +49,7 @@ def verify(
     layers: bool = False,
     allow_other_scheduler: bool = False,
     task: Task | None = None,
-    conditioning: Conditioning | None = None,
+    conditioning: ConditioningTensors | None = None,
     decode: Decode | None = None,
     float_engine: BranchFn | None = None,
     progress: Progress | None = None,
@@ -104,7 +104,7 @@ def torch_branch(network: nn.Module) -> BranchFn:
 def engine_branch(model: EngineModel) -> BranchFn:
     """Return an EngineModel as a function of tensors."""
 
-    def run(sample: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
+    def run(sample: Tensor, timestep: Tensor, conditioning: ConditioningTensors) -> Tensor:
         arrays = {name: tensor.numpy(force=True) for name, tensor in conditioning.items()}
         return torch.from_numpy(model(sample.numpy(force=True), float(timestep), arrays)).to(sample.dtype)
 

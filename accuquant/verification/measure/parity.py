@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from accuquant.errors import VerificationError
-from accuquant.networks.network import Conditioning, call
+from accuquant.networks.network import ConditioningTensors, call
 from accuquant.qparams import LayerQParams, quantize
 from accuquant.recipe import Recipe
 
@@ -63,7 +63,7 @@ def layer_parity(
     sample: Tensor,
     timestep: float,
     *,
-    conditioning: Conditioning | None = None,
+    conditioning: ConditioningTensors | None = None,
     engine: str = "onnxruntime",
 ) -> tuple[LayerParity, ...]:
     """Compare the levels that every quantized layer reads in one network call, in the recipe's order.
@@ -142,7 +142,12 @@ def _inside(node: onnx.NodeProto | None, constants: Mapping[str, onnx.TensorProt
 
 
 def _graph_levels(
-    path: Path, recipe: Recipe, sample: Tensor, timestep: float, conditioning: Conditioning, engine: str
+    path: Path,
+    recipe: Recipe,
+    sample: Tensor,
+    timestep: float,
+    conditioning: ConditioningTensors,
+    engine: str,
 ) -> dict[str, IntArray]:
     from accuquant.runtime.open_runner import open_runner
 
