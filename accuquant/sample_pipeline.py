@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from accuquant._util.progress import Steps
 from accuquant.denoising.process import seeded_generators
 from accuquant.manifest import RECIPE_NAME
 from accuquant.pipelines.families import call_arguments, no_step_left, refusals_of
@@ -20,8 +21,6 @@ from accuquant.pipelines.task import Task
 from accuquant.recipe import Recipe
 from accuquant.runtime.engine_unet import EngineUNet
 
-#: (steps done, steps in all), counted over all batches.
-Progress = Callable[[int, int], None]
 _DEFAULT_BATCH = 4
 
 
@@ -36,7 +35,7 @@ def sample_pipeline(
     steps: int | None = None,
     seed: int = 0,
     batch_size: int | None = None,
-    progress: Progress | None = None,
+    progress: Steps | None = None,
     **options: Any,
 ) -> npt.NDArray[np.float32]:
     """Sample `num_images` images of an exported folder -> float32 [N, H, W, C] in [0, 1].
@@ -81,7 +80,7 @@ def sample_pipeline(
 class _Ticker:
     """Counts the scheduler's steps of every batch for the progress bar."""
 
-    def __init__(self, pipe: Any, progress: Progress | None, batches: int) -> None:
+    def __init__(self, pipe: Any, progress: Steps | None, batches: int) -> None:
         self._scheduler, self._progress, self._batches = pipe.scheduler, progress, batches
         self.done = 0
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from accuquant._util.progress import Steps
 from accuquant.errors import EngineError, UsageError
 from accuquant.manifest import Manifest
 from accuquant.runtime.class_labels import labels_of_images
@@ -20,8 +21,6 @@ from accuquant.runtime.samplers import Network, Schedule, StepCallback, sample_d
 from accuquant.runtime.scheduler_config import SchedulerConfig
 from accuquant.runtime.torch_noise import TorchNoise
 
-#: (steps done, steps in all), counted over all batches.
-Progress = Callable[[int, int], None]
 _DEFAULT_BATCH = 8
 _PIPELINES = ("DDIMPipeline", "DDPMPipeline")
 
@@ -36,7 +35,7 @@ def sample_images(
     batch_size: int | None = None,
     eta: float = 0.0,
     class_labels: Sequence[int] | None = None,
-    progress: Progress | None = None,
+    progress: Steps | None = None,
     callback: StepCallback | None = None,
     **options: Any,
 ) -> Float32Array:
@@ -132,7 +131,7 @@ def _call(
 class _Ticker:
     """Count steps over all batches, for the progress bar, and pass them on."""
 
-    def __init__(self, progress: Progress | None, callback: StepCallback | None, total: int) -> None:
+    def __init__(self, progress: Steps | None, callback: StepCallback | None, total: int) -> None:
         self._progress, self._callback = progress, callback
         self._done, self._total = 0, total
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 
 from accuquant._util.files import sha256_of_file
+from accuquant._util.progress import Share
 from accuquant.errors import MissingDependencyError, SourceError, UsageError, last_line
 from accuquant.export.read.onnx_source import read_model
 from accuquant.groups import StepGroups
@@ -36,7 +37,6 @@ _DEFAULT_CALLS = 8
 _TOP = 1000.0
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 
-Progress = Callable[[str, float], None]
 Samples = dict[str, list[npt.NDArray[np.float32]]]
 
 
@@ -49,7 +49,7 @@ def observe_onnx(
     activation_bits: int = 8,
     observer: str = "mse",
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Share | None = None,
 ) -> Recipe:
     """Return a recipe with one step group for the float graph at `path`.
 
@@ -107,7 +107,7 @@ def _facts(path: Path, inputs: Path | None, calls: int, observer: str, seed: int
 
 
 def _record(
-    model: ir.Model, path: Path, layers: Sequence[OnnxLayer], feeds: list[Feed], seed: int, say: Progress
+    model: ir.Model, path: Path, layers: Sequence[OnnxLayer], feeds: list[Feed], seed: int, say: Share
 ) -> Samples:
     """Run every feed and keep some values, and the extremes, of each layer's input."""
     session = _session(model, path, layers)

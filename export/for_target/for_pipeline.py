@@ -8,9 +8,9 @@ from typing import Any
 
 import onnx_ir as ir
 
-from accuquant._util.progress import Progress, Silent
+from accuquant._util.progress import Progress, Share, Silent
 from accuquant.export.for_target.candidates import FloatGraph
-from accuquant.export.for_target.settle import Auto, Share, keep, pick, scratch_beside, settle
+from accuquant.export.for_target.settle import Auto, keep, pick, scratch_beside, settle
 from accuquant.export.passes.lowering import Affine, Lowering, Precision, choose_opset
 from accuquant.export.read.trace import trace
 from accuquant.export.write import pipeline_folder

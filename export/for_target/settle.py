@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,8 +22,6 @@ from accuquant.export_choice import CPU
 from accuquant.recipe import Recipe
 
 Auto = Literal["auto"]
-#: Told what happens now and the share of the export that is done, from 0 to 1.
-Share = Callable[[str, float], None]
 
 
 def settle(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,8 +26,6 @@ from accuquant.export.passes.quantize_weights import QuantizeWeightsPass
 from accuquant.export.passes.store_half import AUTO_ABOVE, StoreHalfPass
 from accuquant.recipe import Recipe
 
-#: Called with what happens now and the share of the work that is done, from 0 to 1.
-Progress = Callable[[str, float], None]
 Lowering = Literal["rescale", "hybrid", "per-group"]
 Precision = Literal["fp32", "fp16", "bf16"]
 Affine = Literal["shift", "zero_point"]

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from accuquant.export.passes.lowering import LoweringOptions, Progress, lower
+from accuquant._util.progress import Share
+from accuquant.export.passes.lowering import LoweringOptions, lower
 from accuquant.export.passes.shared_scales import share_scales
 from accuquant.export.write.graph_files import save_graphs
 from accuquant.recipe import Recipe
@@ -37,7 +38,7 @@ def write_lowered(
     *,
     group_prefix: str = "",
     external_data: bool | None = None,
-    say: Progress = lambda _text, _share: None,
+    say: Share = lambda _text, _share: None,
 ) -> LoweredFiles:
     """Quantize the float `model` by `recipe` and write `folder/name`.
 

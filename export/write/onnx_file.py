@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from accuquant._util.external_data import external_files
+from accuquant._util.progress import Share
 from accuquant.errors import EngineError, ExportError
 from accuquant.export.passes.lowering import (
     Affine,
@@ -15,7 +16,6 @@ from accuquant.export.passes.lowering import (
     Lowering,
     LoweringOptions,
     Precision,
-    Progress,
     choose_opset,
 )
 from accuquant.export.read.onnx_source import read_model
@@ -34,7 +34,7 @@ def export_onnx(
     float_weights: FloatWeights = "auto",
     opset: int | None = None,
     external_data: bool | None = None,
-    progress: Progress | None = None,
+    progress: Share | None = None,
 ) -> list[Path]:
     """Quantize the float graph at `path` by `recipe` -> the files written, .onnx first.
 

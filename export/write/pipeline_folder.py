@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 import accuquant
 from accuquant._util.files import sha256_of_file
+from accuquant._util.progress import Share
 from accuquant.errors import ExportError, UsageError
 from accuquant.export.passes.lowering import (
     Affine,
@@ -20,7 +21,6 @@ from accuquant.export.passes.lowering import (
     Lowering,
     LoweringOptions,
     Precision,
-    Progress,
     choose_opset,
 )
 from accuquant.export.read.trace import trace
@@ -49,7 +49,7 @@ def export_pipeline(
     whole_pipeline: bool = False,
     choice: ExportChoice | None = None,
     graph: ir.Model | None = None,
-    progress: Progress | None = None,
+    progress: Share | None = None,
 ) -> Manifest:
     """Write `source`, quantized by `recipe`, into the folder `output`.
 
