@@ -106,6 +106,7 @@ def test_the_site_loads_nothing_from_elsewhere() -> None:
     assert _URL.findall(CONFIGURATION) == []
     assert "font: false" in CONFIGURATION
     assert "mermaid" not in CONFIGURATION
+    assert "- offline" not in CONFIGURATION  # it loads a script from a CDN
 
 
 def files(folder: str) -> Iterator[Path]:
