@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from accuquant._util.progress import Steps
 from accuquant.errors import UsageError
 from accuquant.manifest import Manifest
 from accuquant.pipelines.lora import find_loras
 from accuquant.pipelines.task import Task, option
 from accuquant.runtime.sample import runs_without_torch, sample_images
-
-#: (steps done, steps in all), counted over all batches.
-Ticks = Callable[[int, int], None]
 
 
 def sample(
@@ -38,7 +36,7 @@ def sample(
     class_labels: Sequence[int] | None = None,
     device: str = "auto",
     tf32: bool = False,
-    progress: Ticks | None = None,
+    progress: Steps | None = None,
     **options: Any,
 ) -> npt.NDArray[np.float32]:
     """Sample `num_images` images of an exported folder -> float32 [N, H, W, C] in [0, 1].

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from accuquant._util.progress import Steps
 from accuquant.denoising.process import seeded_generators
 from accuquant.denoising.schedulers import check_prediction
 from accuquant.errors import SourceError, UsageError
@@ -21,13 +22,11 @@ from accuquant.pipelines.families import call_arguments, no_step_left, refusals_
 from accuquant.pipelines.loading import Loading
 from accuquant.pipelines.lora import Lora, loras_of_recipe
 from accuquant.pipelines.real_pipeline import open_pipeline
-from accuquant.pipelines.source import Source, load_component, local_folder
+from accuquant.pipelines.source import Source, folder_of_pipeline, load_component
 from accuquant.pipelines.task import Task
 from accuquant.recipe import Recipe
 from accuquant.runtime.engine_unet import EngineUNet
 
-#: (steps done, steps in all), counted over all batches.
-Progress = Callable[[int, int], None]
 _DEFAULT_BATCH = 4
 
 
@@ -44,7 +43,7 @@ def sample_pipeline(
     seed: int = 0,
     batch_size: int | None = None,
     device: torch.device = CPU,
-    progress: Progress | None = None,
+    progress: Steps | None = None,
     **options: Any,
 ) -> npt.NDArray[np.float32]:
     """Sample `num_images` images of an exported folder -> float32 [N, H, W, C] in [0, 1].
@@ -101,7 +100,7 @@ def sample_pipeline(
 def _folder(name: str, named: str | None, loading: Loading) -> Path:
     """Return the folder of the pipeline; where it is not where it was exported from, say how to name it."""
     try:
-        return local_folder(name, loading)
+        return folder_of_pipeline(name, loading)
     except SourceError as fault:
         if named is not None:
             raise
@@ -116,7 +115,7 @@ def _folder(name: str, named: str | None, loading: Loading) -> Path:
 class _Ticker:
     """Counts the scheduler's steps of every batch for the progress bar."""
 
-    def __init__(self, pipe: Any, progress: Progress | None, batches: int) -> None:
+    def __init__(self, pipe: Any, progress: Steps | None, batches: int) -> None:
         self._scheduler, self._progress, self._batches = pipe.scheduler, progress, batches
         self.done = 0
 

@@ -23,7 +23,9 @@ class _NetworkFacts:
     num_class_embeds: Annotated[int, Meta(ge=1, le=2**31)] | None = None
 
 
-def class_labels(folder: Path, manifest: Manifest, count: int, chosen: Sequence[int] | None) -> Array | None:
+def labels_of_images(
+    folder: Path, manifest: Manifest, count: int, chosen: Sequence[int] | None
+) -> Array | None:
     """Return one label for each of `count` images, int64 [count], or None for a network without classes.
 
     `chosen` has one label an image; None spreads them evenly, as calibration does: image k gets class

@@ -9,10 +9,10 @@ import numpy.typing as npt
 
 from accuquant.runtime.scheduler_config import SchedulerConfig
 
-FloatArray = npt.NDArray[np.float32]
+Float32Array = npt.NDArray[np.float32]
 
 
-def alphas_cumprod(config: SchedulerConfig) -> FloatArray:
+def alphas_cumprod(config: SchedulerConfig) -> Float32Array:
     """Return abar_t = prod_{s <= t} (1 - beta_s), float32 [num_train_timesteps].
 
     Notation of Ho et al., "Denoising Diffusion Probabilistic Models", arXiv 2006.11239, section 2.
@@ -23,14 +23,14 @@ def alphas_cumprod(config: SchedulerConfig) -> FloatArray:
     return _cumprod(np.float32(1) - betas)
 
 
-def _betas(config: SchedulerConfig) -> FloatArray:
+def _betas(config: SchedulerConfig) -> Float32Array:
     if config.trained_betas is not None:
         return np.array(config.trained_betas, np.float32)
     start, end, count = config.beta_start, config.beta_end, config.num_train_timesteps
     if config.beta_schedule == "linear":
         return _linspace(start, end, count)
     if config.beta_schedule == "scaled_linear":
-        betas: FloatArray = _linspace(start**0.5, end**0.5, count) ** 2
+        betas: Float32Array = _linspace(start**0.5, end**0.5, count) ** 2
         return betas
     if config.beta_schedule == "sigmoid":
         logits = _linspace(-6, 6, count)
@@ -52,7 +52,7 @@ def _laplace_signal(u: float) -> float:
     return math.sqrt(snr / (1 + snr))
 
 
-def _rescale_zero_terminal_snr(betas: FloatArray) -> FloatArray:
+def _rescale_zero_terminal_snr(betas: Float32Array) -> Float32Array:
     """Shift and scale sqrt(abar) so that it ends at 0: Lin et al., arXiv 2305.08891, algorithm 1."""
     root = np.sqrt(_cumprod(np.float32(1) - betas))
     first, last = root[0], root[-1]
@@ -62,10 +62,10 @@ def _rescale_zero_terminal_snr(betas: FloatArray) -> FloatArray:
     return np.asarray(1 - alphas, np.float32)
 
 
-def _linspace(start: float, end: float, count: int) -> FloatArray:
+def _linspace(start: float, end: float, count: int) -> Float32Array:
     return np.linspace(start, end, count, dtype=np.float32)
 
 
-def _cumprod(values: FloatArray) -> FloatArray:
+def _cumprod(values: Float32Array) -> Float32Array:
     # torch.cumprod keeps its running product in double precision.
     return np.cumprod(values, dtype=np.float64).astype(np.float32)

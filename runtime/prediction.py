@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from accuquant.errors import UsageError
-from accuquant.runtime.noise_schedule import FloatArray
+from accuquant.runtime.noise_schedule import Float32Array
 from accuquant.runtime.scheduler_config import SchedulerConfig
 
 
-def predicted_x0(config: SchedulerConfig, output: FloatArray, x: FloatArray, abar: np.float32) -> FloatArray:
+def predicted_x0(
+    config: SchedulerConfig, output: Float32Array, x: Float32Array, abar: np.float32
+) -> Float32Array:
     """Return x_0 implied by the network's `output` at latents `x` [B, C, H, W], clipped as configured.
 
     epsilon: x_0 = (x - sqrt(1 - abar) eps) / sqrt(abar); v_prediction (Salimans and Ho, arXiv
@@ -32,19 +34,19 @@ def predicted_x0(config: SchedulerConfig, output: FloatArray, x: FloatArray, aba
 
 
 def predicted_epsilon(
-    config: SchedulerConfig, output: FloatArray, x: FloatArray, abar: np.float32
-) -> FloatArray:
+    config: SchedulerConfig, output: Float32Array, x: Float32Array, abar: np.float32
+) -> Float32Array:
     """Return the noise implied by the network's `output`, before any clipping of x_0."""
     signal, noise = np.sqrt(abar), np.sqrt(1 - abar)
     if config.prediction_type == "epsilon":
         return output
     if config.prediction_type == "v_prediction":
-        epsilon: FloatArray = signal * output + noise * x
+        epsilon: Float32Array = signal * output + noise * x
         return epsilon
     return np.asarray((x - signal * output) / noise)
 
 
-def _threshold(config: SchedulerConfig, x0: FloatArray) -> FloatArray:
+def _threshold(config: SchedulerConfig, x0: Float32Array) -> Float32Array:
     """Clip each image to its own percentile s >= 1 and divide by s: Saharia et al., arXiv 2205.11487."""
     flat = x0.reshape(len(x0), -1)
     s = np.quantile(np.abs(flat), config.dynamic_thresholding_ratio, axis=1, keepdims=True)

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from accuquant._util.progress import Steps
 from accuquant.errors import EngineError, UsageError
 from accuquant.manifest import Manifest
-from accuquant.runtime.class_labels import class_labels as labels_of_images
+from accuquant.runtime.class_labels import labels_of_images
 from accuquant.runtime.engine_model import EngineModel
-from accuquant.runtime.noise_schedule import FloatArray
+from accuquant.runtime.noise_schedule import Float32Array
 from accuquant.runtime.runner import Array
 from accuquant.runtime.samplers import Network, Schedule, StepCallback, sample_ddim, sample_ddpm
 from accuquant.runtime.scheduler_config import SchedulerConfig
 from accuquant.runtime.torch_noise import TorchNoise
 
-#: (steps done, steps in all), counted over all batches.
-Progress = Callable[[int, int], None]
 _DEFAULT_BATCH = 8
 _PIPELINES = ("DDIMPipeline", "DDPMPipeline")
 
@@ -36,10 +35,10 @@ def sample_images(
     batch_size: int | None = None,
     eta: float = 0.0,
     class_labels: Sequence[int] | None = None,
-    progress: Progress | None = None,
+    progress: Steps | None = None,
     callback: StepCallback | None = None,
     **options: Any,
-) -> FloatArray:
+) -> Float32Array:
     """Sample `num_images` images with an engine -> float32 [N, H, W, C] in [0, 1].
 
     Image k comes from seed + k: the same image in any batch size, and the one that a diffusers
@@ -110,12 +109,12 @@ def sample_latents(
     *,
     eta: float = 0.0,
     callback: StepCallback | None = None,
-) -> FloatArray:
+) -> Float32Array:
     """Run the whole loop for one batch, one seed a sample -> the last latents [B, C, H, W]."""
     shape = model.manifest.signature.sample.resolve(model.manifest.signature.sizes | {"batch": 1})
     noises = [TorchNoise(seed) for seed in seeds]
 
-    def draw() -> FloatArray:
+    def draw() -> Float32Array:
         return np.concatenate([noise.randn((1, *shape[1:])) for noise in noises])
 
     network: Network = partial(_call, model, conditioning)
@@ -124,7 +123,7 @@ def sample_latents(
     return sample_ddpm(network, draw(), schedule, draw, callback=callback)
 
 
-def to_images(latents: FloatArray) -> FloatArray:
+def to_images(latents: Float32Array) -> Float32Array:
     """Map pixel latents [N, C, H, W] in [-1, 1] to images [N, H, W, C] in [0, 1]."""
     if not np.isfinite(latents).all():
         raise EngineError(
@@ -133,24 +132,24 @@ def to_images(latents: FloatArray) -> FloatArray:
             expected="finite values",
             remedy="The network diverges at this number of steps; take more steps, or verify the export",
         )
-    images: FloatArray = np.clip(latents / 2 + np.float32(0.5), 0, 1).transpose(0, 2, 3, 1)
+    images: Float32Array = np.clip(latents / 2 + np.float32(0.5), 0, 1).transpose(0, 2, 3, 1)
     return np.ascontiguousarray(images)
 
 
 def _call(
-    model: EngineModel, conditioning: Mapping[str, Array] | None, x: FloatArray, timestep: int
-) -> FloatArray:
+    model: EngineModel, conditioning: Mapping[str, Array] | None, x: Float32Array, timestep: int
+) -> Float32Array:
     return model(x, timestep, conditioning)
 
 
 class _Ticker:
     """Count steps over all batches, for the progress bar, and pass them on."""
 
-    def __init__(self, progress: Progress | None, callback: StepCallback | None, total: int) -> None:
+    def __init__(self, progress: Steps | None, callback: StepCallback | None, total: int) -> None:
         self._progress, self._callback = progress, callback
         self._done, self._total = 0, total
 
-    def __call__(self, step: int, timestep: int, latents: FloatArray) -> None:
+    def __call__(self, step: int, timestep: int, latents: Float32Array) -> None:
         self._done += 1
         if self._callback is not None:
             self._callback(step, timestep, latents)

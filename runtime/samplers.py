@@ -9,17 +9,17 @@ import numpy as np
 import numpy.typing as npt
 
 from accuquant.errors import UsageError
-from accuquant.runtime.noise_schedule import FloatArray, alphas_cumprod
+from accuquant.runtime.noise_schedule import Float32Array, alphas_cumprod
 from accuquant.runtime.prediction import predicted_epsilon, predicted_x0
 from accuquant.runtime.scheduler_config import SchedulerConfig
 from accuquant.runtime.timestep_spacing import spaced_timesteps
 
 #: (sample [B, C, H, W], timestep) -> the network's output [B, C, H, W]; conditioning is bound before.
-Network = Callable[[FloatArray, int], FloatArray]
+Network = Callable[[Float32Array, int], Float32Array]
 #: () -> standard normal noise [B, C, H, W].
-Noise = Callable[[], FloatArray]
+Noise = Callable[[], Float32Array]
 #: (step, timestep, latents after the step); the latents are the callee's to keep.
-StepCallback = Callable[[int, int, FloatArray], None]
+StepCallback = Callable[[int, int, Float32Array], None]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Schedule:
 
     config: SchedulerConfig
     timesteps: npt.NDArray[np.int64]
-    abar: FloatArray
+    abar: Float32Array
     num_steps: int
 
     @classmethod
@@ -52,13 +52,13 @@ class Schedule:
 
 def sample_ddim(
     network: Network,
-    x: FloatArray,
+    x: Float32Array,
     schedule: Schedule,
     noise: Noise,
     *,
     eta: float = 0.0,
     callback: StepCallback | None = None,
-) -> FloatArray:
+) -> Float32Array:
     """Denoise x [B, C, H, W] by DDIM: Song et al., arXiv 2010.02502, equations 12 and 16.
 
     x_{t-1} = sqrt(abar_{t-1}) x_0 + sqrt(1 - abar_{t-1} - sigma^2) eps + sigma z, where sigma is `eta`
@@ -94,12 +94,12 @@ def sample_ddim(
 
 def sample_ddpm(
     network: Network,
-    x: FloatArray,
+    x: Float32Array,
     schedule: Schedule,
     noise: Noise,
     *,
     callback: StepCallback | None = None,
-) -> FloatArray:
+) -> Float32Array:
     """Denoise x [B, C, H, W] by ancestral sampling: Ho et al., arXiv 2006.11239, algorithm 2.
 
     The posterior mean is equation 7 and its variance beta~_t ("fixed_small") or beta_t

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from accuquant.errors import UsageError
-from accuquant.runtime.noise_schedule import FloatArray
+from accuquant.runtime.noise_schedule import Float32Array
 
 # ATen, native/cpu/DistributionTemplates.h: tensors of at least this many values are filled in blocks
 # of 16 by Box-Muller in single precision, smaller ones value by value in double precision.
@@ -38,7 +38,7 @@ class TorchNoise:
         self._twister.state = seeded
         self._next_normal: float | None = None
 
-    def randn(self, shape: Sequence[int]) -> FloatArray:
+    def randn(self, shape: Sequence[int]) -> Float32Array:
         """Draw standard normal noise, float32 `shape`; equals torch.randn(shape, generator=g)."""
         size = math.prod(shape)
         if size < _BLOCK:
@@ -51,9 +51,9 @@ class TorchNoise:
             values[-_BLOCK:] = _box_muller(self._uniform(_BLOCK))
         return values.reshape(shape)
 
-    def _uniform(self, size: int) -> FloatArray:
+    def _uniform(self, size: int) -> Float32Array:
         bits = self._twister.random_raw(size).astype(np.uint32) & np.uint32(0xFFFFFF)
-        values: FloatArray = bits.astype(np.float32) * np.float32(2**-24)
+        values: Float32Array = bits.astype(np.float32) * np.float32(2**-24)
         return values
 
     def _normal(self) -> float:
@@ -73,7 +73,7 @@ class TorchNoise:
         return bits * 2.0**-53
 
 
-def _box_muller(uniform: FloatArray) -> FloatArray:
+def _box_muller(uniform: Float32Array) -> Float32Array:
     """Turn blocks of 16 uniform numbers in [0, 1) into normal ones: 8 radii, then 8 angles."""
     blocks = uniform.reshape(-1, 2, _BLOCK // 2)
     radius = np.sqrt(np.float32(-2) * np.log(np.float32(1) - blocks[:, 0]))

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
+
+#: Told what happens now and the share of the work that is done, from 0 to 1.
+Share = Callable[[str, float], None]
+#: (steps done, steps in all), counted over all batches.
+Steps = Callable[[int, int], None]
 
 
 class Progress(Protocol):

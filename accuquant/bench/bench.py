@@ -13,8 +13,8 @@ from accuquant._util.progress import Progress, Silent
 from accuquant._util.real_model import real_model
 from accuquant._util.scratch import scratch_folder
 from accuquant.audit.audit_model import write_float_twin
-from accuquant.bench.candidate import Candidate, LeftOut
-from accuquant.bench.exported import exported_candidates, float_candidates
+from accuquant.bench.contender import Contender, LeftOut
+from accuquant.bench.exported import exported_contenders, float_contenders
 from accuquant.bench.inputs import Inputs, make_inputs
 from accuquant.bench.recommend import recommend
 from accuquant.errors import EngineError
@@ -29,9 +29,9 @@ _PAUSE = 0.02
 
 @dataclass(frozen=True)
 class BenchReport:
-    """What was measured. `times` is keyed by candidate name; `left_out` says what is missing and why."""
+    """What was measured. `times` is keyed by contender name; `left_out` says what is missing and why."""
 
-    candidates: tuple[Candidate, ...]
+    contenders: tuple[Contender, ...]
     times: Mapping[str, Times]
     left_out: tuple[LeftOut, ...]
     recommendation: str
@@ -45,14 +45,14 @@ class BenchReport:
             "rounds": self.rounds,
             "results": [
                 {
-                    "name": candidate.name,
-                    "engine": candidate.engine,
-                    "precision": candidate.precision,
-                    "device": candidate.device,
-                    "p99_ms": self.times[candidate.name].percentile(99),
-                    **self.times[candidate.name].to_dict(),
+                    "name": contender.name,
+                    "engine": contender.engine,
+                    "precision": contender.precision,
+                    "device": contender.device,
+                    "p99_ms": self.times[contender.name].percentile(99),
+                    **self.times[contender.name].to_dict(),
                 }
-                for candidate in self.candidates
+                for contender in self.contenders
             ],
             "left_out": [vars(entry) for entry in self.left_out],
             "recommendation": self.recommendation,
@@ -85,25 +85,25 @@ def run_bench(
         found = list(
             _everything(folder, manifest, reference, inputs, num_threads, trust_engines, progress, stack)
         )
-        candidates = tuple(entry for entry in found if isinstance(entry, Candidate))
+        contenders = tuple(entry for entry in found if isinstance(entry, Contender))
         left_out = tuple(entry for entry in found if isinstance(entry, LeftOut))
-        if not candidates:
+        if not contenders:
             raise EngineError(
                 f"folder '{folder}'",
                 got="no engine that runs it: " + "; ".join(f"{e.name}: {e.reason}" for e in left_out),
                 expected="at least one",
                 remedy="Run `accuquant doctor`",
             )
-        progress.stage(f"timing {', '.join(c.name for c in candidates)}", warm_up + rounds)
+        progress.stage(f"timing {', '.join(c.name for c in contenders)}", warm_up + rounds)
         times = time_interleaved(
-            {candidate.name: candidate.call for candidate in candidates},
+            {contender.name: contender.call for contender in contenders},
             rounds=rounds,
             warm_up=warm_up,
             pause=_PAUSE,
             lead_in=1,
             after_round=progress.advance,
         )
-    return BenchReport(candidates, times, left_out, recommend(candidates, times), batch_size, rounds)
+    return BenchReport(contenders, times, left_out, recommend(contenders, times), batch_size, rounds)
 
 
 def _everything(
@@ -115,18 +115,18 @@ def _everything(
     trust_engines: bool,
     progress: Progress,
     stack: ExitStack,
-) -> Iterator[Candidate | LeftOut]:
-    yield from exported_candidates(
+) -> Iterator[Contender | LeftOut]:
+    yield from exported_contenders(
         folder, inputs, num_threads=num_threads, trust_engines=trust_engines, stack=stack
     )
     scratch = stack.enter_context(scratch_folder("bench"))
     twin = write_float_twin(real_model(manifest.graph_paths(folder)[0]), scratch)
-    yield from float_candidates(
+    yield from float_contenders(
         manifest, twin, inputs, num_threads=num_threads, progress=progress, stack=stack
     )
     if reference is None:
         yield LeftOut("torch", "no --reference SOURCE to take the float network from")
         return
-    from accuquant.bench.torch_network import torch_candidates
+    from accuquant.bench.torch_network import torch_contenders
 
-    yield from torch_candidates(reference, inputs)
+    yield from torch_contenders(reference, inputs)

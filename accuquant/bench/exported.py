@@ -1,4 +1,4 @@
-"""The candidates that an exported folder holds: its int8 graphs, and the same network without the pairs."""
+"""The contenders that an exported folder holds: its int8 graphs, and the same network without the pairs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from accuquant._util.gpu import find_gpu
 from accuquant._util.progress import Progress
-from accuquant.bench.candidate import Candidate, Device, LeftOut, Precision, attempt
+from accuquant.bench.contender import Contender, Device, LeftOut, Precision, attempt
 from accuquant.bench.inputs import Inputs
 from accuquant.engines import BuildOptions, Target
 from accuquant.engines.build import build_engine
@@ -25,18 +25,18 @@ from accuquant.runtime.runner import Runner
 _DEVICES: dict[str, Device] = {"openvino": "cpu", "onnxruntime": "cpu", "tensorrt": "cuda"}
 
 
-def exported_candidates(
+def exported_contenders(
     folder: Path, inputs: Inputs, *, num_threads: int | None, trust_engines: bool = False, stack: ExitStack
-) -> Iterator[Candidate | LeftOut]:
+) -> Iterator[Contender | LeftOut]:
     """Yield the exported int8 network in every engine; `stack` closes them."""
     for engine, device in _DEVICES.items():
 
-        def make(engine: str = engine, device: Device = device) -> Candidate:
+        def make(engine: str = engine, device: Device = device) -> Contender:
             options: dict[str, Any] = {} if device == "cuda" else {"num_threads": num_threads}
             model = stack.enter_context(
                 EngineModel.from_folder(folder, engine, trust_engines=trust_engines, **options)
             )
-            return Candidate(
+            return Contender(
                 engine,
                 "int8",
                 device,
@@ -46,7 +46,7 @@ def exported_candidates(
         yield attempt(f"{engine} int8", make)
 
 
-def float_candidates(
+def float_contenders(
     manifest: Manifest,
     twin: Path,
     inputs: Inputs,
@@ -54,24 +54,24 @@ def float_candidates(
     num_threads: int | None,
     progress: Progress,
     stack: ExitStack,
-) -> Iterator[Candidate | LeftOut]:
+) -> Iterator[Contender | LeftOut]:
     """Yield the network of the folder as it costs without int8: `twin`, its graph without QDQ pairs.
 
     OpenVINO computes it in float32 and, where the processor can, in bfloat16; TensorRT in float16, in an
     engine that is compiled beside `twin`.
     """
 
-    def ready(engine: str, precision: Precision, runner: Runner) -> Candidate:
+    def ready(engine: str, precision: Precision, runner: Runner) -> Contender:
         stack.callback(runner.deactivate)
         runner.activate()
         feeds = _feeds(manifest, runner, inputs)
-        return Candidate(engine, precision, _DEVICES[engine], lambda: runner.infer(feeds))
+        return Contender(engine, precision, _DEVICES[engine], lambda: runner.infer(feeds))
 
-    def openvino(precision: Precision) -> Candidate:
+    def openvino(precision: Precision) -> Contender:
         runner = make_runner(twin, "openvino", num_threads=num_threads, precision=precision)
         return ready("openvino", precision, runner)
 
-    def tensorrt() -> Candidate:
+    def tensorrt() -> Contender:
         target = Target(*find_gpu().capability)
         profile = static_profile(twin, batch_size=inputs.batch_size)
         engine = twin.with_suffix(".engine")

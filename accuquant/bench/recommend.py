@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from accuquant._util.interleave import Times
-from accuquant.bench.candidate import Candidate
+from accuquant.bench.contender import Contender
 
 #: Percent of the rounds on either side that a difference may miss to be called clear.
 _TAIL = 10
@@ -16,7 +16,7 @@ _TAIL = 10
 
 @dataclass(frozen=True)
 class Speed:
-    """How many times as fast one candidate is as another, round by round."""
+    """How many times as fast one contender is as another, round by round."""
 
     median: float
     low: float
@@ -38,12 +38,12 @@ class Speed:
         return f"{self.median:.2f} times as fast ({self.low:.2f} to {self.high:.2f})"
 
 
-def recommend(candidates: Sequence[Candidate], times: Mapping[str, Times]) -> str:
+def recommend(contenders: Sequence[Contender], times: Mapping[str, Times]) -> str:
     """Return one or two sentences: what to use on this machine, and why.
 
-    int8 is compared with the fastest float candidate of the same device. "INT8 is slower here" is an answer.
+    int8 is compared with the fastest float contender of the same device. "INT8 is slower here" is an answer.
     """
-    ranked = sorted(candidates, key=lambda candidate: times[candidate.name].median)
+    ranked = sorted(contenders, key=lambda contender: times[contender.name].median)
     best = ranked[0]
     quantized = _first(ranked, best.device, quantized=True)
     plain = _first(ranked, best.device, quantized=False)
@@ -51,7 +51,7 @@ def recommend(candidates: Sequence[Candidate], times: Mapping[str, Times]) -> st
     if quantized is None or plain is None:
         missing = "float" if plain is None else "int8"
         place = "GPU" if best.device == "cuda" else "CPU"
-        return f"{use} There is no {missing} candidate on the {place} to compare it with."
+        return f"{use} There is no {missing} contender on the {place} to compare it with."
     speed = Speed.of(times[quantized.name], times[plain.name])
     if speed.median >= 1 and speed.is_clear:
         return f"Use {quantized.name}: it is {speed} as {plain.name}."
@@ -67,6 +67,6 @@ def recommend(candidates: Sequence[Candidate], times: Mapping[str, Times]) -> st
     )
 
 
-def _first(ranked: Sequence[Candidate], device: str, *, quantized: bool) -> Candidate | None:
+def _first(ranked: Sequence[Contender], device: str, *, quantized: bool) -> Contender | None:
     fitting = (c for c in ranked if c.device == device and (c.precision == "int8") == quantized)
     return next(fitting, None)

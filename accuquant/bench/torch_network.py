@@ -1,4 +1,4 @@
-"""The candidates that run the float network in PyTorch: eager, and compiled on a GPU."""
+"""The contenders that run the float network in PyTorch: eager, and compiled on a GPU."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from accuquant.bench.candidate import Candidate, Device, LeftOut, Precision, attempt
+from accuquant.bench.contender import Contender, Device, LeftOut, Precision, attempt
 from accuquant.bench.inputs import Inputs
 from accuquant.networks.network import call
 from accuquant.pipelines.source import Source
 
 
-def torch_candidates(source: Source, inputs: Inputs) -> Iterator[Candidate | LeftOut]:
+def torch_contenders(source: Source, inputs: Inputs) -> Iterator[Contender | LeftOut]:
     """Yield the network of `source` in PyTorch: float32 on the CPU, or float16 on the GPU, also compiled."""
     on_gpu = torch.cuda.is_available()
     device: Device = "cuda" if on_gpu else "cpu"
@@ -22,14 +22,14 @@ def torch_candidates(source: Source, inputs: Inputs) -> Iterator[Candidate | Lef
     dtype = torch.float16 if on_gpu else torch.float32
     eager = partial(call, source.network.to(device, dtype))
 
-    def candidate(engine: str, function: Callable[..., Tensor]) -> Candidate:
-        return Candidate(engine, precision, device, _TimedCall(function, inputs, device, dtype))
+    def contender(engine: str, function: Callable[..., Tensor]) -> Contender:
+        return Contender(engine, precision, device, _TimedCall(function, inputs, device, dtype))
 
-    yield attempt(f"torch {precision}", lambda: candidate("torch", eager))
+    yield attempt(f"torch {precision}", lambda: contender("torch", eager))
     if on_gpu:
-        # Of the function, not of the network: compiling that would change the eager candidate as well.
+        # Of the function, not of the network: compiling that would change the eager contender as well.
         compiled = torch.compile(eager, mode="max-autotune")
-        yield attempt("torch.compile fp16", lambda: candidate("torch.compile", compiled))
+        yield attempt("torch.compile fp16", lambda: contender("torch.compile", compiled))
     else:
         yield LeftOut("torch.compile fp16", "no CUDA device")
 

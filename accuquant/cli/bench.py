@@ -75,14 +75,14 @@ def print_report(console: Console, report: BenchReport) -> None:
 
     slowest = max(report.times.values(), key=lambda times: times.median)
     rows = []
-    for candidate in sorted(report.candidates, key=lambda c: report.times[c.name].median):
-        times = report.times[candidate.name]
+    for contender in sorted(report.contenders, key=lambda c: report.times[c.name].median):
+        times = report.times[contender.name]
         columns = [times.median, *(times.percentile(share) for share in (10, 90, 99))]
         speed = Speed.of(times, slowest).median
         rows.append(
             (
-                candidate.name,
-                candidate.device,
+                contender.name,
+                contender.device,
                 *(f"{value:.2f}" for value in columns),
                 f"{speed:.2f}x",
             )

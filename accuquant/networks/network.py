@@ -22,11 +22,15 @@ LAYER_KINDS: dict[type[nn.Module], str] = {
 _ADDED = ("text_embeds", "time_ids", "resolution", "aspect_ratio")
 #: Networks of this kind want one timestep a sample; UNets take one for the batch.
 _TRANSFORMER = "Transformer2DModel"
-Conditioning = Mapping[str, Tensor]
+#: Name in the network's Signature -> tensor, for one call of the network.
+ConditioningTensors = Mapping[str, Tensor]
 
 
 def call(
-    network: nn.Module, sample: Tensor, timestep: Tensor | float, conditioning: Conditioning | None = None
+    network: nn.Module,
+    sample: Tensor,
+    timestep: Tensor | float,
+    conditioning: ConditioningTensors | None = None,
 ) -> Tensor:
     """Run `network` on a batch of samples at one of the scheduler's timesteps -> its prediction.
 
@@ -39,7 +43,10 @@ def call(
 
 
 def call_directly(
-    network: nn.Module, sample: Tensor, timestep: Tensor | float, conditioning: Conditioning | None = None
+    network: nn.Module,
+    sample: Tensor,
+    timestep: Tensor | float,
+    conditioning: ConditioningTensors | None = None,
 ) -> Tensor:
     """Run `network` as `call` does, at a timestep in the network's own unit."""
     arguments: dict[str, Any] = dict(conditioning or {})

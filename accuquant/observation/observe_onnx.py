@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from accuquant._util.files import sha256_of_file
+from accuquant._util.progress import Share
 from accuquant.errors import SourceError, UsageError, last_line
 from accuquant.export.read.float_session import FloatSession
 from accuquant.export.read.onnx_inputs import (
@@ -36,7 +37,6 @@ _VALUES_PER_CALL = 16384
 _DEFAULT_CALLS = 8
 _TOP = 1000.0
 
-Progress = Callable[[str, float], None]
 Samples = dict[str, list[npt.NDArray[np.float32]]]
 
 
@@ -50,7 +50,7 @@ def observe_onnx(
     observer: str = "mse",
     seed: int = 0,
     input_names: Mapping[str, str] | None = None,
-    progress: Progress | None = None,
+    progress: Share | None = None,
 ) -> Recipe:
     """Return a recipe with one step group for the float graph at `path`.
 
@@ -115,7 +115,7 @@ def _facts(path: Path, inputs: Path | None, calls: int, observer: str, seed: int
 
 
 def _record(
-    model: ir.Model, path: Path, layers: Sequence[OnnxLayer], feeds: list[Feed], seed: int, say: Progress
+    model: ir.Model, path: Path, layers: Sequence[OnnxLayer], feeds: list[Feed], seed: int, say: Share
 ) -> Samples:
     """Run every feed and keep some values, and the extremes, of each layer's input."""
     inputs = {layer.name: _inputs_of(layer) for layer in layers}

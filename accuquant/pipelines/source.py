@@ -71,7 +71,9 @@ def load_source(
     check_version()
     loading = Loading(variant, tuple(without))
     repository = Repository.find(str(source), revision)
-    folder = local_folder(str(source), loading) if repository is None else _download(repository, loading)
+    folder = (
+        folder_of_pipeline(str(source), loading) if repository is None else _download(repository, loading)
+    )
     index = read_index(folder)
     check_folder(folder, index)
     check_classes(folder, index)
@@ -104,7 +106,7 @@ def load_source(
 
 def pipeline_class_of(source: str | Path) -> str:
     """Return the name of a pipeline's class, before its weights are loaded. Raises SourceError."""
-    return str(read_index(local_folder(str(source))).get("_class_name", "DiffusionPipeline"))
+    return str(read_index(folder_of_pipeline(str(source))).get("_class_name", "DiffusionPipeline"))
 
 
 def _check_own_size(signature: Signature, network: Any) -> None:
@@ -152,7 +154,7 @@ def load_component(folder: Path, part: str, loading: Loading = Loading()) -> Any
     return component.eval().requires_grad_(False) if isinstance(component, nn.Module) else component
 
 
-def local_folder(source: str, loading: Loading = Loading()) -> Path:  # noqa: B008, it is frozen
+def folder_of_pipeline(source: str, loading: Loading = Loading()) -> Path:  # noqa: B008, it is frozen
     """Return the folder of a pipeline, downloading it where `source` is a Hub id. Raises SourceError."""
     repository = Repository.find(source)
     if repository is not None:

@@ -16,7 +16,7 @@ from accuquant.denoising.process import DenoisingProcess
 from accuquant.denoising.start import Start
 from accuquant.manifest import Manifest
 from accuquant.networks.device import device_of
-from accuquant.networks.network import Conditioning, call
+from accuquant.networks.network import ConditioningTensors, call
 from accuquant.networks.simulate import simulate
 from accuquant.pipelines.source import Source
 from accuquant.pipelines.task import Task
@@ -52,7 +52,7 @@ def verify(
     allow_other_scheduler: bool = False,
     trust_engines: bool = False,
     task: Task | None = None,
-    conditioning: Conditioning | None = None,
+    conditioning: ConditioningTensors | None = None,
     decode: Decode | None = None,
     float_engine: BranchFn | None = None,
     progress: Progress | None = None,
@@ -103,7 +103,7 @@ def torch_branch(network: nn.Module) -> BranchFn:
     """Return a denoising network, wherever it is, as a function of tensors on the CPU."""
     device = device_of(network)
 
-    def run(sample: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
+    def run(sample: Tensor, timestep: Tensor, conditioning: ConditioningTensors) -> Tensor:
         given = {name: tensor.to(device) for name, tensor in conditioning.items()}
         return call(network, sample.to(device), timestep, given).to(sample.device)
 
@@ -113,7 +113,7 @@ def torch_branch(network: nn.Module) -> BranchFn:
 def engine_branch(model: EngineModel) -> BranchFn:
     """Return an EngineModel as a function of tensors."""
 
-    def run(sample: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
+    def run(sample: Tensor, timestep: Tensor, conditioning: ConditioningTensors) -> Tensor:
         arrays = {name: tensor.detach().cpu().numpy() for name, tensor in conditioning.items()}
         return torch.from_numpy(model(sample.detach().cpu().numpy(), float(timestep), arrays)).to(sample)
 

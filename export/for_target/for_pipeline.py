@@ -7,11 +7,11 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from accuquant._util.progress import Progress, Silent
+from accuquant._util.progress import Progress, Share, Silent
 from accuquant._util.scratch import scratch_beside
 from accuquant.export.export_options import ExportOptions
 from accuquant.export.for_target.candidates import FloatGraph
-from accuquant.export.for_target.settle import Share, keep, settle
+from accuquant.export.for_target.settle import keep, settle
 from accuquant.export.read.trace import trace
 from accuquant.export.write import pipeline_folder
 from accuquant.manifest import Manifest

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +15,6 @@ from accuquant.export.for_target.compiled import keep_engine
 from accuquant.export.for_target.export_target import resolve_target
 from accuquant.export.passes.lowering import LoweringOptions
 from accuquant.recipe import Recipe
-
-#: Told what happens now and the share of the export that is done, from 0 to 1.
-Share = Callable[[str, float], None]
 
 
 def settle(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -29,8 +28,6 @@ from accuquant.graph.vocabulary import SIGNATURE_KEY
 from accuquant.networks.signature import Signature
 from accuquant.recipe import Recipe
 
-#: Called with what happens now and the share of the work that is done, from 0 to 1.
-Progress = Callable[[str, float], None]
 _HALVES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 
 

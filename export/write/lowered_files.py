@@ -9,7 +9,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from accuquant.export.passes.lowering import LoweringOptions, Progress, lower
+from accuquant._util.progress import Share
+from accuquant.export.passes.lowering import LoweringOptions, lower
 from accuquant.export.passes.shared_scales import share_scales
 from accuquant.export.write.data_file import data_files, data_name
 from accuquant.export.write.graph_files import save_graphs
@@ -39,7 +40,7 @@ def write_lowered(
     group_prefix: str = "",
     external_data: bool | None = None,
     hash_data: bool = False,
-    say: Progress = lambda _text, _share: None,
+    say: Share = lambda _text, _share: None,
 ) -> LoweredFiles:
     """Quantize the float `model` by `recipe` and write `folder/name`.
 

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 from accuquant._util.external_data import external_files
 from accuquant._util.lock import only_writer
+from accuquant._util.progress import Share
 from accuquant._util.scratch import scratch_beside
 from accuquant.errors import EngineError, ExportError
 from accuquant.export.export_options import ExportChoices, ExportOptions
 from accuquant.export.passes.layer_match import MatchLayersPass
-from accuquant.export.passes.lowering import LoweringOptions, Progress
+from accuquant.export.passes.lowering import LoweringOptions
 from accuquant.export.read.network_graph import read_network
 from accuquant.export.write.compare import Comparison, SourceComparison
 from accuquant.export.write.data_file import read_now, remove_unread
@@ -34,7 +35,7 @@ def export_onnx(
     inputs: Path | None = None,
     input_names: Mapping[str, str] | None = None,
     compared: Callable[[Comparison], None] | None = None,
-    progress: Progress | None = None,
+    progress: Share | None = None,
     **choices: Unpack[ExportChoices],
 ) -> list[Path]:
     """Quantize the float graph at `path` by `recipe` -> the files written, .onnx first.

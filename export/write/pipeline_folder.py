@@ -16,10 +16,11 @@ import accuquant
 from accuquant._util.exchange import replace_folder
 from accuquant._util.files import sha256_of_file
 from accuquant._util.lock import only_writer
+from accuquant._util.progress import Share
 from accuquant._util.scratch import scratch_beside
 from accuquant.errors import ExportError
 from accuquant.export.export_options import ExportChoices, ExportOptions
-from accuquant.export.passes.lowering import LoweringOptions, Progress
+from accuquant.export.passes.lowering import LoweringOptions
 from accuquant.export.read.trace import trace
 from accuquant.export.write.lowered_files import write_lowered
 from accuquant.export.write.pipeline_parts import check_parts, write_parts
@@ -42,7 +43,7 @@ def export_pipeline(
     *,
     choice: ExportChoice | None = None,
     graph: ir.Model | None = None,
-    progress: Progress | None = None,
+    progress: Share | None = None,
     **choices: Unpack[ExportChoices],
 ) -> Manifest:
     """Write `source`, quantized by `recipe`, into the folder `output`.

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from accuquant._util.interleave import Times
-from accuquant.bench.candidate import Candidate, Device, LeftOut, Precision, attempt
+from accuquant.bench.contender import Contender, Device, LeftOut, Precision, attempt
 from accuquant.bench.recommend import Speed, recommend
 from accuquant.errors import EngineError
 
 
-def candidate(engine: str, precision: Precision, device: Device = "cpu") -> Candidate:
-    return Candidate(engine, precision, device, lambda: None)
+def contender(engine: str, precision: Precision, device: Device = "cpu") -> Contender:
+    return Contender(engine, precision, device, lambda: None)
 
 
 def around(median: float, spread: float = 0.05) -> Times:
@@ -21,10 +21,10 @@ def around(median: float, spread: float = 0.05) -> Times:
 
 
 def answer(**medians: float) -> str:
-    """Recommend among CPU candidates with these medians, called like "openvino_int8"."""
-    candidates = [candidate(*name.split("_")) for name in medians]  # type: ignore[arg-type]
-    times = {c.name: around(m) for c, m in zip(candidates, medians.values(), strict=True)}
-    return recommend(candidates, times)
+    """Recommend among CPU contenders with these medians, called like "openvino_int8"."""
+    contenders = [contender(*name.split("_")) for name in medians]  # type: ignore[arg-type]
+    times = {c.name: around(m) for c, m in zip(contenders, medians.values(), strict=True)}
+    return recommend(contenders, times)
 
 
 def test_int8_that_is_faster_is_recommended_with_its_speed() -> None:
@@ -39,20 +39,20 @@ def test_int8_that_is_slower_is_said_to_be() -> None:
 
 def test_a_difference_within_the_noise_is_none() -> None:
     rng = np.random.default_rng(0)
-    candidates = [candidate("a", "int8"), candidate("a", "fp32")]
-    times = {c.name: Times(tuple(rng.normal(10, 2, 30))) for c in candidates}
-    assert recommend(candidates, times).startswith("No clear difference between a int8 and a fp32")
+    contenders = [contender("a", "int8"), contender("a", "fp32")]
+    times = {c.name: Times(tuple(rng.normal(10, 2, 30))) for c in contenders}
+    assert recommend(contenders, times).startswith("No clear difference between a int8 and a fp32")
 
 
 def test_int8_is_compared_on_the_device_that_is_the_fastest() -> None:
-    candidates = [
-        candidate("openvino", "int8"),
-        candidate("openvino", "fp32"),
-        candidate("torch", "fp16", "cuda"),
+    contenders = [
+        contender("openvino", "int8"),
+        contender("openvino", "fp32"),
+        contender("torch", "fp16", "cuda"),
     ]
     times = {"openvino int8": around(50), "openvino fp32": around(100), "torch fp16": around(5)}
-    said = recommend(candidates, times)
-    assert said == "Use torch fp16: 5.0 ms a call. There is no int8 candidate on the GPU to compare it with."
+    said = recommend(contenders, times)
+    assert said == "Use torch fp16: 5.0 ms a call. There is no int8 contender on the GPU to compare it with."
 
 
 def test_speeds_are_compared_round_by_round() -> None:
@@ -62,21 +62,21 @@ def test_speeds_are_compared_round_by_round() -> None:
     assert not Speed(1.1, 0.9, 1.3).is_clear
 
 
-def test_a_candidate_that_cannot_run_is_left_out_with_its_reason() -> None:
-    def fails() -> Candidate:
+def test_a_contender_that_cannot_run_is_left_out_with_its_reason() -> None:
+    def fails() -> Contender:
         raise EngineError("GPU", got="no NVIDIA driver", expected="one", remedy="Install it")
 
-    def runs_out() -> Candidate:
+    def runs_out() -> Contender:
         raise RuntimeError("CUDA out\nof memory")
 
     assert attempt("tensorrt int8", fails) == LeftOut("tensorrt int8", "no NVIDIA driver. Install it")
     assert attempt("torch fp16", runs_out) == LeftOut("torch fp16", "RuntimeError: CUDA out of memory")
-    good = candidate("a", "int8")
+    good = contender("a", "int8")
     assert attempt("a int8", lambda: good) is good
 
 
 def test_a_failure_that_nobody_expects_is_not_hidden() -> None:
-    def broken() -> Candidate:
+    def broken() -> Contender:
         raise ValueError("a mistake of ours")
 
     with pytest.raises(ValueError, match="a mistake"):

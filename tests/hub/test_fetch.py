@@ -27,7 +27,7 @@ from accuquant.runtime.engine_model import EngineModel
 from accuquant.runtime.engine_unet import EngineUNet
 
 FETCH = "import sys; from accuquant.hub.fetch import local_folder; print(local_folder(sys.argv[1]))"
-SOURCE = "import sys; from accuquant.pipelines.source import local_folder; print(local_folder(sys.argv[1]))"
+SOURCE = "import sys; from accuquant.pipelines import source; print(source.folder_of_pipeline(sys.argv[1]))"
 #: What somebody put into a repository beside an export, and what a client must leave there.
 STRANGERS = ("engines/sm89/tensorrt/model.engine", "unet/model.bin", "setup.py", "pickle.pkl", "README.md")
 

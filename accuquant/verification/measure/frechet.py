@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
 from accuquant.errors import VerificationError
-
-FloatArray = npt.NDArray[np.floating[Any]]
+from accuquant.qparams import FloatArray
 
 
 def frechet_distance(first: FloatArray, second: FloatArray) -> float:

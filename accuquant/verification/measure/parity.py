@@ -18,7 +18,7 @@ from accuquant.graph.constants import constant_array
 from accuquant.graph.neighbours import producer
 from accuquant.graph.vocabulary import LAYER_KEY
 from accuquant.networks.device import device_of
-from accuquant.networks.network import Conditioning, call
+from accuquant.networks.network import ConditioningTensors, call
 from accuquant.qparams import LayerQParams, quantize
 from accuquant.recipe import Recipe
 
@@ -64,7 +64,7 @@ def layer_parity(
     sample: Tensor,
     timestep: float,
     *,
-    conditioning: Conditioning | None = None,
+    conditioning: ConditioningTensors | None = None,
     engine: str = "onnxruntime",
 ) -> tuple[LayerParity, ...]:
     """Compare the levels that every quantized layer reads in one network call, in the recipe's order.
@@ -147,7 +147,12 @@ def _inside(node: ir.Node | None) -> tuple[slice, ...]:
 
 
 def _graph_levels(
-    path: Path, recipe: Recipe, sample: Tensor, timestep: float, conditioning: Conditioning, engine: str
+    path: Path,
+    recipe: Recipe,
+    sample: Tensor,
+    timestep: float,
+    conditioning: ConditioningTensors,
+    engine: str,
 ) -> dict[str, IntArray]:
     from accuquant.runtime.open_runner import open_runner
 

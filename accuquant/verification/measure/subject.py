@@ -13,7 +13,7 @@ from accuquant.denoising.process import DenoisingProcess
 from accuquant.denoising.start import Start, seeded_starts
 from accuquant.errors import VerificationError
 from accuquant.manifest import RECIPE_NAME, Manifest
-from accuquant.networks.network import Conditioning, model_hash
+from accuquant.networks.network import ConditioningTensors, model_hash
 from accuquant.pipelines.lora import check_loras
 from accuquant.pipelines.source import Source
 from accuquant.pipelines.starts import open_starter
@@ -86,7 +86,7 @@ class Subject:
         )
 
     def begin(
-        self, task: Task, conditioning: Conditioning | None, progress: Progress
+        self, task: Task, conditioning: ConditioningTensors | None, progress: Progress
     ) -> tuple[DenoisingProcess, list[Start]]:
         """Return the sampler and the starts of all images.
 
@@ -117,7 +117,7 @@ class Subject:
             return ()
         return (f"The guidance is not the calibrated one ({'; '.join(changed)}).",)
 
-    def _begin_with(self, conditioning: Conditioning) -> tuple[DenoisingProcess, list[Start]]:
+    def _begin_with(self, conditioning: ConditioningTensors) -> tuple[DenoisingProcess, list[Start]]:
         settings, signature = self.settings, self.reference.signature
         names = [spec.name for spec in signature.conditioning]
         rows = [len(tensor) for tensor in conditioning.values()]

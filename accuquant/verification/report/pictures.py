@@ -6,14 +6,14 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-FloatArray = npt.NDArray[np.floating[Any]]
+from accuquant.qparams import FloatArray
+
 #: Larger images are scaled down to this edge, so that the page stays small.
 MAX_EDGE = 256
 AMPLIFICATIONS = (1, 2, 4, 8, 16, 32, 64)

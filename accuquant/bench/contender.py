@@ -13,7 +13,7 @@ Device = Literal["cpu", "cuda"]
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Contender:
     """An engine with a network in it. `call` runs the network once and returns when it is done."""
 
     engine: str
@@ -29,21 +29,21 @@ class Candidate:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A candidate that is not timed, and why."""
+    """A contender that is not timed, and why."""
 
     name: str
     reason: str
 
 
-def attempt(name: str, make: Callable[[], Candidate]) -> Candidate | LeftOut:
+def attempt(name: str, make: Callable[[], Contender]) -> Contender | LeftOut:
     """Return what `make` makes after one call of it, or why it cannot be run here."""
     try:
-        candidate = make()
-        candidate.call()
+        contender = make()
+        contender.call()
     except AccuQuantError as fault:
         return LeftOut(name, f"{fault.got}. {fault.remedy}")
     except ModuleNotFoundError as fault:
         return LeftOut(name, f"{fault.name} is not installed")
     except RuntimeError as fault:  # how torch says that memory ran out, or that it cannot compile
         return LeftOut(name, " ".join(f"{type(fault).__name__}: {fault}".split())[:200])
-    return candidate
+    return contender
