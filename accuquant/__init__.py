@@ -17,13 +17,13 @@ _HOMES = {
     "AccuQuantError": "accuquant.errors",
     "CalibrationSettings": "accuquant.calibration.calibration_settings",
     "EngineUNet": "accuquant.runtime.engine_unet",
-    # ExportOptions belongs here
+    "ExportOptions": "accuquant.export.export_options",
     "Recipe": "accuquant.recipe",
     "Task": "accuquant.pipelines.task",
     "calibrate": "accuquant.calibration.calibrate",
     "check_model": "accuquant.export.lint.check_model",
-    "export_onnx": "accuquant.export.write.onnx_file",
-    "export_pipeline": "accuquant.export.write.pipeline_folder",
+    "export_onnx": "accuquant.export.for_target.for_onnx",
+    "export_pipeline": "accuquant.export.for_target.for_pipeline",
     "load_source": "accuquant.pipelines.source",
     "observe_onnx": "accuquant.observation.observe_onnx",
     "sample": "accuquant.sample_folder",
@@ -35,9 +35,10 @@ if TYPE_CHECKING:
     from accuquant.calibration.calibrate import calibrate
     from accuquant.calibration.calibration_settings import CalibrationSettings
     from accuquant.errors import AccuQuantError
+    from accuquant.export.export_options import ExportOptions
+    from accuquant.export.for_target.for_onnx import export_onnx
+    from accuquant.export.for_target.for_pipeline import export_pipeline
     from accuquant.export.lint.check_model import check_model
-    from accuquant.export.write.onnx_file import export_onnx
-    from accuquant.export.write.pipeline_folder import export_pipeline
     from accuquant.observation.observe_onnx import observe_onnx
     from accuquant.pipelines.source import load_source
     from accuquant.pipelines.task import Task
@@ -65,7 +66,7 @@ __all__ = [
     "AccuQuantError",
     "CalibrationSettings",
     "EngineUNet",
-    # ExportOptions belongs here
+    "ExportOptions",
     "Recipe",
     "Task",
     "__version__",

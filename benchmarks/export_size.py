@@ -54,14 +54,14 @@ def export(folder: Path, output: Path, precision: Any) -> dict[str, float]:
     """Export in this process -> its peak memory, and the bytes of the float weights and of the files."""
     from large_networks import folder_bytes, weight_bytes
 
-    from accuquant.export.write.pipeline_folder import export_pipeline
+    from accuquant.export.write.pipeline_folder import write_pipeline
     from accuquant.pipelines.source import load_source
     from accuquant.recipe import Recipe
 
     steps: list[tuple[str, float]] = [("loading", time.monotonic())]
     source = load_source(folder)
     recipe = Recipe.load(recipe_path(folder))
-    export_pipeline(
+    write_pipeline(
         source,
         recipe,
         output,

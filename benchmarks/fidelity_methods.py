@@ -19,7 +19,7 @@ from torch import Tensor
 from accuquant._util.progress import Progress
 from accuquant.calibration import CalibrationSettings
 from accuquant.denoising.process import NetworkFn
-from accuquant.export.write.pipeline_folder import export_pipeline
+from accuquant.export.write.pipeline_folder import write_pipeline
 from accuquant.networks.network import call
 from accuquant.networks.simulate import simulate
 from accuquant.recipe import Recipe
@@ -154,7 +154,7 @@ def _our_network(study: Study, method: Method, bits: Bits, progress: Progress) -
         return
     with TemporaryDirectory() as folder:
         exported = Path(folder) / "exported"
-        export_pipeline(study.source, Recipe.load(recipe), exported)
+        write_pipeline(study.source, Recipe.load(recipe), exported)
         with EngineModel.from_folder(exported, study.engine, num_threads=study.threads) as model:
             yield lambda sample, timestep: torch.from_numpy(model(sample.numpy(), float(timestep)))
 

@@ -26,7 +26,7 @@ from workload import MODELS, latent_shape, load_model, observed_recipe
 from accuquant._util.interleave import Times, time_interleaved
 from accuquant.calibration.trajectory import record_trajectories
 from accuquant.denoising.process import DenoisingProcess
-from accuquant.export.write.onnx_file import export_onnx
+from accuquant.export.write.onnx_file import write_onnx
 from accuquant.pipelines.source import Source
 from accuquant.runtime.open_runner import open_runner
 from accuquant.runtime.runner import Runner
@@ -97,7 +97,7 @@ class Graphs:
     def _export(self, name: str) -> Path:
         affine = name in ("shift", "zero_point")
         recipe = observed_recipe(self._source, num_groups=self._num_groups, affine=affine)
-        written = export_onnx(
+        written = write_onnx(
             self._float.path,
             recipe,
             self._folder / f"{name}.onnx",

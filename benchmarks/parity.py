@@ -32,7 +32,7 @@ from accuquant.bundled import FASHION_DDPM
 from accuquant.calibration.trajectory import record_trajectories
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.export.export_options import Lowering
-from accuquant.export.write.onnx_file import export_onnx
+from accuquant.export.write.onnx_file import write_onnx
 from accuquant.networks.network import call
 from accuquant.networks.simulate import simulate
 from accuquant.pipelines.source import load_source
@@ -162,7 +162,7 @@ def main() -> None:
         folder = Path(name)
         path = open_float_graph(source, folder / "float.onnx").path
         graphs = {
-            lowering: export_onnx(
+            lowering: write_onnx(
                 path, recipe, folder / f"{lowering}.onnx", lowering=lowering, affine=arguments.affine
             )
             for lowering in LOWERINGS

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from workload import load_model
 
 from accuquant.calibration.placement import place
-from accuquant.export import export_onnx
+from accuquant.export import write_onnx
 from accuquant.export.export_options import Lowering, Precision
 from accuquant.export.passes.half_precision import HalfPrecisionPass
 from accuquant.export.read.onnx_source import read_model
@@ -93,7 +93,7 @@ def write_candidate(name: str, network: Network, float_path: Path, folder: Path)
     layers = tuple(network.scales) if every else _default_layers(network)
     recipe = _recipe(network, layers)
     precision: Precision = "bf16" if name.endswith("-bf16") else "fp16"
-    written = export_onnx(float_path, recipe, path, lowering=lowering, precision=precision)
+    written = write_onnx(float_path, recipe, path, lowering=lowering, precision=precision)
     graphs = [file for file in written if file.suffix == ".onnx"]
     return graphs[0], len(graphs)
 

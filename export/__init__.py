@@ -10,20 +10,20 @@ from accuquant.export.export_options import ExportOptions
 from accuquant.export.lint.check_model import Violation, check_model
 
 if TYPE_CHECKING:
-    from accuquant.export.write.onnx_file import export_onnx
-    from accuquant.export.write.pipeline_folder import export_pipeline
+    from accuquant.export.write.onnx_file import write_onnx
+    from accuquant.export.write.pipeline_folder import write_pipeline
 
-__all__ = ["ExportOptions", "Violation", "check_model", "export_onnx", "export_pipeline"]
+__all__ = ["ExportOptions", "Violation", "check_model", "write_onnx", "write_pipeline"]
 
 
 def __getattr__(name: str) -> Any:
     """Load a stage when it is first used: checking a model needs no torch."""
-    if name == "export_onnx":
-        from accuquant.export.write.onnx_file import export_onnx
+    if name == "write_onnx":
+        from accuquant.export.write.onnx_file import write_onnx
 
-        return export_onnx
-    if name == "export_pipeline":
-        from accuquant.export.write.pipeline_folder import export_pipeline
+        return write_onnx
+    if name == "write_pipeline":
+        from accuquant.export.write.pipeline_folder import write_pipeline
 
-        return export_pipeline
+        return write_pipeline
     raise AttributeError(name)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from accuquant.calibration import CalibrationSettings, calibrate
-from accuquant.export import export_pipeline
+from accuquant.export import write_pipeline
 from accuquant.pipelines.source import Source, load_source
 from accuquant.pipelines.task import Task
 from accuquant.recipe import Recipe
@@ -65,7 +65,7 @@ def export_case(kind: str, pipeline: Path, pictures: Path, folder: Path) -> Expo
     """Calibrate and export a case into `folder`."""
     source, task = load_source(pipeline), make_task(CASES[kind], pictures)
     recipe = calibrate(source, SETTINGS, output=folder / "recipe.safetensors", task=task)
-    export_pipeline(source, recipe, folder / "out")
+    write_pipeline(source, recipe, folder / "out")
     return Exported(source, task, recipe, folder / "out")
 
 

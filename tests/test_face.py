@@ -18,7 +18,7 @@ NAMES = {
     "AccuQuantError",
     "CalibrationSettings",
     "EngineUNet",
-    # ExportOptions belongs here
+    "ExportOptions",
     "Recipe",
     "Task",
     "calibrate",

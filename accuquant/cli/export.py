@@ -240,9 +240,9 @@ def _write_graph(
     progress: Bars,
     graph_options: dict[str, Any],
 ) -> ExportChoice | None:
-    from accuquant.export.for_target import export_onnx_for
+    from accuquant.export.for_target import export_onnx
 
-    return export_onnx_for(
+    return export_onnx(
         Path(source),
         recipe,
         output,
@@ -262,16 +262,14 @@ def _write_pipeline(
     progress: Bars,
     given: dict[str, Any],
 ) -> ExportChoice | None:
-    from accuquant.export.for_target import export_pipeline_for
+    from accuquant.export.for_target import export_pipeline
     from accuquant.pipelines.lora import find_loras, loras_of_recipe
     from accuquant.pipelines.source import load_source
 
     fused = loras_of_recipe(recipe.facts.loras, find_loras(given.pop("loras", ())))
     loading = take_loading(given, recipe.facts.loading)
     loaded = load_source(source, fused, **vars(loading))
-    return export_pipeline_for(
-        loaded, recipe, output, options, share=progress.share, progress=progress
-    ).choice
+    return export_pipeline(loaded, recipe, output, options, share=progress.share, progress=progress).choice
 
 
 def _refuse_task(task: dict[str, Any]) -> None:

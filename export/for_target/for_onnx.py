@@ -19,7 +19,7 @@ from accuquant.export_choice import ExportChoice
 from accuquant.recipe import Recipe
 
 
-def export_onnx_for(
+def export_onnx(
     path: Path,
     recipe: Recipe,
     output: Path,
@@ -33,8 +33,8 @@ def export_onnx_for(
 ) -> tuple[list[Path], ExportChoice | None]:
     """Quantize the float graph at `path` by `recipe`, as suits the target best -> the files, and the choice.
 
-    The choice is None where the caller named the lowering. Everything else as in export_pipeline_for;
-    `inputs`, `input_names`, `compared` and the errors are those of export_onnx.
+    The choice is None where the caller named the lowering. Everything else as in export_pipeline;
+    `inputs`, `input_names`, `compared` and the errors are those of write_onnx.
     """
     path, output, shown = Path(path), Path(output), progress or Silent()
     options = options or ExportOptions()
@@ -48,7 +48,7 @@ def export_onnx_for(
     with scratch_beside(output) as scratch:
         settled, chosen = settle(graph, recipe, options, scratch, shown)
         shown.stage(f"exporting {path}", 100)
-        written = onnx_file.export_onnx(
+        written = onnx_file.write_onnx(
             path,
             recipe,
             output,

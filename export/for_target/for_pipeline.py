@@ -20,7 +20,7 @@ from accuquant.pipelines.source import Source
 from accuquant.recipe import Recipe
 
 
-def export_pipeline_for(
+def export_pipeline(
     source: Source,
     recipe: Recipe,
     output: Path,
@@ -32,7 +32,7 @@ def export_pipeline_for(
     """Write `source`, quantized by `recipe`, into the folder `output`, as suits `options.target` best.
 
     What is "auto" is chosen, and the manifest's `choice` says why. An engine that was compiled to choose is
-    kept for `accuquant build`. `share` is for the progress of export_pipeline, whose errors this raises too.
+    kept for `accuquant build`. `share` is for the progress of write_pipeline, whose errors this raises too.
     """
     output, shown = Path(output), progress or Silent()
     options = options or ExportOptions()
@@ -54,7 +54,7 @@ def export_pipeline_for(
     with scratch_beside(output) as scratch:
         settled, chosen = settle(graph, recipe, options, scratch, shown)
         shown.stage(f"exporting {source.name}", 100)
-        manifest = pipeline_folder.export_pipeline(
+        manifest = pipeline_folder.write_pipeline(
             source,
             recipe,
             output,

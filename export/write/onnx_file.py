@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-def export_onnx(
+def write_onnx(
     path: Path,
     recipe: Recipe,
     output: Path,

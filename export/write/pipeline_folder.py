@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-def export_pipeline(
+def write_pipeline(
     source: Source,
     recipe: Recipe,
     output: Path,

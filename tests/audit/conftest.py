@@ -12,7 +12,7 @@ import onnx_ir as ir
 import pytest
 
 from accuquant.calibration.placement import place
-from accuquant.export import export_onnx
+from accuquant.export import write_onnx
 from accuquant.export.read.trace import trace
 from accuquant.groups import StepGroups
 from accuquant.networks.network import count_macs, float_weights, layer_kind, model_hash, quantizable_layers
@@ -72,6 +72,6 @@ def export_tiny(
     ) -> Path:
         recipe = observed(audit_source, scales, zero_point, include)
         path = tmp_path_factory.mktemp("audited") / "model.onnx"
-        return export_onnx(float_graph, recipe, path, **{"precision": "fp16"} | options)[0]
+        return write_onnx(float_graph, recipe, path, **{"precision": "fp16"} | options)[0]
 
     return export

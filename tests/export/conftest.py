@@ -15,7 +15,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from accuquant.export import export_onnx
+from accuquant.export import write_onnx
 from accuquant.groups import StepGroups
 from accuquant.networks.signature import Signature, TensorSpec
 from accuquant.qparams import WEIGHT_AXIS, LayerQParams, fingerprint
@@ -90,7 +90,7 @@ class OneLayer:
     def lower(self, layer: LayerQParams, lowering: str = "rescale", **options: Any) -> list[Path]:
         """Export the graph with one recipe layer -> the .onnx files written."""
         output = self.path.with_name(f"{self.path.stem}-int8.onnx")
-        written = export_onnx(self.path, make_recipe(layer), output, lowering=lowering, **options)
+        written = write_onnx(self.path, make_recipe(layer), output, lowering=lowering, **options)
         return [path for path in written if path.suffix == ".onnx"]
 
     def layer(self, **changes: Any) -> LayerQParams:

@@ -16,7 +16,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes.common import ShapeInferencePass
 
 from accuquant.errors import EngineError, UsageError
-from accuquant.export import check_model, export_onnx
+from accuquant.export import check_model, write_onnx
 from accuquant.export.export_options import choose_opset
 from accuquant.export.passes.half_precision import HalfPrecisionPass
 from accuquant.export.passes.single_precision import SinglePrecisionPass
@@ -177,7 +177,7 @@ def test_an_older_graph_becomes_one_whose_opset_has_bfloat16(one_layer: Any) -> 
 def test_an_opset_without_bfloat16_is_refused(one_layer: Any, recipe_of: Any) -> None:
     network = one_layer("conv")
     with pytest.raises(UsageError, match=r"--opset: got 21 with --precision bf16, expected 22 or later"):
-        export_onnx(network.path, recipe_of(network.layer()), network.path, precision="bf16", opset=21)
+        write_onnx(network.path, recipe_of(network.layer()), network.path, precision="bf16", opset=21)
     assert [choose_opset(None, precision) for precision in ("fp32", "fp16", "bf16")] == [21, 21, 22]
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from accuquant.calibration.activations import ActivationSampler, initial_qparams
 from accuquant.calibration.placement import place
-from accuquant.export import check_model, export_onnx
+from accuquant.export import check_model, write_onnx
 from accuquant.export.read.trace import trace
 from accuquant.groups import StepGroups
 from accuquant.networks.architectures import SUPPORTED
@@ -50,7 +50,7 @@ def test_the_engine_computes_what_the_simulation_does(name: str, tmp_path: Path)
         result = run(path, signature, sample, timestep, conditioning)
         np.testing.assert_allclose(result, expected, rtol=1e-3, atol=1e-4)
 
-    (quantized,) = export_onnx(path, recipe, tmp_path / "int8.onnx")
+    (quantized,) = write_onnx(path, recipe, tmp_path / "int8.onnx")
     onnx.checker.check_model(quantized, full_check=True)
     assert check_model(quantized) == []
     simulated = simulate(network, recipe)
@@ -65,7 +65,7 @@ def test_the_engine_computes_what_the_simulation_does(name: str, tmp_path: Path)
     assert relative_error(groups[0], predict(simulated, sample, 501.0, conditioning)) < 0.02
     assert relative_error(groups[1], predict(simulated, sample, 499.0, conditioning)) < 0.02
 
-    (half,) = export_onnx(path, recipe, tmp_path / "bf16.onnx", precision="bf16")
+    (half,) = write_onnx(path, recipe, tmp_path / "bf16.onnx", precision="bf16")
     onnx.checker.check_model(half, full_check=True)
     assert check_model(half) == []
     sure = predict(network, sample, TIMESTEPS[1], conditioning)

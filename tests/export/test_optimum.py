@@ -14,7 +14,7 @@ import pytest
 
 from accuquant.calibration import CalibrationSettings, calibrate
 from accuquant.denoising.process import seeded_generators
-from accuquant.export import export_pipeline
+from accuquant.export import write_pipeline
 from accuquant.networks.simulate import simulate
 from accuquant.pipelines.source import load_source
 from accuquant.pipelines.task import Task
@@ -75,7 +75,7 @@ def export_whole(
         size = 16 if kind == "flux" else None
         task = Task(prompts=("a cat", "two dogs"), guidance_scale=4.0, image_size=size)
         recipe = calibrate(source, SETTINGS, output=folder / "recipe.safetensors", task=task)
-        export_pipeline(source, recipe, folder / "out", whole_pipeline=True)
+        write_pipeline(source, recipe, folder / "out", whole_pipeline=True)
         pipes = [diffusers.DiffusionPipeline.from_pretrained(source.folder) for _ in range(2)]
         setattr(pipes[1], source.component, simulate(source.network, recipe))
         made[kind] = Whole(folder / "out", *pipes)

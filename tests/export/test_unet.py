@@ -19,7 +19,7 @@ from onnx import TensorProto
 from torch import nn
 
 from accuquant.errors import ExportError
-from accuquant.export import check_model, export_onnx, export_pipeline
+from accuquant.export import check_model, write_onnx, write_pipeline
 from accuquant.export.read.trace import trace
 from accuquant.networks.network import signature_of
 from accuquant.qparams import WEIGHT_AXIS, LayerQParams, fingerprint
@@ -180,7 +180,7 @@ def test_each_layer_of_the_unet_is_the_fake_quantized_one(
     """Layer by layer on the graph's own inputs: a value that rounds the other way changes all behind it."""
     layers = make_layers(unet, zero_point=zero_point)
     recipe = recipe_of(*layers, signature=signature_of(unet))
-    graphs = export_onnx(float_onnx, recipe, tmp_path / "int8.onnx", lowering=lowering)
+    graphs = write_onnx(float_onnx, recipe, tmp_path / "int8.onnx", lowering=lowering)
     sample = np.random.default_rng(1).normal(size=(2, 1, 8, 12)).astype(np.float32)
     for group, timestep in enumerate((900, 300, 10)):
         reference = dict(fake_quantized(unet, layers, group).named_modules())
@@ -238,7 +238,7 @@ def test_every_quantized_file_says_what_it_is_and_breaks_no_rule(
     for precision in ("fp32", "fp16"):
         for lowering in ("rescale", "per-group"):
             output = tmp_path / f"{lowering}-{precision}.onnx"
-            written = export_onnx(float_onnx, recipe, output, lowering=lowering, precision=precision)
+            written = write_onnx(float_onnx, recipe, output, lowering=lowering, precision=precision)
             graphs = [path for path in written if path.suffix == ".onnx"]
             for group, path in enumerate(graphs):
                 assert check_model(path) == []
@@ -258,7 +258,7 @@ def test_half_precision_keeps_the_timestep_and_the_softmax_in_float32(
     float_path = tmp_path / "float.onnx"
     export_with_torchscript(two_level_unet, torch.from_numpy(sample), float_path)
     recipe = recipe_of(signature=signature_of(two_level_unet))
-    (path,) = export_onnx(float_path, recipe, tmp_path / "half.onnx", precision="fp16")
+    (path,) = write_onnx(float_path, recipe, tmp_path / "half.onnx", precision="fp16")
     model = onnx.shape_inference.infer_shapes(onnx.load(path), strict_mode=True)
     kinds = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
     for node in model.graph.node:
@@ -285,9 +285,7 @@ def test_layers_are_found_in_graphs_of_other_exporters(
         ir.save(anonymous(trace(network, signature_of(network), dynamic=False)), path)
         sample = sample[:1]
     layers = make_layers(network)
-    (written,) = export_onnx(
-        path, recipe_of(*layers, signature=signature_of(network)), tmp_path / "int8.onnx"
-    )
+    (written,) = write_onnx(path, recipe_of(*layers, signature=signature_of(network)), tmp_path / "int8.onnx")
     with torch.no_grad():
         expected = fake_quantized(network, layers, 1)(sample, 300).sample.numpy()
     result = run_graph(written, sample.numpy(), [300])
@@ -331,7 +329,7 @@ def test_weights_take_a_quarter_and_groups_share_them(
 ) -> None:
     monkeypatch.setattr("accuquant.export.write.graph_files._EXTERNAL_ABOVE", 256)
     recipe = recipe_of(*make_layers(unet), signature=signature_of(unet))
-    written = export_onnx(float_onnx, recipe, tmp_path / "int8.onnx", lowering="per-group")
+    written = write_onnx(float_onnx, recipe, tmp_path / "int8.onnx", lowering="per-group")
     *graphs, data = written
     weights = sum(
         layer.weight_shape[0] * int(np.prod(layer.weight_shape[1:])) for layer in recipe.layers.values()
@@ -362,7 +360,7 @@ def test_a_pipeline_becomes_a_folder_that_the_manifest_describes(
 ) -> None:
     recipe = make_recipe_for(tiny_source, recipe_of)
     steps: list[tuple[str, float]] = []
-    manifest = export_pipeline(
+    manifest = write_pipeline(
         tiny_source,
         recipe,
         tmp_path / "out",
@@ -395,19 +393,19 @@ def test_an_export_replaces_an_export_and_nothing_else(
 ) -> None:
     recipe = make_recipe_for(tiny_source, recipe_of)
     out = tmp_path / "out"
-    export_pipeline(tiny_source, recipe, out, dynamic=False)
+    write_pipeline(tiny_source, recipe, out, dynamic=False)
     before = (out / "unet" / "model.onnx").read_bytes()
 
     monkeypatch.setattr("accuquant.export.write.graph_files.save_inline", full_disk)
     with pytest.raises(OSError, match="No space left"):
-        export_pipeline(tiny_source, recipe, out, dynamic=False)
+        write_pipeline(tiny_source, recipe, out, dynamic=False)
     assert (out / "unet" / "model.onnx").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.png").write_bytes(b"cat")
     with pytest.raises(ExportError, match="a folder with other files"):
-        export_pipeline(tiny_source, recipe, tmp_path / "photos", dynamic=False)
+        write_pipeline(tiny_source, recipe, tmp_path / "photos", dynamic=False)
     assert (tmp_path / "photos" / "cat.png").read_bytes() == b"cat"
 
 

@@ -12,7 +12,7 @@ import pytest
 from fuzz.onnx_mutations import mutated
 
 from accuquant.errors import AccuQuantError, EngineError
-from accuquant.export import check_model, export_onnx
+from accuquant.export import check_model, write_onnx
 from accuquant.graph.soundness import check_sound
 from accuquant.observation.observe_onnx import observe_onnx
 from accuquant.runtime.open_runner import open_runner
@@ -43,7 +43,7 @@ def refusal(door: Callable[[Path], object], path: Path) -> str | None:
 
 def export(path: Path) -> None:
     with np.errstate(all="ignore"):
-        export_onnx(path, observe_onnx(path, calls=1), path.with_name("int8.onnx"))
+        write_onnx(path, observe_onnx(path, calls=1), path.with_name("int8.onnx"))
 
 
 def look(path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from accuquant.errors import SourceError
-from accuquant.export import export_onnx
+from accuquant.export import write_onnx
 from accuquant.graph.infer_types import untyped_nodes
 from accuquant.graph.neighbours import producer
 from accuquant.graph.roles import check_roles, role_of
@@ -82,7 +82,7 @@ def exported(tmp_path: Path) -> Any:
 
     def export(**options: Any) -> ir.Model:
         write_network(tmp_path / "float.onnx")
-        return ir.load(export_onnx(tmp_path / "float.onnx", recipe, tmp_path / "int8.onnx", **options)[0])
+        return ir.load(write_onnx(tmp_path / "float.onnx", recipe, tmp_path / "int8.onnx", **options)[0])
 
     return export
 

@@ -18,7 +18,7 @@ from accuquant._util.files import sha256_of_file
 from accuquant.calibration import CalibrationSettings, calibrate
 from accuquant.cli.main import main
 from accuquant.errors import EngineError, UsageError
-from accuquant.export import export_pipeline
+from accuquant.export import write_pipeline
 from accuquant.hub.model_card import CARD_NAME, write_model_card
 from accuquant.hub.publish import push_folder
 from accuquant.manifest import RECIPE_NAME, Manifest
@@ -138,7 +138,7 @@ def test_nothing_that_is_published_names_a_folder_of_this_machine(
     recipe = calibrate(tiny_source, settings, output=tmp_path / "recipe.safetensors")
     lora = {"name": str(tmp_path / "style.safetensors"), "scale": 0.5, "sha256": "0" * 64}
     folder = tmp_path / "out"
-    export_pipeline(tiny_source, recipe, folder)
+    write_pipeline(tiny_source, recipe, folder)
     written = Recipe.load(folder / RECIPE_NAME)
     replace(written, calibration={**written.calibration, "loras": [lora]}).save(folder / RECIPE_NAME)
     manifest = Manifest.load(folder)

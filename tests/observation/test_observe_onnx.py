@@ -17,7 +17,7 @@ from tiny_networks import make_inputs, make_network
 from torch import nn
 
 from accuquant.errors import ExportError, SourceError, UsageError
-from accuquant.export import check_model, export_onnx
+from accuquant.export import check_model, write_onnx
 from accuquant.export.read import widen_half
 from accuquant.export.read.trace import trace
 from accuquant.networks.network import call, signature_of
@@ -98,7 +98,7 @@ def test_the_int8_graph_stays_close_and_says_how_it_was_made(
     recipe.save(tmp_path / "r.safetensors")
     assert Recipe.load(tmp_path / "r.safetensors").calibration["method"] == OBSERVED
     assert len(recipe.groups) == 1
-    (quantized,) = export_onnx(path, recipe, tmp_path / "int8.onnx")
+    (quantized,) = write_onnx(path, recipe, tmp_path / "int8.onnx")
     assert check_model(quantized) == []
     facts = {entry.key: entry.value for entry in onnx.load(quantized).metadata_props}
     assert facts["accuquant.calibration"] == OBSERVED
@@ -270,7 +270,7 @@ def test_nodes_with_one_weight_are_one_layer(tmp_path: Path) -> None:
     assert list(recipe.layers) == ["mid"]
     layer = recipe.layers["mid"]
     assert layer.activation_scale[0] * (127 + abs(layer.zero_point)) > 2, "both inputs are seen"
-    (quantized,) = export_onnx(path, recipe, tmp_path / "int8.onnx")
+    (quantized,) = write_onnx(path, recipe, tmp_path / "int8.onnx")
     assert relative_error(path, quantized) < 0.1
 
 
@@ -288,7 +288,7 @@ def test_a_network_in_float16_is_computed_in_the_precision_that_is_asked_for(
     assert recipe.layers["mid"].activation_scale[0] == pytest.approx(
         single.layers["mid"].activation_scale[0], rel=0.01
     )
-    (quantized,) = export_onnx(path, recipe, tmp_path / "int8.onnx", precision=precision)
+    (quantized,) = write_onnx(path, recipe, tmp_path / "int8.onnx", precision=precision)
     model = onnx.load(quantized)
     assert {v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.output)} == {
         onnx.TensorProto.FLOAT16
@@ -310,17 +310,17 @@ def test_half_precision_needs_types_that_can_be_inferred(
     model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
     onnx.save(model, path)
     recipe = observe_onnx(path, calls=1)
-    (quantized,) = export_onnx(path, recipe, tmp_path / "int8.onnx")
+    (quantized,) = write_onnx(path, recipe, tmp_path / "int8.onnx")
     assert relative_error(path, quantized) < 0.1
     with pytest.raises(
         ExportError, match=r"node 'act' \(com\.microsoft\.Gelu\): got an output of unknown type"
     ):
-        export_onnx(path, recipe, tmp_path / "int8.onnx", precision="fp16")
+        write_onnx(path, recipe, tmp_path / "int8.onnx", precision="fp16")
     model.graph.node[1].CopyFrom(node("Tanh", ["h"], ["a"], "act"))
     wrong = onnx.helper.make_tensor_value_info("a", onnx.TensorProto.FLOAT, [None, 9, None, None])
     model.graph.value_info.append(wrong)
     onnx.save(model, path)
-    (quantized,) = export_onnx(path, observe_onnx(path, calls=1), tmp_path / "int8.onnx", precision="fp16")
+    (quantized,) = write_onnx(path, observe_onnx(path, calls=1), tmp_path / "int8.onnx", precision="fp16")
     assert relative_error(path, quantized) < 0.1
     assert not caplog.records
 

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from accuquant.calibration import CalibrationSettings, calibrate
 from accuquant.denoising.process import seeded_generators
-from accuquant.export import export_pipeline
+from accuquant.export import write_pipeline
 from accuquant.pipelines.source import load_source
 from accuquant.pipelines.task import Task
 from accuquant.recipe import Recipe
@@ -58,7 +58,7 @@ def here(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe
     work = tmp_path_factory.mktemp("here")
     source = load_source(folder)
     recipe = calibrate(source, SETTINGS, output=work / "recipe.safetensors", task=TASK)
-    export_pipeline(source, recipe, work / "out")
+    write_pipeline(source, recipe, work / "out")
     return recipe, work / "out"
 
 

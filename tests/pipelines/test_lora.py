@@ -23,7 +23,7 @@ from accuquant.calibration_facts import LoraFacts
 from accuquant.cli.main import main
 from accuquant.denoising.process import seeded_generators
 from accuquant.errors import CalibrationError, RecipeError, SourceError, UsageError
-from accuquant.export import export_pipeline
+from accuquant.export import write_pipeline
 from accuquant.networks.network import model_hash
 from accuquant.networks.simulate import simulate
 from accuquant.pipelines.lora import Lora, find_loras, loras_of_recipe
@@ -235,7 +235,7 @@ def test_other_weights_or_another_lora_are_refused(
     plain, other_scale = load_source(pipeline), load_source(pipeline, find_loras([f"{lora}:0.6"]))
     for source in (plain, other_scale):
         with pytest.raises(RecipeError, match=r"LoRA of the recipe: got .*expected .*scale 0.7, SHA-256"):
-            export_pipeline(source, exported.recipe, tmp_path / "out")
+            write_pipeline(source, exported.recipe, tmp_path / "out")
         with pytest.raises(RecipeError, match="LoRA of the recipe"):
             verify(exported.folder, source, task=TASK, num_images=1, thresholds=Thresholds(max_fid=None))
     assert list(tmp_path.iterdir()) == []

@@ -24,7 +24,7 @@ from accuquant.calibration import CalibrationSettings, calibrate
 from accuquant.cli.main import main
 from accuquant.denoising.process import seeded_generators
 from accuquant.errors import CalibrationError, SourceError, UsageError
-from accuquant.export import export_pipeline
+from accuquant.export import write_pipeline
 from accuquant.manifest import Manifest
 from accuquant.networks.simulate import simulate
 from accuquant.pipelines.source import Source, load_source
@@ -58,7 +58,7 @@ def exported(tiny_text_pipeline: Callable[[str], Path], tmp_path_factory: pytest
     recipe = calibrate(
         source, SETTINGS, output=folder / "recipe.safetensors", task=Task(prompts=PROMPTS, guidance_scale=4.0)
     )
-    export_pipeline(source, recipe, folder / "out")
+    write_pipeline(source, recipe, folder / "out")
     return Exported(source, recipe, folder / "out")
 
 

@@ -19,9 +19,9 @@ from accuquant.audit.audit_model import audit_model
 from accuquant.cli.main import main
 from accuquant.engine_manifest import EngineManifest, engine_path
 from accuquant.engines import Target
-from accuquant.export import export_onnx, export_pipeline
+from accuquant.export import write_onnx, write_pipeline
 from accuquant.export.export_options import ExportOptions
-from accuquant.export.for_target import choose, export_onnx_for, export_pipeline_for
+from accuquant.export.for_target import choose, export_onnx, export_pipeline
 from accuquant.export.lint.check_model import check_model
 from accuquant.manifest import Manifest
 from accuquant.pipelines.source import Source
@@ -54,11 +54,11 @@ def test_a_cpu_gets_one_exact_graph_in_float32(
     float_graph: Path, make_recipe: MakeRecipe, tmp_path: Path
 ) -> None:
     recipe = make_recipe(*CLOSE)
-    written, choice = export_onnx_for(float_graph, recipe, tmp_path / "a.onnx", ExportOptions("cpu"))
+    written, choice = export_onnx(float_graph, recipe, tmp_path / "a.onnx", ExportOptions("cpu"))
     assert choice is not None
     assert (choice.target, choice.basis) == ("cpu", "rule")
     assert sorted(tmp_path.iterdir()) == sorted(written)
-    (named,) = export_onnx(float_graph, recipe, tmp_path / "b.onnx", lowering="rescale", precision="fp32")
+    (named,) = write_onnx(float_graph, recipe, tmp_path / "b.onnx", lowering="rescale", precision="fp32")
     assert written[0].read_bytes() == named.read_bytes()
 
 
@@ -77,7 +77,7 @@ def test_zero_points_lie_inside_the_pairs_only_where_that_is_named(
 ) -> None:
     recipe = make_recipe(0.05, 0.05)
     layers = {name: replace(layer, zero_point=-100) for name, layer in recipe.layers.items()}
-    written, choice = export_onnx_for(
+    written, choice = export_onnx(
         float_graph, replace(recipe, layers=layers), tmp_path / "q.onnx", ExportOptions(target, affine=affine)
     )
     assert {violation.rule for violation in check_model(written[0])} == ({"zero-point"} if inside else set())
@@ -95,7 +95,7 @@ def test_what_is_named_costs_nothing_and_is_not_a_choice(
     monkeypatch.setattr("accuquant.export.for_target.settle.choose_lowering", unwanted)
     named: dict[str, Any] = {"lowering": "rescale", "precision": "fp16"}
     for target in (None, "sm89", "cpu"):
-        written, choice = export_onnx_for(
+        written, choice = export_onnx(
             float_graph, make_recipe(*CLOSE), tmp_path / "q.onnx", ExportOptions(target, **named)
         )
         assert (choice, len(written)) == (None, 1)
@@ -106,7 +106,7 @@ def test_a_named_lowering_still_gets_the_precision_of_its_target(
     float_graph: Path, make_recipe: MakeRecipe, tmp_path: Path
 ) -> None:
     for target, precision in (("sm89", "fp16"), ("cpu", "fp32")):
-        written, choice = export_onnx_for(
+        written, choice = export_onnx(
             float_graph, make_recipe(*CLOSE), tmp_path / "q.onnx", ExportOptions(target, lowering="per-group")
         )
         assert choice is None
@@ -123,11 +123,11 @@ class Block:
             raise ImportError(f"{name} is not installed here")
 
 sys.meta_path.insert(0, Block())
-from accuquant.export.for_target import export_onnx_for
+from accuquant.export.for_target import export_onnx
 from accuquant.recipe import Recipe
 
 graph, recipe, output = map(Path, sys.argv[1:])
-written, choice = export_onnx_for(graph, Recipe.load(recipe), output, "cpu")
+written, choice = export_onnx(graph, Recipe.load(recipe), output, "cpu")
 print(choice.lowering, choice.precision, *(path.name for path in written))
 """
 
@@ -140,7 +140,7 @@ def test_an_onnx_file_is_quantized_where_torch_is_not_installed(
     command = [sys.executable, "-c", WITHOUT_TORCH, float_graph, tmp_path / "recipe.safetensors", there]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    written, choice = export_onnx_for(float_graph, recipe, here, "cpu")
+    written, choice = export_onnx(float_graph, recipe, here, "cpu")
     assert choice is not None
     names = [path.name.replace("here", "there") for path in written]
     assert done.stdout.split() == [choice.lowering, choice.precision, *names]
@@ -151,7 +151,7 @@ def test_an_onnx_file_is_quantized_where_torch_is_not_installed(
 def test_where_no_scale_changes_nothing_is_compiled(
     float_graph: Path, make_recipe: MakeRecipe, tmp_path: Path
 ) -> None:
-    written, choice = export_onnx_for(float_graph, make_recipe(0.05, 0.05), tmp_path / "q.onnx", SM89)
+    written, choice = export_onnx(float_graph, make_recipe(0.05, 0.05), tmp_path / "q.onnx", SM89)
     assert choice is not None
     assert (choice.lowering, choice.precision, choice.basis) == ("rescale", "fp16", "rule")
     assert "no other lowering would make another graph" in choice.reason
@@ -163,7 +163,7 @@ def test_where_no_scale_changes_nothing_is_compiled(
 def test_without_a_compiler_a_rule_decides_and_says_so(
     float_graph: Path, make_recipe: MakeRecipe, tmp_path: Path, scales: tuple[float, ...], lowering: str
 ) -> None:
-    written, choice = export_onnx_for(float_graph, make_recipe(*scales), tmp_path / "q.onnx", SM89)
+    written, choice = export_onnx(float_graph, make_recipe(*scales), tmp_path / "q.onnx", SM89)
     assert choice is not None
     assert (choice.lowering, choice.basis) == (lowering, "rule")
     assert "no audit: backend tensorrt_rtx, no such package" in choice.reason
@@ -174,7 +174,7 @@ def test_a_network_that_is_too_large_to_compile_twice_gets_the_rule(
     float_graph: Path, make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(choose, "MAX_FLOAT_BYTES", 1000)
-    choice = export_onnx_for(float_graph, make_recipe(*CLOSE), tmp_path / "q.onnx", SM89)[1]
+    choice = export_onnx(float_graph, make_recipe(*CLOSE), tmp_path / "q.onnx", SM89)[1]
     assert choice is not None
     assert choice.basis == "rule"
     assert "too many to compile only to choose" in choice.reason
@@ -185,7 +185,7 @@ def audited(source: Source, make_recipe: MakeRecipe, tmp_path_factory: pytest.Te
     """An export for a GPU that is not here, chosen by the audit."""
     pytest.importorskip("tensorrt_rtx")
     folder = tmp_path_factory.mktemp("audited") / "out"
-    export_pipeline_for(source, make_recipe(*CLOSE), folder, SM89)
+    export_pipeline(source, make_recipe(*CLOSE), folder, SM89)
     return folder
 
 
@@ -203,7 +203,7 @@ def test_the_audit_compares_what_the_export_would_write(
     assert compared["rescale"]["kernels"] > compared["per-group"]["kernels"]
     # the same export with its options named, and the audit of that
     options: dict[str, Any] = {"lowering": manifest.lowering, "precision": manifest.precision}
-    named = export_pipeline(source, make_recipe(*CLOSE), tmp_path / "named", **options)
+    named = write_pipeline(source, make_recipe(*CLOSE), tmp_path / "named", **options)
     assert named == replace(manifest, choice=None)
     audit = audit_model(tmp_path / "named", Target(8, 9), backend="tensorrt_rtx").subject
     figures = compared[manifest.lowering]
@@ -248,7 +248,7 @@ def test_an_onnx_file_gets_its_lowering_and_engine_too(
     float_graph: Path, make_recipe: MakeRecipe, tmp_path: Path
 ) -> None:
     pytest.importorskip("tensorrt_rtx")
-    written, choice = export_onnx_for(float_graph, make_recipe(*APART), tmp_path / "int8.onnx", SM89)
+    written, choice = export_onnx(float_graph, make_recipe(*APART), tmp_path / "int8.onnx", SM89)
     assert choice is not None
     assert choice.basis == "audit"
     engine = engine_path(tmp_path, written[0].name, "sm89", "tensorrt_rtx")
@@ -270,7 +270,7 @@ def test_a_graph_that_the_compiler_refuses_gets_the_rule_with_its_words(
         "accuquant.export.for_target.export_target.find_gpu", lambda: Gpu("L4", (8, 9), (13, 0))
     )
     arguments = (tmp_path / "float.onnx", make_recipe(*APART), tmp_path / "int8.onnx")
-    choice = export_onnx_for(*arguments, HERE)[1]
+    choice = export_onnx(*arguments, HERE)[1]
     assert choice is not None
     assert (choice.lowering, choice.basis) == ("rescale", "rule")
     assert choice.reason.count("operators that TensorRT does not have: Det") == 2
@@ -288,7 +288,7 @@ def test_a_gpu_that_cannot_run_the_engines_is_told_of_and_they_are_audited(
     monkeypatch.setattr(
         "accuquant.export.for_target.export_target.find_gpu", lambda: Gpu("L4", (8, 9), (13, 0))
     )
-    choice = export_onnx_for(float_graph, make_recipe(*APART), tmp_path / "int8.onnx", HERE)[1]
+    choice = export_onnx(float_graph, make_recipe(*APART), tmp_path / "int8.onnx", HERE)[1]
     assert choice is not None
     assert (choice.target, choice.basis) == ("sm89", "audit")
     assert "(no measurement: GPU, no NVIDIA driver)" in choice.reason
@@ -296,7 +296,7 @@ def test_a_gpu_that_cannot_run_the_engines_is_told_of_and_they_are_audited(
 
 @pytest.mark.gpu
 def test_on_a_gpu_the_lowerings_are_timed(source: Source, make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    manifest = export_pipeline_for(source, make_recipe(*CLOSE), tmp_path / "out", HERE)
+    manifest = export_pipeline(source, make_recipe(*CLOSE), tmp_path / "out", HERE)
     choice = manifest.choice
     assert choice is not None
     assert choice.basis == "measurement", choice.reason

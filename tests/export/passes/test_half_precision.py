@@ -15,7 +15,7 @@ from onnx.reference import ReferenceEvaluator
 
 from accuquant.bundled import FASHION_DDPM
 from accuquant.calibration.placement import place
-from accuquant.export import check_model, export_onnx
+from accuquant.export import check_model, write_onnx
 from accuquant.export.read.trace import trace
 from accuquant.groups import StepGroups
 from accuquant.networks.network import float_weights, layer_kind, quantizable_layers
@@ -76,7 +76,7 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     ir.save(trace(source.network, source.signature, opset=22), paths["float"])
     recipe = observed(source)
     for precision in ("fp32", "fp16", "bf16"):
-        export_onnx(paths["float"], recipe, paths[precision], precision=precision)
+        write_onnx(paths["float"], recipe, paths[precision], precision=precision)
     return paths
 
 

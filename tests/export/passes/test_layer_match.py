@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from accuquant.errors import ExportError
-from accuquant.export import export_onnx
+from accuquant.export import write_onnx
 
 
 def rewrite(path: Path, weight: np.ndarray, operator: str | None) -> None:
@@ -62,7 +62,7 @@ def test_names_the_layer_that_has_no_node(one_layer: Any, recipe_of: Any, tmp_pa
     network = one_layer("conv")
     other = replace(network.layer(), name="mid_block.conv", fingerprint="f" * 64)
     with pytest.raises(ExportError, match=r"'mid_block\.conv'.*no node.*calibrated weight \[6, 4, 3, 3\]"):
-        export_onnx(network.path, recipe_of(network.layer(), other), tmp_path / "out.onnx")
+        write_onnx(network.path, recipe_of(network.layer(), other), tmp_path / "out.onnx")
     assert not (tmp_path / "out.onnx").exists()
 
 
@@ -77,10 +77,10 @@ def test_a_transposed_square_weight_is_another_layer(one_layer: Any, recipe_of: 
     for weight, found in ((square, True), (np.ascontiguousarray(square.T), False)):
         recipe = recipe_of(replace(layer, fingerprint=fingerprint(weight), **settings))
         if found:
-            export_onnx(network.path, recipe, tmp_path / "out.onnx")
+            write_onnx(network.path, recipe, tmp_path / "out.onnx")
         else:
             with pytest.raises(ExportError, match="no node"):
-                export_onnx(network.path, recipe, tmp_path / "out.onnx")
+                write_onnx(network.path, recipe, tmp_path / "out.onnx")
 
 
 def twins(network: Any, path: Path, names: tuple[str, str]) -> Path:
@@ -116,7 +116,7 @@ def test_names_tell_layers_of_one_weight_apart(
     network = one_layer("pointwise")
     path = twins(network, tmp_path / "twins.onnx", names)
     first, second = twin_layers(network)
-    (written,) = export_onnx(path, recipe_of(first, second), tmp_path / "out.onnx", lowering="rescale")
+    (written,) = write_onnx(path, recipe_of(first, second), tmp_path / "out.onnx", lowering="rescale")
     layers = [
         {entry.key: entry.value for entry in node.metadata_props}["accuquant.layer"]
         for node in onnx.load(written).graph.node
@@ -132,7 +132,7 @@ def test_layers_of_one_weight_without_names_are_refused(
     path = twins(network, tmp_path / "twins.onnx", ("Conv_0", "Conv_1"))
     first, second = twin_layers(network)
     with pytest.raises(ExportError, match=r"'Conv_0'.*2 layers share: a\.conv, b\.conv"):
-        export_onnx(path, recipe_of(first, second), tmp_path / "out.onnx")
+        write_onnx(path, recipe_of(first, second), tmp_path / "out.onnx")
 
 
 def test_a_layer_that_is_called_twice_is_quantized_twice(
@@ -141,7 +141,7 @@ def test_a_layer_that_is_called_twice_is_quantized_twice(
     network = one_layer("pointwise")
     path = twins(network, tmp_path / "twins.onnx", ("Conv_0", "Conv_1"))
     layer, _ = twin_layers(network)
-    (written,) = export_onnx(path, recipe_of(layer), tmp_path / "out.onnx")
+    (written,) = write_onnx(path, recipe_of(layer), tmp_path / "out.onnx")
     operators = [node.op_type for node in onnx.load(written).graph.node]
     assert operators.count("QuantizeLinear") == 2
     assert operators.count("DequantizeLinear") == 3
@@ -165,10 +165,10 @@ def test_layers_that_read_one_tensor_share_its_pair(
     from accuquant.qparams import fingerprint
 
     layers = [replace(network.layer(), name=name, fingerprint=fingerprint(w)) for name, w in weights.items()]
-    (shared,) = export_onnx(path, recipe_of(*layers), tmp_path / "shared.onnx")
+    (shared,) = write_onnx(path, recipe_of(*layers), tmp_path / "shared.onnx")
     assert [node.op_type for node in onnx.load(shared).graph.node].count("QuantizeLinear") == 1
     layers[2] = layers[2].with_activation_scale(2 * layers[2].activation_scale)
-    (apart,) = export_onnx(path, recipe_of(*layers), tmp_path / "apart.onnx")
+    (apart,) = write_onnx(path, recipe_of(*layers), tmp_path / "apart.onnx")
     assert [node.op_type for node in onnx.load(apart).graph.node].count("QuantizeLinear") == 2
     for written in (shared, apart):
         assert run_graph(written, network.sample(), [3]).shape == (2, 3, 6)
@@ -214,7 +214,7 @@ def test_nodes_that_share_a_weight_keep_their_own_biases_and_padding(
         activation_scale=scales,
         **({"bias_correction": np.zeros(4, np.float32)} if "bias_correction" in changes else changes),
     )
-    (written,) = export_onnx(path, recipe_of(layer), tmp_path / "out.onnx")
+    (written,) = write_onnx(path, recipe_of(layer), tmp_path / "out.onnx")
     sample = np.abs(rng.normal(0, 1, (2, 4, 6, 6) if operator == "Conv" else (2, 3, 4))).astype(np.float32)
     error = run_graph(written, sample, [3]) - run_graph(path, sample, [3])
     assert np.abs(error).max() < 1
@@ -226,5 +226,5 @@ def test_layers_that_are_alike_in_everything_need_no_node_each(
     network = one_layer("pointwise")
     path = twins(network, tmp_path / "twins.onnx", ("Conv_0", "Conv_1"))
     first, _ = twin_layers(network)
-    (written,) = export_onnx(path, recipe_of(first, replace(first, name="b.conv")), tmp_path / "out.onnx")
+    (written,) = write_onnx(path, recipe_of(first, replace(first, name="b.conv")), tmp_path / "out.onnx")
     assert [node.op_type for node in onnx.load(written).graph.node].count("QuantizeLinear") == 2

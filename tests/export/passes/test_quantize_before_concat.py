@@ -13,7 +13,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from accuquant.export import check_model, export_onnx
+from accuquant.export import check_model, write_onnx
 from accuquant.export.passes.quantize_before_concat import QuantizeBeforeConcatPass
 from accuquant.export.passes.remove_pairs import RemovePairsPass
 from accuquant.qparams import LayerQParams, fingerprint
@@ -60,7 +60,7 @@ def shortcut(**changes: Any) -> LayerQParams:
 def exported(tmp_path: Path, recipe_of: Any) -> Callable[..., Path]:
     def export(layer: LayerQParams, **options: Any) -> Path:
         write_shortcut(tmp_path / "float.onnx")
-        return export_onnx(tmp_path / "float.onnx", recipe_of(layer), tmp_path / "int8.onnx", **options)[0]
+        return write_onnx(tmp_path / "float.onnx", recipe_of(layer), tmp_path / "int8.onnx", **options)[0]
 
     return export
 
@@ -112,7 +112,7 @@ def test_without_pairs_all_readers_have_the_one_concatenation(tmp_path: Path, re
     )
     output = tmp_path / "int8.onnx"
     model = ir.load(
-        export_onnx(tmp_path / "float.onnx", recipe_of(shortcut(), other), output, precision="fp16")[0]
+        write_onnx(tmp_path / "float.onnx", recipe_of(shortcut(), other), output, precision="fp16")[0]
     )
     assert [node.op_type for node in model.graph].count("Concat") == 3
     RemovePairsPass()(model)

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from accuquant.audit.audit_model import write_float_twin
 from accuquant.errors import SourceError
-from accuquant.export import export_onnx
+from accuquant.export import write_onnx
 from accuquant.graph.infer_types import untyped_nodes
 from accuquant.groups import StepGroups
 from accuquant.networks.signature import Signature, TensorSpec
@@ -134,7 +134,7 @@ def test_a_layer_that_is_called_twice_leaves_nothing_of_its_lowering(
 ) -> None:
     path = called_twice(tmp_path / "float.onnx")
     recipe = twice_recipe(scales, zero_point, bits)
-    exported = export_onnx(path, recipe, tmp_path / "int8.onnx", precision=precision)[0]
+    exported = write_onnx(path, recipe, tmp_path / "int8.onnx", precision=precision)[0]
     before = {node.op_type for node in onnx.load(exported).graph.node}
     assert before & lowered
     assert ("Clip" in before) == (bits < 8)
@@ -154,7 +154,7 @@ def attribute(node: onnx.NodeProto, name: str) -> Any:
 
 def test_a_graph_of_ours_without_roles_is_exported_again(tmp_path: Path) -> None:
     recipe = twice_recipe((0.05, 0.03), 0, 8)
-    exported = export_onnx(called_twice(tmp_path / "float.onnx"), recipe, tmp_path / "int8.onnx")[0]
+    exported = write_onnx(called_twice(tmp_path / "float.onnx"), recipe, tmp_path / "int8.onnx")[0]
     model = onnx.load(exported)
     for node in model.graph.node:
         node.ClearField("metadata_props")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from accuquant.export import export_onnx, export_pipeline
+from accuquant.export import write_onnx, write_pipeline
 from accuquant.export.passes.shared_scales import share_scales
 from accuquant.export.read.onnx_source import read_model
 from accuquant.export.read.trace import trace
@@ -106,7 +106,7 @@ def test_the_folder_holds_the_recipe_that_its_graph_runs(
     tiny_source: Any, recipe_of: Any, tmp_path: Path
 ) -> None:
     recipe = recipe_of(*grouped(tiny_source.network, CLOSE), signature=tiny_source.signature)
-    manifest = export_pipeline(tiny_source, recipe, tmp_path / "out", lowering="hybrid", dynamic=False)
+    manifest = write_pipeline(tiny_source, recipe, tmp_path / "out", lowering="hybrid", dynamic=False)
     assert (manifest.lowering, manifest.graphs) == ("hybrid", ("unet/model.onnx",))
     written = Recipe.load(tmp_path / "out" / "recipe.safetensors")
     assert not written.layers["down_blocks.0.resnets.0.conv1"].is_grouped
@@ -123,8 +123,8 @@ def test_an_onnx_file_can_be_lowered_so_too(
 ) -> None:
     recipe = recipe_of(*grouped(unet, CLOSE), signature=signature_of(unet))
     shared = share_scales(read_model(float_onnx), recipe)
-    (hybrid,) = export_onnx(float_onnx, recipe, tmp_path / "hybrid.onnx", lowering="hybrid")
-    (plain,) = export_onnx(float_onnx, shared, tmp_path / "plain.onnx")
+    (hybrid,) = write_onnx(float_onnx, recipe, tmp_path / "hybrid.onnx", lowering="hybrid")
+    (plain,) = write_onnx(float_onnx, shared, tmp_path / "plain.onnx")
     sample = np.random.default_rng(0).normal(size=(1, 1, 8, 8)).astype(np.float32)
     for timestep in (999, 300, 3):
         np.testing.assert_array_equal(

@@ -13,7 +13,7 @@ from foreign_graphs import save, tiny_network
 from onnx import TensorProto, helper
 
 from accuquant.errors import ExportError, SourceError, UsageError
-from accuquant.export import export_onnx
+from accuquant.export import write_onnx
 from accuquant.export.read.onnx_inputs import inputs_of, load_feeds, parse_names, random_feeds
 from accuquant.export.read.onnx_source import read_model
 from accuquant.observation.observe_onnx import observe_onnx
@@ -106,7 +106,7 @@ def test_a_recipe_fits_a_graph_with_other_input_names(
 ) -> None:
     recipe = recipe_for(save(tiny_network(), tmp_path / "own.onnx"), (1000.0, 500.0, 0.0))
     expected, found = (
-        export_onnx(
+        write_onnx(
             save(tiny_network(names=these), tmp_path / f"{number}.onnx"),
             recipe,
             tmp_path / f"{number}-int8.onnx",
@@ -137,7 +137,7 @@ def test_noise_levels_do_not_choose_a_step_group(tmp_path: Path) -> None:
     recipe = recipe_for(save(tiny_network(), tmp_path / "own.onnx"), (1000.0, 500.0, 0.0))
     other = save(tiny_network(names=("x", "sigma")), tmp_path / "sigma.onnx")
     with pytest.raises(ExportError, match=r"'sigma', which takes noise levels.*--input-names timestep=sigma"):
-        export_onnx(other, recipe, tmp_path / "int8.onnx")
+        write_onnx(other, recipe, tmp_path / "int8.onnx")
 
 
 @pytest.mark.parametrize("given", [False, True])

@@ -11,7 +11,7 @@ import pytest
 from onnx import helper
 
 from accuquant.errors import ExportError, SourceError
-from accuquant.export import export_onnx
+from accuquant.export import write_onnx
 from accuquant.export.read.onnx_source import read_model, read_proto
 
 
@@ -204,7 +204,7 @@ def test_an_export_never_overwrites_the_weights_of_its_source(
     weights = (network.path.parent / data).read_bytes()
     for output in (network.path, network.path.parent / "out.onnx"):
         with pytest.raises(ExportError, match="the source itself" if output == network.path else data):
-            export_onnx(network.path, recipe_of(network.layer()), output, external_data=True)
+            write_onnx(network.path, recipe_of(network.layer()), output, external_data=True)
     assert (network.path.parent / data).read_bytes() == weights
 
 
@@ -253,6 +253,6 @@ def test_weights_of_a_branch_come_along(
     layer = network.layer(activation_scale=np.full(3, 0.04, np.float32))
     (tmp_path / "other").mkdir()
     path = tmp_path / "other" / "int8.onnx"
-    export_onnx(network.path, recipe_of(layer), path, external_data=stored)
+    write_onnx(network.path, recipe_of(layer), path, external_data=stored)
     expected = network.expected(2 * network.sample(), layer, 3)
     np.testing.assert_allclose(run_graph(path, network.sample(), [3]), expected, rtol=1e-4, atol=2e-5)

@@ -15,7 +15,7 @@ from foreign_graphs import save, tiny_network
 from onnx import TensorProto, helper, numpy_helper
 
 from accuquant.errors import ExportError
-from accuquant.export import export_onnx
+from accuquant.export import write_onnx
 from accuquant.export.read import onnx_source
 from accuquant.export.write.compare import Comparison
 from accuquant.observation.observe_onnx import observe_onnx
@@ -26,7 +26,7 @@ CONV = node("Conv", ["a", "mid.weight"], ["r"], "mid", pads=[1] * 4)
 
 def exported(path: Path, **options: Any) -> tuple[Comparison, list[Path]]:
     told: list[Comparison] = []
-    files = export_onnx(
+    files = write_onnx(
         path, observe_onnx(path, calls=1), path.with_name("int8.onnx"), compared=told.append, **options
     )
     return told[0], files
@@ -100,7 +100,7 @@ def test_without_onnxruntime_it_says_that_nothing_was_compared(
     recipe = observe_onnx(path, calls=1)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     told: list[Comparison] = []
-    export_onnx(path, recipe, tmp_path / "int8.onnx", compared=told.append)
+    write_onnx(path, recipe, tmp_path / "int8.onnx", compared=told.append)
     assert (told[0].float_error, told[0].int8_error) == (None, None)
     assert "not compared: onnxruntime is not installed" in str(told[0])
     assert "int8: 1 of 3 layers" in str(told[0])

@@ -12,7 +12,7 @@ import pytest
 
 from accuquant._util.lock import only_writer
 from accuquant.errors import UsageError
-from accuquant.export import export_onnx
+from accuquant.export import write_onnx
 from accuquant.export.write import data_file
 
 
@@ -30,7 +30,7 @@ def export(one_layer: Any, recipe_of: Any, tmp_path: Path, monkeypatch: pytest.M
         onnx.save(model, network.path)
         network.weight = changed
         recipe = recipe_of(network.layer(weight_levels=None))
-        return export_onnx(network.path, recipe, tmp_path / "out" / "q.onnx", **choices)
+        return write_onnx(network.path, recipe, tmp_path / "out" / "q.onnx", **choices)
 
     return run
 

@@ -17,7 +17,7 @@ import torch
 from accuquant.calibration import CalibrationSettings, calibrate
 from accuquant.cli.main import main
 from accuquant.errors import ExportError, UsageError
-from accuquant.export import export_pipeline
+from accuquant.export import write_pipeline
 from accuquant.export.write.pipeline_parts import write_parts
 from accuquant.manifest import Manifest
 from accuquant.pipelines.real_pipeline import open_pipeline
@@ -46,7 +46,7 @@ def recipe(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 @pytest.fixture(scope="module")
 def whole(source: Source, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "out"
-    export_pipeline(source, recipe, folder, whole_pipeline=True)
+    write_pipeline(source, recipe, folder, whole_pipeline=True)
     return folder
 
 
@@ -109,13 +109,13 @@ def test_a_pipeline_that_optimum_does_not_know_is_refused_by_name(
     tiny_source: Source, recipe: Recipe, tmp_path: Path
 ) -> None:
     with pytest.raises(ExportError, match=r"DDIMPipeline: got --whole-pipeline.*StableDiffusionXLPipeline"):
-        export_pipeline(tiny_source, recipe, tmp_path / "out", whole_pipeline=True)
+        write_pipeline(tiny_source, recipe, tmp_path / "out", whole_pipeline=True)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_graph_for_each_step_group_is_refused(source: Source, recipe: Recipe, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--lowering per-group"):
-        export_pipeline(source, recipe, tmp_path / "out", lowering="per-group", whole_pipeline=True)
+        write_pipeline(source, recipe, tmp_path / "out", lowering="per-group", whole_pipeline=True)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -27,7 +27,7 @@ import onnxruntime
 import pytest
 
 from accuquant.calibration import CalibrationSettings, calibrate
-from accuquant.export import export_pipeline
+from accuquant.export import write_pipeline
 from accuquant.export.write.triton_repository import write_triton_repository
 from accuquant.pipelines.source import load_source
 from accuquant.pipelines.task import Task
@@ -75,7 +75,7 @@ def repository(tiny_text_pipeline: Callable[[str], Path], tmp_path_factory: pyte
     source, folder = load_source(tiny_text_pipeline("sd")), tmp_path_factory.mktemp("triton")
     task = Task(prompts=("a cat",), guidance_scale=1.0)
     recipe = calibrate(source, SETTINGS, output=folder / "recipe.safetensors", task=task)
-    export_pipeline(source, recipe, folder / "out")
+    write_pipeline(source, recipe, folder / "out")
     write_triton_repository(folder / "out", folder / "repository")
     return folder / "repository"
 
