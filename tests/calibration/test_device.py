@@ -13,6 +13,7 @@ from diffusers import DPMSolverMultistepScheduler
 from pretend_device import pretend_device
 
 from accuquant.calibration import CalibrationSettings, calibrate
+from accuquant.networks.device import choose_device
 from accuquant.pipelines.source import Source
 from accuquant.recipe import Recipe
 
@@ -71,3 +72,15 @@ def test_a_forgotten_tensor_is_an_error_on_the_pretended_device(tiny_source: Sou
         network = with_network_of_its_own(tiny_source).to(device).network
         with pytest.raises(RuntimeError, match="tensors on meta and cpu"):
             network(torch.zeros(1, 3, 16, 16), 5)
+
+
+@pytest.mark.gpu
+def test_cuda_gives_the_cpus_recipe_within_float_rounding_and_its_own_bit_for_bit(
+    tiny_source: Source, tmp_path: Path
+) -> None:
+    here = calibrate(tiny_source, SETTINGS, output=tmp_path / "here.safetensors")
+    source = with_network_of_its_own(tiny_source).to(choose_device("cuda"))
+    there = calibrate(source, SETTINGS, output=tmp_path / "there.safetensors")
+    calibrate(source, SETTINGS, output=tmp_path / "again.safetensors")
+    compare(there, here)
+    assert (tmp_path / "there.safetensors").read_bytes() == (tmp_path / "again.safetensors").read_bytes()
