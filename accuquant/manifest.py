@@ -139,11 +139,16 @@ class Manifest:
         for name in (*facts.graphs, *facts.files, f"{facts.component}/config.json"):
             if name_fault(name):
                 raise FactsError(f"'{name}', {name_fault(name)}")
+        signature = Signature.from_dict(facts.signature)
+        sizes = signature.sizes | {"batch": 1}
+        missing = [d for d in signature.sample.shape if isinstance(d, str) and d not in sizes]
+        if missing:  # sampling starts from noise of this shape
+            raise FactsError(f"signature: no size for '{missing[0]}' of '{signature.sample.name}'")
         return cls(
             **{
                 **vars(facts),
                 "groups": StepGroups(facts.groups),
-                "signature": Signature.from_dict(facts.signature),
+                "signature": signature,
                 "choice": None if facts.choice is None else ExportChoice.from_dict(facts.choice),
             }
         )

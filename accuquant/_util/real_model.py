@@ -17,8 +17,8 @@ from accuquant.errors import EngineError
 def real_model(model: Path) -> Path:
     """Return `model`, or the same graph and external data as regular files in our cache.
 
-    onnx, onnx-ir and OpenVINO refuse external data that is a link, even one that may be followed. The files
-    are hard links where the disk allows them, so that no weight is stored twice, and copies elsewhere; their
+    onnx, onnx-ir and OpenVINO refuse external data that is a link, even one that may be followed, and onnx a
+    hard link too. The files are copies, which share their blocks with the originals where the disk can; their
     folder is named after what the links lead to. Raises EngineError for data that leads out of its folder.
     """
     model = Path(model)
@@ -54,10 +54,7 @@ def _fill(folder: Path, files: dict[str, Path]) -> None:
         for name, target in files.items():
             place = staging / os.path.normpath(name)
             place.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(target, place)
-            except OSError:  # another disk, or one without hard links
-                shutil.copyfile(target, place)
+            _copy(target, place)
         try:
             staging.rename(folder)
         except OSError:
@@ -65,3 +62,16 @@ def _fill(folder: Path, files: dict[str, Path]) -> None:
                 raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy in the kernel, which on file systems such as Btrfs and XFS copies no block; else byte by byte."""
+    try:
+        with source.open("rb") as read, target.open("wb") as write:
+            while os.copy_file_range(read.fileno(), write.fileno(), 1 << 30):
+                pass
+    except (AttributeError, OSError):  # not Linux, or two file systems that cannot
+        shutil.copyfile(source, target)
+        return
+    if target.stat().st_size != source.stat().st_size:
+        shutil.copyfile(source, target)

@@ -99,7 +99,9 @@ def vnni(monkeypatch: pytest.MonkeyPatch) -> None:
 def folder(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vnni: None) -> Path:
     recipe = recipe_of(source)
     network = simulate(source.network, recipe)
-    monkeypatch.setattr(EngineModel, "from_folder", lambda folder, engine: TorchEngine(network, error=1e-5))
+    monkeypatch.setattr(
+        EngineModel, "from_folder", lambda folder, engine, **_: TorchEngine(network, error=1e-5)
+    )
     return export(tmp_path / "out", source, recipe)
 
 
