@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import onnx
 import onnx_ir as ir
 
+from accuquant.errors import last_line
+
 
 def sort_nodes(model: onnx.ModelProto) -> None:
     """Sort the nodes of the main graph topologically, in place, where they are not sorted.
@@ -27,8 +29,11 @@ def sort_nodes(model: onnx.ModelProto) -> None:
             input=sorted(written.intersection(reads(node))),
             output=node.output,
         )
-    ordered = ir.serde.deserialize_graph(bare)
-    ordered.sort()
+    try:
+        ordered = ir.serde.deserialize_graph(bare)
+        ordered.sort()
+    except Exception as fault:  # a cycle, or a tensor that two nodes write
+        raise ValueError(f"nodes that cannot be sorted: {last_line(fault)}") from fault
     nodes = [
         onnx.NodeProto.FromString(graph.node[int(node.name or 0)].SerializeToString()) for node in ordered
     ]

@@ -72,6 +72,8 @@ def _faults(model: onnx.ModelProto) -> Iterator[str]:
 def _version_faults(model: onnx.ModelProto) -> Iterator[str]:
     if not model.graph.node:
         yield "a file without any node"
+    elif not model.graph.output:
+        yield "a graph without an output"
     versions = [entry.version for entry in model.opset_import if entry.domain in _DOMAINS]
     newest = onnx.defs.onnx_opset_version()
     if not model.opset_import:

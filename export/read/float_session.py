@@ -57,7 +57,7 @@ class FloatSession:
         self.outputs = [value.name for value in proto.graph.output]
         _show(proto.graph, shown, shapes_of)
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what fails is raised too
         if not optimized:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.add_session_config_entry(_EXTERNAL_FOLDER, str(path.parent.resolve()))

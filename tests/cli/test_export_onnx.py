@@ -59,11 +59,11 @@ def test_an_opset_that_nothing_writes_is_refused(
 
 
 def test_input_names_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = save(tiny_network(names=("a", "b")), tmp_path / "m.onnx")
+    source = save(tiny_network(names=("image", "level")), tmp_path / "m.onnx")
     arguments = ["export", str(source), "-o", str(tmp_path / "int8.onnx"), "--target", "cpu"]
-    assert main([*arguments, "--input-names", "sample=a,timestep=b"]) == 0
+    assert main([*arguments, "--input-names", "sample=image,timestep=level"]) == 0
     assert main([*arguments, "--input-names", "sample=q"]) == 2
-    assert "inputs of the graph: a, b" in capsys.readouterr().err
+    assert "inputs of the graph: image, level" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", [("--input-names", "sample=a"), ("--inputs", __file__)])

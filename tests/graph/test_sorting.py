@@ -53,3 +53,9 @@ def test_nodes_that_wait_for_each_other_are_refused() -> None:
     model = model_of(helper.make_node("Add", ["x", "b"], ["a"]), helper.make_node("Neg", ["a"], ["b"]), THIRD)
     with pytest.raises(ValueError, match="cycle"):
         sort_nodes(model)
+
+
+def test_a_tensor_that_two_nodes_write_is_refused() -> None:
+    again = helper.make_node("Exp", ["x"], ["a"], "again")
+    with pytest.raises(ValueError, match="nodes that cannot be sorted"):
+        sort_nodes(model_of(SECOND, FIRST, again, THIRD))

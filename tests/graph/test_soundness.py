@@ -61,6 +61,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
     "an operator that is not there": (lambda m: setattr(m.graph.node[0], "op_type", "Convv"), "Convv"),
     "a tensor that nothing writes": (lambda m: m.graph.node[0].input.__setitem__(0, "q"), "'q'"),
     "an output that nothing writes": (lambda m: setattr(m.graph.output[0], "name", "q"), "q"),
+    "no output": (lambda m: m.graph.output.pop(), "a graph without an output"),
     "a negative extent": (set_input(-1), "'x' with an extent of -1"),
     "10^8 squared": (set_input(10**10), "'x' of 4e.10 elements"),
     "2^62": (set_input(2**62), "elements, more than"),
