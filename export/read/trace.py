@@ -108,7 +108,7 @@ def _drop_idle_squeezes(program: torch.export.ExportedProgram) -> None:
 
 
 def _example_sizes(signature: Signature, config: Any) -> dict[str, int]:
-    """Return the default sizes, at least 2 on every level: torch.export takes an extent of 1 for a constant."""
+    """Return the default sizes, at least 2 on every level: torch.export takes a 1 for a constant."""
     deepest = 2 ** max(1, len(config.get("down_block_types") or ()))
     return {name: max(size, deepest if name in _SPATIAL else 2) for name, size in signature.sizes.items()}
 
