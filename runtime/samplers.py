@@ -33,21 +33,8 @@ class Schedule:
 
     @classmethod
     def create(cls, config: SchedulerConfig, num_steps: int) -> Schedule:
-        """Lay out `num_steps` steps.
-
-        Raises UsageError for a number the schedule has no room for, and where a step would divide by zero.
-        """
-        timesteps, abar = spaced_timesteps(config, num_steps), alphas_cumprod(config)
-        empty = [t for t in timesteps.tolist() if abar[t] == 0]
-        if empty and config.prediction_type == "epsilon":
-            raise UsageError(
-                f"scheduler {config.scheduler}, timestep {empty[0]}",
-                got="no signal left (zero terminal SNR) and a network that predicts the noise (epsilon): a "
-                "division by zero",
-                expected="rescale_betas_zero_snr false, or a network that predicts v or the sample",
-                remedy="Correct scheduler/scheduler_config.json",
-            )
-        return cls(config, timesteps, abar, num_steps)
+        """Lay out `num_steps` steps. Raises UsageError for a number the schedule has no room for."""
+        return cls(config, spaced_timesteps(config, num_steps), alphas_cumprod(config), num_steps)
 
 
 def sample_ddim(

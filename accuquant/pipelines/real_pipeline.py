@@ -15,7 +15,7 @@ from accuquant.pipelines.diffusers_internals import check_version
 from accuquant.pipelines.families import FAMILIES, SEEDED, Family, family_of
 from accuquant.pipelines.fuse_lora import fuse_into_text_encoders
 from accuquant.pipelines.half_storage import compute_in_float32, half_type_of
-from accuquant.pipelines.loading import variant_of, weight_files
+from accuquant.pipelines.loading import Loading, variant_of, weight_files
 from accuquant.pipelines.look_alikes import check_part
 from accuquant.pipelines.model_index import check_classes, read_index
 from accuquant.pipelines.quiet import quiet_libraries
@@ -39,7 +39,7 @@ def open_pipeline(source: Source, task: Task, device: torch.device = CPU) -> Any
     check_classes(source.folder, index)
     _check_transformers(source, index)
     parts: dict[str, Any] = {source.component: source.network, "scheduler": source.scheduler}
-    parts |= _left_out(source)
+    parts |= _left_out(source, index)
     cls = getattr(diffusers, source.pipeline_class)
     unchecked = {"safety_checker": None, "requires_safety_checker": False}
     parts |= {k: v for k, v in unchecked.items() if k in inspect.signature(cls.__init__).parameters}
@@ -73,8 +73,11 @@ def open_pipeline(source: Source, task: Task, device: torch.device = CPU) -> Any
     return changed.to(device)
 
 
-def _left_out(source: Source) -> dict[str, None]:
-    """Return None for the parts that are left out. Raises UsageError for one that the pipeline needs."""
+def _left_out(source: Source, index: dict[str, Any]) -> dict[str, None]:
+    """Return None for the parts that are left out here, or were when the pipeline was saved.
+
+    diffusers asks for both in so many words. Raises UsageError for a part that the pipeline needs.
+    """
     optional = FAMILIES.get(source.pipeline_class, Family()).optional
     needed = [part for part in source.loading.without if part not in optional]
     if needed:
@@ -84,7 +87,8 @@ def _left_out(source: Source) -> dict[str, None]:
             expected=" or ".join(optional) or f"none: {source.pipeline_class} works without no part",
             remedy="Leave --without out",
         )
-    return source.loading.nothing_for_left_out()
+    saved_without = [part for part in optional if (index.get(part) or [None])[0] is None]
+    return Loading(without=(*source.loading.without, *saved_without)).nothing_for_left_out()
 
 
 def _check_parts(source: Source, parts: dict[str, Any]) -> None:

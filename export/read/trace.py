@@ -43,9 +43,10 @@ def trace(network: nn.Module, signature: Signature, *, opset: int = 21, dynamic:
     the size of the skip connection. The model refers to the network's own weights without a copy. Raises
     ExportError where torch cannot trace the network.
     """
-    sizes = _example_sizes(signature) if dynamic else dict(signature.sizes)
+    config = getattr(network, "config", {})
+    sizes = _example_sizes(signature, config) if dynamic else dict(signature.sizes)
     example = tuple(_example(spec, sizes) for spec in signature.inputs)
-    multiple = side_multiple(type(network).__name__, getattr(network, "config", {}))
+    multiple = side_multiple(type(network).__name__, config)
     with every_size(network) if dynamic else nullcontext():
         model = trace_module(
             _Positional(network, signature),
@@ -106,9 +107,10 @@ def _drop_idle_squeezes(program: torch.export.ExportedProgram) -> None:
             program.graph.erase_node(node)
 
 
-def _example_sizes(signature: Signature) -> dict[str, int]:
-    """Return the default sizes, at least 2: torch.export takes an extent of 1 for a constant."""
-    return {name: max(size, 2) for name, size in signature.sizes.items()}
+def _example_sizes(signature: Signature, config: Any) -> dict[str, int]:
+    """Return the default sizes, at least 2 on every level: torch.export takes a 1 for a constant."""
+    deepest = 2 ** max(1, len(config.get("down_block_types") or ()))
+    return {name: max(size, deepest if name in _SPATIAL else 2) for name, size in signature.sizes.items()}
 
 
 def _example(spec: TensorSpec, sizes: dict[str, int]) -> Tensor:

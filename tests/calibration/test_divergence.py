@@ -20,14 +20,12 @@ from accuquant.calibration.learning import learn_group
 from accuquant.calibration.shared_learning import learn_shared
 from accuquant.calibration.trajectory import TrajectoryBatch
 from accuquant.denoising.process import DenoisingProcess
-from accuquant.errors import CalibrationError, UsageError
+from accuquant.errors import CalibrationError
 from accuquant.groups import StepGroups
 from accuquant.networks.simulate import quantize_network
 from accuquant.pipelines.source import Source
 from accuquant.qparams import LayerQParams
 from accuquant.recipe import Recipe
-from accuquant.runtime.samplers import Schedule
-from accuquant.runtime.scheduler_config import SchedulerConfig
 from accuquant.scales.observer import OBSERVERS, choose_zero_point
 
 QUICK = CalibrationSettings(
@@ -178,9 +176,3 @@ def test_zero_terminal_snr_with_epsilon_is_refused_before_anything_is_computed(
 def test_zero_terminal_snr_is_fine_where_nothing_is_divided_by_it(changes: dict[str, str]) -> None:
     scheduler = DDIMScheduler(**(ZERO_SNR | changes))
     assert len(DenoisingProcess(scheduler, 4)) == 4
-    Schedule.create(SchedulerConfig.from_dict({**ZERO_SNR, **changes}, "DDIMScheduler"), 4)
-
-
-def test_the_numpy_loop_refuses_it_too() -> None:
-    with pytest.raises(UsageError, match=r"scheduler DDIMScheduler, timestep 999: got no signal left"):
-        Schedule.create(SchedulerConfig.from_dict(ZERO_SNR, "DDIMScheduler"), 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +24,9 @@ QUICK = [
 
 
 @pytest.mark.slow
-def test_a_size_of_eights_goes_through_every_stage_of_three_halvings(tmp_path: Path) -> None:
+def test_a_size_of_eights_goes_through_every_stage_of_three_halvings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tokenizer, encoder = clip(tmp_path)
     unet = text_unet(
         block_out_channels=(8,) * 4,
@@ -31,7 +34,7 @@ def test_a_size_of_eights_goes_through_every_stage_of_three_halvings(tmp_path: P
         up_block_types=(*("UpBlock2D",) * 3, "CrossAttnUpBlock2D"),
     )
     diffusers.StableDiffusionPipeline(
-        vae(), encoder, tokenizer, unet, diffusers.DDIMScheduler(**SD_NOISE), None, None,
+        vae(), encoder, tokenizer, unet, diffusers.DDIMScheduler(**SD_NOISE, clip_sample=False), None, None,
         requires_safety_checker=False,
     ).save_pretrained(tmp_path / "sd")  # fmt: skip
     source, recipe, out = (str(tmp_path / name) for name in ("sd", "recipe.safetensors", "out"))
@@ -39,9 +42,9 @@ def test_a_size_of_eights_goes_through_every_stage_of_three_halvings(tmp_path: P
     assert main(["export", source, "--recipe", recipe, "-o", out, "--target", "cpu", "--quiet"]) == 0
     sample = ["sample", out, "--prompt", "a", "--num-images", "2", "--output-dir", str(tmp_path / "images")]
     assert main([*sample, "--quiet"]) == 0
-    limits = ["--min-psnr", "20", "--max-fid2fp32", "none"]
     verify = ["verify", out, "--reference", source, "--prompt", "b", "--num-images", "2", "--quiet"]
-    assert main([*verify, *limits]) in (0, 1)
+    main(verify)
+    assert re.search("PASSED|FAILED", capsys.readouterr().out)  # a verdict, no refusal
 
 
 def test_a_size_that_the_network_cannot_take_is_refused_before_it_is_called(
