@@ -130,7 +130,7 @@ def test_external_data_is_part_of_a_models_digest(tmp_path: Path) -> None:
     assert list(digest) == ["m.onnx", "w.bin"]
     assert digest["w.bin"] == hashlib.sha256((tmp_path / "w.bin").read_bytes()).hexdigest()
     (tmp_path / "w.bin").unlink()
-    with pytest.raises(EngineError, match=r"no external data file 'w.bin'"):
+    with pytest.raises(EngineError, match=r"no file 'w.bin' beside it"):
         digest_model(path)
 
 

@@ -51,6 +51,8 @@ def name_fault(name: str) -> str:
         return "an empty path"
     if "\0" in name:
         return "a path with a null byte"
+    if any(ord(character) < 32 or ord(character) == 127 for character in name):
+        return "a path with control characters"
     if PurePosixPath(name).is_absolute() or windows.drive or windows.root:
         return "an absolute path, which points outside the folder"
     depth = 0

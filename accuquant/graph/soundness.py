@@ -178,6 +178,9 @@ def _checker_says(bare: onnx.ModelProto) -> str | None:
                 onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
             )
     del model.graph.initializer[:]
+    for value in model.graph.output:  # the checker asks for a shape; engines find it themselves
+        if not value.type.tensor_type.HasField("shape"):
+            value.type.tensor_type.shape.SetInParent()
     for graph in _graphs(model):
         for tensor in _external(graph):
             _neutralize(tensor)

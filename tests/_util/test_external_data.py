@@ -153,7 +153,7 @@ def test_refuses_fields_that_decoders_read_differently(tmp_path: Path, field: by
 @pytest.mark.parametrize("location", ["w\0.bin", "w\x1b[2J.bin", "\0"])
 def test_refuses_a_location_with_characters_that_no_name_has(tmp_path: Path, location: str) -> None:
     whole(tmp_path / "m.onnx", location)
-    with pytest.raises(EngineError, match="outside the model's folder") as caught:
+    with pytest.raises(EngineError, match=r"a path with|points outside the folder|an empty path") as caught:
         check_external_files(tmp_path / "m.onnx")
     assert str(caught.value).isprintable()
 
@@ -169,7 +169,7 @@ def test_external_data_without_a_location_is_refused(tmp_path: Path) -> None:
     model = model_that_names("w.bin")
     model.graph.initializer[0].ClearField("external_data")
     (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
-    with pytest.raises(EngineError, match="outside the model's folder"):
+    with pytest.raises(EngineError, match=r"a path with|points outside the folder|an empty path"):
         check_external_files(tmp_path / "m.onnx")
 
 
@@ -179,7 +179,7 @@ def test_of_two_locations_both_are_looked_at(tmp_path: Path) -> None:
         model = model_that_names(locations[0])
         model.graph.initializer[0].external_data.add(key="location", value=locations[1])
         (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
-        with pytest.raises(EngineError, match="outside the model's folder"):
+        with pytest.raises(EngineError, match=r"a path with|points outside the folder|an empty path"):
             check_external_files(tmp_path / "m.onnx")
 
 

@@ -57,6 +57,10 @@ HOSTILE: tuple[Any, ...] = (
 )
 
 
+#: Levels of JSON in which places are looked for.
+_DEEPEST = 50
+
+
 def mutate_json(rng: random.Random, values: Any) -> Any:
     """Return a copy of JSON values with one to three places changed."""
     changed = copy.deepcopy(values)
@@ -123,7 +127,7 @@ def _mutate_once(rng: random.Random, values: Any) -> Any:
         case 0:
             del holder[key]
         case 1:
-            holder[key] = _deep(rng.choice((70, 900)))
+            holder[key] = _deep(rng.choice((70, 200)))
         case 2 if isinstance(holder, dict):
             holder[_text(rng)] = copy.deepcopy(rng.choice(HOSTILE))
         case 3 if isinstance(holder, dict):
@@ -138,15 +142,17 @@ def _mutate_once(rng: random.Random, values: Any) -> Any:
     return values
 
 
-def _places(values: Any) -> Any:
+def _places(values: Any, depth: int = 0) -> Any:
+    if depth > _DEEPEST:  # what was made deep already needs no more
+        return
     if isinstance(values, dict):
         for key, value in values.items():
             yield values, key
-            yield from _places(value)
+            yield from _places(value, depth + 1)
     elif isinstance(values, list):
         for index, value in enumerate(values[:50]):
             yield values, index
-            yield from _places(value)
+            yield from _places(value, depth + 1)
 
 
 def _text(rng: random.Random) -> str:

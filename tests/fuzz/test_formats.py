@@ -21,7 +21,7 @@ from accuquant.manifest import RECIPE_NAME, Manifest
 from accuquant.networks.architectures import read_signature
 from accuquant.pipelines.task import Task
 from accuquant.recipe import Recipe
-from accuquant.runtime.class_labels import class_labels
+from accuquant.runtime.class_labels import labels_of_images
 from accuquant.runtime.engine_files import check_origin
 from accuquant.runtime.engine_model import EngineModel
 from accuquant.runtime.sample import runs_without_torch, sampler_config, to_images
@@ -53,7 +53,7 @@ def use_manifest(folder: Path) -> None:
     manifest = Manifest.load(folder)
     EngineModel.from_folder(folder, "openvino").close()
     runs_without_torch(folder, manifest)
-    class_labels(folder, manifest, 2, None)
+    labels_of_images(folder, manifest, 2, None)
     published_files(folder, manifest)
     model_card(manifest, None)
     manifest.signature.sample.resolve(manifest.signature.sizes | {"batch": 1})
@@ -78,7 +78,7 @@ def use_scheduler(folder: Path) -> None:
 
 def use_network(folder: Path) -> None:
     manifest = Manifest.load(folder)
-    class_labels(folder, manifest, 2, None)
+    labels_of_images(folder, manifest, 2, None)
     read_signature("UNet2DModel", read_config(folder))
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from accuquant.cli.main import main
+from accuquant.calibration_facts import LoadingFacts
 from accuquant.errors import SourceError, UsageError
 from accuquant.pipelines.loading import Loading, weight_files
 from accuquant.pipelines.real_pipeline import open_pipeline
@@ -200,11 +201,12 @@ def test_what_is_downloaded_from_the_hub_is_the_variant_without_the_part(
     load_source("somebody/sd3", without=("text_encoder_3",))
     with pytest.raises(SourceError, match=r"Leave --variant out"):
         load_source("somebody/sd3", variant="fp16")
-    assert asked == [{"text_encoder_3": None, "tokenizer_3": None}, {"variant": "fp16"}]
+    always = {"revision": None, "use_safetensors": True}
+    assert asked == [{**always, "text_encoder_3": None, "tokenizer_3": None}, {**always, "variant": "fp16"}]
 
 
 def test_a_choice_of_the_command_goes_before_the_recorded_one() -> None:
-    recorded = {"loading": {"variant": "fp16", "without": ["text_encoder_3"]}}
+    recorded = LoadingFacts("fp16", ("text_encoder_3",))
     assert Loading().or_recorded(recorded) == Loading("fp16", ("text_encoder_3",))
     assert Loading("bf16").or_recorded(recorded).variant == "bf16"
-    assert Loading().or_recorded({}) == Loading()
+    assert Loading().or_recorded(LoadingFacts()) == Loading()

@@ -59,7 +59,12 @@ def export(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
         graphs=tuple(files),
         groups=StepGroups((1000, 500, 0)),
         signature=Signature(
-            "UNet2DConditionModel", SAMPLE, TensorSpec("timestep", ("steps",)), (), SAMPLE, {"batch": 1}
+            "UNet2DConditionModel",
+            SAMPLE,
+            TensorSpec("timestep", ("steps",)),
+            (),
+            SAMPLE,
+            {"batch": 1, "height": 8, "width": 8},
         ),
         model_hash="ab" * 32,
         num_inference_steps=50,
