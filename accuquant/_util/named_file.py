@@ -8,6 +8,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from accuquant.errors import AccuQuantError, EngineError
 
+#: Characters of a name that an error repeats.
+_SHOWN = 200
 _REMEDY = "Do not use these files unless you trust them; if they are yours, write them again"
 
 
@@ -32,7 +34,7 @@ def named_file(
     if fault:
         raise error(
             subject,
-            got=f"'{name}', {fault}",
+            got=f"{_shown(name)}, {fault}",
             expected=f"the name of a file inside '{folder}'",
             remedy=remedy,
         )
@@ -102,3 +104,7 @@ def _link_fault(folder: Path, name: str) -> str:
     except (OSError, RuntimeError, ValueError) as fault:  # loops of links, names that are too long or no text
         return f"which cannot be read ({getattr(fault, 'strerror', None) or fault})"
     return "" if stat.S_ISREG(mode) else "which is no regular file"
+
+
+def _shown(name: str) -> str:
+    return repr(name if len(name) <= _SHOWN else f"{name[:_SHOWN]}...")

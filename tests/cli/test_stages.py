@@ -187,7 +187,11 @@ def test_export_takes_an_onnx_file_with_and_without_a_recipe(
     assert "Chosen for cpu: --precision fp32 --lowering rescale" in capsys.readouterr().out
     named = ["--lowering", "per-group", "--precision", "fp16"]
     assert main([*arguments, *named]) == 0
-    assert capsys.readouterr().out == f"Exported {quantized}\n"
+    off_source, off_float, coverage, last = capsys.readouterr().out.splitlines()
+    assert off_source.startswith("the float graph is off its source by: ")
+    assert off_float.startswith("int8 is off the float graph by: ")
+    assert coverage.startswith("int8: ")
+    assert last == f"Exported {quantized}"
     assert main(["export", str(tmp_path / "float.onnx"), "-o", str(tmp_path / "observed.onnx")]) == 0
     assert "observed, not calibrated over denoising steps, on random inputs" in capsys.readouterr().err
     assert main(["check", str(tmp_path / "observed.onnx")]) == 0

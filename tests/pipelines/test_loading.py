@@ -12,8 +12,8 @@ import diffusers
 import pytest
 import torch
 
-from accuquant.cli.main import main
 from accuquant.calibration_facts import LoadingFacts
+from accuquant.cli.main import main
 from accuquant.errors import SourceError, UsageError
 from accuquant.pipelines.loading import Loading, weight_files
 from accuquant.pipelines.real_pipeline import open_pipeline

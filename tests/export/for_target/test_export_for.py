@@ -123,11 +123,12 @@ class Block:
             raise ImportError(f"{name} is not installed here")
 
 sys.meta_path.insert(0, Block())
+from accuquant.export.export_options import ExportOptions
 from accuquant.export.for_target import export_onnx
 from accuquant.recipe import Recipe
 
 graph, recipe, output = map(Path, sys.argv[1:])
-written, choice = export_onnx(graph, Recipe.load(recipe), output, "cpu")
+written, choice = export_onnx(graph, Recipe.load(recipe), output, ExportOptions("cpu"))
 print(choice.lowering, choice.precision, *(path.name for path in written))
 """
 
