@@ -56,7 +56,7 @@ def test_a_signal_cleans_up_says_so_and_gives_its_exit_code(
 #: Is terminated, and once more while cleaning.
 TWICE = """
 import os, signal
-from accuquant.cli._signals import terminable
+from accuquant.cli._signals import Terminated, terminable
 
 try:
     with terminable():
