@@ -54,6 +54,7 @@ def test_the_recipe_of_another_device_is_the_cpus_within_float_rounding(
     compare(there, here)
 
 
+@pytest.mark.slow
 def test_a_solver_that_remembers_earlier_outputs_keeps_them_on_the_device(
     tiny_source: Source, tmp_path: Path
 ) -> None:

@@ -127,6 +127,7 @@ def test_engines_caches_and_what_lies_beside_are_left_out(
     assert list(Manifest.load(export).files) == sorted(listed)  # the folder itself is as it was
 
 
+@pytest.mark.slow
 def test_nothing_that_is_published_names_a_folder_of_this_machine(
     api: FakeApi, tiny_source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

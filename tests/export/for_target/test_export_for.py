@@ -227,6 +227,7 @@ def test_the_engine_that_was_compiled_to_choose_is_not_compiled_again(
     assert "need not suit" not in captured.err
 
 
+@pytest.mark.slow
 @pytest.mark.trt
 def test_the_command_says_what_it_chose_and_why(
     pipeline: Path, make_recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -57,6 +57,7 @@ def run(path: Path, array: npt.NDArray[np.generic]) -> dict[str, npt.NDArray[np.
     return dict(zip(outputs, session.run(None, {name: array}), strict=True))
 
 
+@pytest.mark.slow
 def test_the_text_encoder_is_the_pipelines_own(whole: Path, source: Source) -> None:
     encoder = open_pipeline(source, Task()).text_encoder
     ids = np.random.default_rng(0).integers(0, 54, (3, 16))
@@ -70,6 +71,7 @@ def test_the_text_encoder_is_the_pipelines_own(whole: Path, source: Source) -> N
         np.testing.assert_allclose(found[f"hidden_states.{k}"], state, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_both_halves_of_the_autoencoder_are_the_pipelines_own(whole: Path, source: Source) -> None:
     vae = open_pipeline(source, Task()).vae
     rng = np.random.default_rng(1)
@@ -82,6 +84,7 @@ def test_both_halves_of_the_autoencoder_are_the_pipelines_own(whole: Path, sourc
     np.testing.assert_allclose(run(whole / "vae_decoder", latents)["sample"], decoded, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_folder_holds_what_model_index_names_and_the_manifest_lists_it(whole: Path) -> None:
     index = json.loads((whole / "model_index.json").read_text())
     named = {name for name, entry in index.items() if isinstance(entry, list) and entry[0] is not None}
@@ -93,6 +96,7 @@ def test_the_folder_holds_what_model_index_names_and_the_manifest_lists_it(whole
     assert manifest.graphs == ("unet/model.onnx",)
 
 
+@pytest.mark.slow
 def test_openvino_calls_every_input_of_the_network_by_its_own_name(whole: Path) -> None:
     """Where it removes an idle node, OpenVINO gives the input that node's name, which Optimum then reads."""
     path = whole / "unet" / "model.onnx"
