@@ -62,7 +62,14 @@ def sample(
     if runs_without_torch(root, manifest):
         _refuse(
             asked.given(),
-            {"lora": loras, "pipeline": pipeline, "variant": variant, "without": without},
+            {
+                "lora": loras,
+                "pipeline": pipeline,
+                "variant": variant,
+                "without": without,
+                "device": device != "auto",
+                "tf32": tf32,
+            },
         )
         return sample_images(root, class_labels=_repeated(class_labels, num_images), **common)
     if class_labels is not None:

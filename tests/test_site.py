@@ -22,6 +22,8 @@ AT_THE_ROOT = {
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
 }
+NOTES = sorted((ROOT / "accuquant" / "data").rglob("README.md"))
+SOURCE_FOLDERS = ("accuquant", "export", "runtime", "tests", "benchmarks", "docker")
 PAGES = (*(ROOT / name for name in AT_THE_ROOT), *sorted((ROOT / "docs").glob("*.md")))
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _CODE = re.compile(r"^```.*?^```|^(?: {4}|\t).*?$|`[^`\n]*`", re.MULTILINE | re.DOTALL)
@@ -82,6 +84,25 @@ def test_every_file_that_a_page_names_is_there(page: Path) -> None:
         if not there and ("/" in name or name not in known):
             missing.add(name)
     assert sorted(missing) == []
+
+
+def test_every_bare_name_of_a_file_is_that_of_a_file() -> None:
+    """Pages say "capture.py and starts.py" after a path."""
+    there = {path.name for folder in SOURCE_FOLDERS for path in files(folder)} | {"utils.py"}  # there is none
+    missing = {
+        f"{page.relative_to(ROOT)}: {name}"
+        for page in (*PAGES, *NOTES)
+        if page.name != "CHANGELOG.md"
+        for name in re.findall(r"\b\w+\.py\b", page.read_text(encoding="utf-8"))
+        if name not in there
+    }
+    assert sorted(missing) == []
+
+
+@pytest.mark.parametrize("note", NOTES, ids=lambda note: note.parent.name)
+def test_every_file_that_a_note_beside_data_names_is_there(note: Path) -> None:
+    named = _SOURCE.findall(note.read_text(encoding="utf-8"))
+    assert [name for name in named if not (ROOT / name).exists()] == []
 
 
 def test_every_module_that_a_message_names_is_there() -> None:

@@ -11,8 +11,6 @@ import onnx_ir as ir
 from accuquant.export.lint.check_graph import GraphView, Violation
 from accuquant.graph.neighbours import Read, input_of, label, producer, readers, select
 
-_WEIGHT_INPUT = 1
-
 
 @dataclass(frozen=True)
 class _Axis:

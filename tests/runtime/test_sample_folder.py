@@ -39,6 +39,8 @@ def test_class_labels_start_again_where_there_are_fewer_than_images(make_folder:
         (Task(prompts=("a boat",)), {}, "--prompts"),
         (None, {"loras": ("style.safetensors",)}, "--lora"),
         (Task(guidance_scale=2.0), {"pipeline": "./sd"}, "--guidance-scale, --pipeline"),
+        (None, {"device": "cuda"}, "--device"),
+        (None, {"device": "nonsense", "tf32": True}, "--device, --tf32"),
     ],
 )
 def test_a_pixel_pipeline_refuses_what_it_has_no_use_for(
