@@ -27,9 +27,10 @@ from torch import Tensor
 
 from accuquant.bundled import FASHION_DDPM
 from accuquant.calibration import CalibrationSettings
-from accuquant.calibration.placement import DEFAULT_EXCLUDE, Placement
+from accuquant.calibration.placement import Placement
 from accuquant.cli._progress import Bars
 from accuquant.pipelines.source import load_source
+from accuquant.scales.placement_patterns import DEFAULT_EXCLUDE
 from accuquant.verification.measure.features import FeatureExtractor, fid_to_fp32, load_features
 from accuquant.verification.measure.metrics import Summary, mse, psnr, to_images
 

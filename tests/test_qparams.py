@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -121,6 +122,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ),
     ({"weight_levels": np.full((4, 3, 1, 1), -9, np.int8), "weight_bits": 4}, "weight levels from -9 to -9"),
     ({"bias_correction": np.zeros(3, np.float32)}, r"a bias correction of shape \(3,\), expected \(4,\)"),
+    ({"bias_correction": np.zeros(8, np.float32)}, r"a bias correction of shape \(8,\), expected \(4,\)"),
     ({"bias_correction": np.array([0, 0, 0, np.nan], np.float32)}, r"expected \(4,\) finite values"),
 ]
 
@@ -131,14 +133,37 @@ def test_rejects_damaged_qparams(changes: dict[str, Any], message: str) -> None:
         qparams(**changes)
 
 
+@pytest.mark.parametrize("zero_point", [-128, 127])
+def test_a_zero_point_may_be_on_a_bound(zero_point: int) -> None:
+    assert qparams(zero_point=zero_point).zero_point == zero_point
+
+
+def test_what_is_not_given_is_the_symmetric_eight_bit_quantizer() -> None:
+    layer = qparams()
+    assert (layer.weight_bits, layer.activation_bits, layer.zero_point) == (8, 8, 0)
+
+
+def test_qparams_stay_as_they_were_checked() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        qparams().zero_point = 300  # type: ignore[misc]  # what the test is about
+
+
+def test_a_transposed_convolution_without_groups_has_a_bias_an_output() -> None:
+    fields: dict[str, Any] = {"kind": "conv_transpose2d", "weight_shape": (4, 3, 1, 1)}
+    layer = qparams(**fields, weight_scale=np.ones(3, np.float32), bias_correction=np.ones(3, np.float32))
+    assert layer.bias_correction is not None
+    assert len(layer.bias_correction) == 3
+
+
 def test_groups_of_a_transposed_convolution_have_biases_of_their_own() -> None:
     shape, scale = (4, 3, 1, 1), np.ones(3, np.float32)
     fields: dict[str, Any] = {"kind": "conv_transpose2d", "weight_shape": shape, "weight_scale": scale}
     layer = qparams(**fields, bias_correction=np.zeros(6, np.float32))
     assert layer.bias_correction is not None
     assert len(layer.bias_correction) == 2 * len(layer.weight_scale)
-    with pytest.raises(RecipeError, match=r"bias correction of shape \(4,\)"):
-        qparams(**fields, bias_correction=np.zeros(4, np.float32))
+    for count in (0, 4):
+        with pytest.raises(RecipeError, match=rf"bias correction of shape \({count},\)"):
+            qparams(**fields, bias_correction=np.zeros(count, np.float32))
 
 
 def test_weights_are_rounded_to_nearest_on_their_own_scale() -> None:
@@ -163,7 +188,9 @@ def test_rejects_a_weight_of_another_shape() -> None:
 
 def test_knows_whether_step_groups_differ() -> None:
     assert qparams().is_grouped
-    assert not qparams(activation_scale=np.full(3, 0.1, np.float32)).is_grouped
+    assert qparams(activation_scale=np.array([0.1, 0.1, 0.2], np.float32)).is_grouped
+    for count in (1, 3):
+        assert not qparams(activation_scale=np.full(count, 0.1, np.float32)).is_grouped
 
 
 def test_replacing_the_scales_validates_them() -> None:

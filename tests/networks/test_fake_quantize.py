@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -11,7 +13,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from accuquant.networks.fake_quantize import fake_quantize, round_to_grid
+from accuquant.networks.fake_quantize import _FakeQuantize, fake_quantize, round_to_grid
 
 GRIDS = [(8, 0), (8, -128), (8, 127), (8, -37), (6, 0), (6, -20), (4, 0), (4, -8), (3, 2), (2, 0), (2, -2)]
 
@@ -91,6 +93,45 @@ def test_the_differentiable_path_computes_the_same(who: str) -> None:
         assert torch.equal(fake_quantize(x, scale, -5, -128, 127), expected)
 
 
+@pytest.mark.parametrize(
+    ("x_learns", "scale_learns", "records", "differentiable"),
+    [
+        (True, True, True, True),
+        (True, False, True, True),
+        (False, True, True, True),
+        (False, False, True, False),
+        (True, True, False, False),
+        (True, False, False, False),
+        (False, True, False, False),
+    ],
+)
+def test_only_what_has_a_gradient_to_record_pays_for_it(
+    x_learns: bool,
+    scale_learns: bool,
+    records: bool,
+    differentiable: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    applied: list[Tensor] = []
+    whole = _FakeQuantize.apply
+
+    def apply(x: Tensor, *others: Any) -> Any:
+        applied.append(x)
+        return whole(x, *others)
+
+    monkeypatch.setattr(_FakeQuantize, "apply", apply)
+    x = torch.tensor([0.04, -9.0, 9.0], requires_grad=x_learns)
+    scale = torch.tensor(0.05, requires_grad=scale_learns)
+    with torch.set_grad_enabled(records):
+        y = fake_quantize(x, scale, 0, -8, 7)
+    assert len(applied) == differentiable
+    assert y.requires_grad == differentiable
+    if differentiable:
+        y.sum().backward()
+        assert x.grad is None or x.grad.tolist() == [1, 0, 0]
+        assert (x.grad is not None, scale.grad is not None) == (x_learns, scale_learns)
+
+
 @pytest.mark.parametrize(("bits", "zero_point"), GRIDS)
 def test_the_gradient_is_the_published_formula_element_by_element(bits: int, zero_point: int) -> None:
     qmin, qmax = bounds(bits)
@@ -99,6 +140,7 @@ def test_the_gradient_is_the_published_formula_element_by_element(bits: int, zer
     scale = torch.tensor(0.25, requires_grad=True)
     (fake_quantize(x, scale, zero_point, qmin, qmax) * upstream).sum().backward()
 
+    assert x.grad is not None
     grad_scale = 0.0
     for v, up, got in zip(x.detach().numpy(), upstream.numpy(), x.grad.numpy(), strict=True):
         level = round(float(v) / 0.25)

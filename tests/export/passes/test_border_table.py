@@ -6,7 +6,10 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
+
+from accuquant.export.passes.border_table import has_border_table
 
 CONSTANT = np.full(3, 0.02, np.float32)
 
@@ -55,3 +58,24 @@ def test_a_stride_or_a_step_factor_pads_before_the_pair(one_layer: Any, name: st
     scales = {"activation_scale": CONSTANT} if name == "strided" else {}
     (path,) = network.lower(network.layer(zero_point=-100, **scales))
     assert "Pad" in {node.op_type for node in onnx.load(path).graph.node}
+
+
+@pytest.mark.parametrize(
+    ("attributes", "has_one"),
+    [
+        ({"pads": [1, 1, 1, 1]}, True),
+        ({"pads": [1, 1, 1, 1], "strides": [1, 1]}, True),
+        ({"pads": [0, 0, 0, 1]}, True),
+        ({"pads": [1, 1, 1, 1], "strides": [1, 2]}, False),
+        ({"pads": [1, 1, 1, 1], "strides": [2, 1]}, False),
+        ({"pads": [0, 0, 0, 0]}, False),
+        ({}, False),
+        ({"auto_pad": "SAME_UPPER", "pads": [1, 1, 1, 1]}, False),
+    ],
+)
+def test_a_padding_and_strides_of_one_written_or_not_have_a_table(
+    attributes: dict[str, Any], has_one: bool
+) -> None:
+    inputs = [ir.Value(name="x"), ir.Value(name="w")]
+    assert has_border_table(ir.node("Conv", inputs, attributes)) == has_one
+    assert not has_border_table(ir.node("ConvTranspose", inputs, attributes))
