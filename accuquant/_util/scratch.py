@@ -40,6 +40,15 @@ def scratch_folder(purpose: str) -> Iterator[Path]:
         yield folder
 
 
+def sweep_beside(target: Path) -> None:
+    """Remove what killed processes left beside `target` and in the system's place for temporary files.
+
+    For a run that finds its result there already, and so makes no scratch folder itself.
+    """
+    for parent in (target.parent, Path(tempfile.gettempdir())):
+        remove_abandoned(parent)
+
+
 def is_scratch(path: Path) -> bool:
     """Say whether `path` is such a folder, or lies in one."""
     return any(_NAME.fullmatch(part) for part in path.parts)

@@ -10,6 +10,7 @@ from accuquant._util.files import sha256_of_file
 from accuquant._util.gpu import find_gpu
 from accuquant._util.lock import exclusive
 from accuquant._util.progress import Progress, Silent
+from accuquant._util.scratch import sweep_beside
 from accuquant.engine_manifest import EngineManifest, digest_model, engine_key
 from accuquant.engines.backend import resolve_backend
 from accuquant.engines.compile import CompiledEngine, compile_engine
@@ -64,6 +65,7 @@ def build_engine(
     with exclusive(engine.with_name(f".{engine.name}.lock"), wait):
         kept = None if force else _find_kept(engine, key, progress)
         if kept is not None:
+            sweep_beside(engine)
             return BuiltEngine(engine, kept, ())
         compiled = compile_engine(model, engine, options, progress=progress)
         if digest_model(model) != files:

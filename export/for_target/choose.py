@@ -22,7 +22,8 @@ from accuquant.recipe import Recipe
 #: Bytes of a float graph above which engines are not compiled only to choose: the compiler takes about
 #: three times as much memory (10.8 GB for the 3.4 GB of Stable Diffusion 1.5's UNet), and minutes.
 MAX_FLOAT_BYTES = 6e9
-_ON_CPU = "one graph that rounds as calibrated, and float32 around int8, which engines for CPUs compute in"
+_ON_CPU = "one graph that rounds as calibrated"
+_IN_FLOAT32 = ", and float32 around int8, which engines for CPUs compute in"
 _IN_PAIRS = (
     "and zero-points inside QDQ pairs, which TensorRT does not take and CPUs with AMX compute in float32"
 )
@@ -61,7 +62,8 @@ def choose_lowering(
     """
     if target.gpu is None:
         pairs = f", {_IN_PAIRS}" if options.affine == "zero_point" else ""
-        return _by_rule(target, options, Decision("rescale", _ON_CPU + pairs))
+        around = _IN_FLOAT32 if options.precision == "fp32" else ""
+        return _by_rule(target, options, Decision("rescale", _ON_CPU + around + pairs))
     candidates = list_candidates(graph, recipe)
     if len(candidates) == 1:
         return _by_rule(target, options, Decision("rescale", _ALIKE))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from accuquant._util.gpu import Gpu
+from accuquant._util.scratch import remove_abandoned, scratch_beside
 from accuquant.engine_manifest import EngineManifest, manifest_path
 from accuquant.engines import BuildOptions, CompiledEngine, Target, build
 from accuquant.engines.backend import Backend
@@ -82,6 +83,18 @@ def test_an_engine_is_kept_until_something_that_it_depends_on_changes(
         assert other.manifest.key != first.manifest.key
     assert not build_small(make_conv(scale=0.06), engine).reused
     assert len(compiled) == 5
+
+
+def test_a_kept_engine_is_swept_around_too(make_conv: MakeConv, tmp_path: Path) -> None:
+    model, engine = make_conv(), tmp_path / "engines" / "conv.engine"
+    engine.parent.mkdir()
+    build_small(model, engine)
+    with scratch_beside(engine) as folder:
+        left = folder.with_name(folder.name.replace("conv", "dead"))
+    left.mkdir()
+    remove_abandoned.cache_clear()
+    assert build_small(model, engine).reused
+    assert not left.exists()
 
 
 def test_force_compiles_what_is_there(make_conv: MakeConv, tmp_path: Path, compiled: list[str]) -> None:

@@ -50,6 +50,16 @@ def described(graph: Path) -> dict[str, str]:
     return {name: metadata[f"accuquant.{name}"] for name in ("lowering", "precision")}
 
 
+@pytest.mark.parametrize("precision", ["auto", "fp32", "fp16"])
+def test_a_reason_speaks_of_float32_only_where_it_is_written(
+    float_graph: Path, make_recipe: MakeRecipe, tmp_path: Path, precision: Any
+) -> None:
+    options = ExportOptions("cpu", precision=precision)
+    _, choice = export_onnx(float_graph, make_recipe(*CLOSE), tmp_path / "a.onnx", options)
+    assert choice is not None
+    assert ("float32 around int8" in choice.reason) == (choice.precision == "fp32")
+
+
 def test_a_cpu_gets_one_exact_graph_in_float32(
     float_graph: Path, make_recipe: MakeRecipe, tmp_path: Path
 ) -> None:
