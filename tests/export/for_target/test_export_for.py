@@ -141,7 +141,7 @@ def test_an_onnx_file_is_quantized_where_torch_is_not_installed(
     command = [sys.executable, "-c", WITHOUT_TORCH, float_graph, tmp_path / "recipe.safetensors", there]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    written, choice = export_onnx(float_graph, recipe, here, "cpu")
+    written, choice = export_onnx(float_graph, recipe, here, ExportOptions("cpu"))
     assert choice is not None
     names = [path.name.replace("here", "there") for path in written]
     assert done.stdout.split() == [choice.lowering, choice.precision, *names]
