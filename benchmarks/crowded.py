@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from report import command, machine
 
@@ -77,7 +78,8 @@ def _seconds() -> float:
 
     torch.set_flush_denormal(True)
     network = load_source(FASHION_DDPM).network.requires_grad_(True)
-    size = network.config.sample_size
+    config: Any = network.config
+    size = config.sample_size
     sample = torch.randn(8, 1, size, size, generator=torch.Generator().manual_seed(0))
     network(sample, 5).sample.sum().backward()
     begun = time.perf_counter()

@@ -106,7 +106,7 @@ def _observed(title: str, module: nn.Module, signature: Signature) -> Network:
 
     def watch(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            scales[name] = min_max_scale(arguments[0].detach().flatten()[:100_000], 8)
+            scales[name] = min_max_scale(arguments[0].flatten()[:100_000].numpy(force=True), 8)
 
         return hook
 

@@ -145,7 +145,8 @@ def main() -> None:
     """Round every chosen layer in all ways."""
     arguments = parse_arguments()
     folder = _MODELS[arguments.model]
-    source, tasks = load_source(folder), (Task(), Task())
+    source = load_source(folder)
+    tasks: tuple[Task, ...] = (Task(), Task())
     if arguments.model == "fashion-text":
         files = ("prompts.txt", arguments.prompts), ("other-prompts.txt", 48)
         tasks = tuple(Task(prompts=tuple((folder / f).read_text().split("\n")[:n])) for f, n in files)

@@ -78,7 +78,8 @@ def augment(images: Tensor) -> Tensor:
 
 def train(images: Tensor, labels: Tensor, *, epochs: int, batch_size: int, lr: float) -> FashionClassifier:
     """Train with AdamW and a one-cycle learning rate; images are uint8."""
-    network = FashionClassifier().to(memory_format=torch.channels_last)
+    network = FashionClassifier()
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     optimizer = torch.optim.AdamW(network.parameters(), lr, weight_decay=0.01)
     steps = len(images) // batch_size
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * steps, pct_start=0.2)

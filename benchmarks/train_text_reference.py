@@ -191,7 +191,8 @@ def train_unet(
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
     """Train the UNet and its text encoder for `minutes` and return their averages."""
     live = nn.ModuleList([build_unet(), build_text_encoder(tokenizer)])
-    average = nn.ModuleList([build_unet(), build_text_encoder(tokenizer)])
+    averages = build_unet(), build_text_encoder(tokenizer)
+    average = nn.ModuleList(averages)
     unet, encoder = live
     scheduler = DDPMScheduler(num_train_timesteps=1000, **NOISE)
     weights = min_snr_weights(scheduler)
@@ -209,7 +210,7 @@ def train_unet(
         return ((predicted.float() - noise).square().mean((1, 2, 3)) * weights[timesteps]).mean()
 
     train_for(minutes, live, average, loss_of_step, base_rate=base_rate, name="UNet")
-    return average[0], average[1]
+    return averages
 
 
 def main() -> None:

@@ -65,7 +65,9 @@ def measure(name: str, bits: int, folder: Path) -> dict[str, float]:
     torch.manual_seed(0)
     kind, inputs, outputs = LAYERS[name]
     convolves = kind == "conv"
-    layer: nn.Module = nn.Conv2d(inputs, outputs, 3, padding=1) if convolves else nn.Linear(inputs, outputs)
+    layer: nn.Conv2d | nn.Linear = nn.Linear(inputs, outputs)
+    if convolves:
+        layer = nn.Conv2d(inputs, outputs, 3, padding=1)
     layer.requires_grad_(False)
     mixing = torch.randn(inputs // 16, inputs) / (inputs // 16) ** 0.5
 

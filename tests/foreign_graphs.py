@@ -39,7 +39,7 @@ def tiny_network(
             node("Conv", ["a", "mid.weight"], ["r"], "mid", pads=[1] * 4),
         ]
     sample, timestep = names
-    shape = ["batch", 4, "height", "width"]
+    shape: list[str | int | None] = ["batch", 4, "height", "width"]
     dtype = helper.tensor_dtype_to_np_dtype(kind)
     graph = helper.make_graph(
         [

@@ -32,11 +32,13 @@ _MOVES = {_aten._to_copy.default, _aten.copy_.default}
 
 
 class Pretended(torch.Tensor):
-    """A tensor on the pretended device; `inner` has its values."""
+    """A tensor on the pretended device; `held` has its values."""
+
+    held: torch.Tensor
 
     @staticmethod
     def __new__(cls, inner: torch.Tensor) -> Pretended:
-        outer = torch.Tensor._make_wrapper_subclass(
+        outer: Pretended = torch.Tensor._make_wrapper_subclass(
             cls,
             inner.size(),
             strides=inner.stride(),
@@ -45,15 +47,17 @@ class Pretended(torch.Tensor):
             layout=inner.layout,
             device=DEVICE,
         )
-        outer.inner = inner
+        outer.held = inner
         return outer
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]  # torch declares a function, and wants a method
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         return _run(func, args, kwargs or {})
 
-    def __repr__(self) -> str:
-        return f"Pretended({self.inner!r})"
+    def __repr__(self) -> str:  # type: ignore[override]  # torch leaves its own untyped
+        return f"Pretended({self.held!r})"
 
 
 class _Mode(TorchDispatchMode):
@@ -74,7 +78,7 @@ def pretend_device() -> Iterator[torch.device]:
 
 
 def _inner(value: Any) -> Any:
-    return value.inner if isinstance(value, Pretended) else value
+    return value.held if isinstance(value, Pretended) else value
 
 
 def _run(func: Any, args: Any, kwargs: Any) -> Any:

@@ -31,7 +31,7 @@ IMAGES = pytest.mark.parametrize("image", PYTHON)
 def locked(name: str) -> dict[str, tuple[str, int]]:
     """Read a lock -> {package: (version, number of hashes)}."""
     entries = (DOCKER / f"requirements-{name}.txt").read_text().replace("\\\n", " ").splitlines()
-    found = {}
+    found: dict[str, tuple[str, int]] = {}
     for entry in entries:
         if match := re.match(r"([\w.-]+)==(\S+)", entry):
             found[canonicalize_name(match[1])] = (match[2], entry.count("--hash=sha256:"))

@@ -6,6 +6,7 @@ import ast
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import onnx_ir
 import pytest
@@ -67,13 +68,13 @@ def test_the_python_page_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: py
     blocks = python_blocks()
     first = blocks[0].splitlines()
     assert len([line for line in first if line and not line.startswith(("from", "import"))]) <= 10
-    namespace: dict[str, object] = {}
+    namespace: dict[str, Any] = {}
     exec(compile(quick("\n".join(blocks), QUICK_MARKDOWN), "python.md", "exec"), namespace)
     assert (tmp_path / "report.html").is_file()
     assert json.loads((tmp_path / "report.json").read_text())["fidelity"]
-    assert namespace["images"].shape == (4, 32, 32, 1)  # type: ignore[attr-defined]
+    assert namespace["images"].shape == (4, 32, 32, 1)
     assert (tmp_path / "int8.onnx").stat().st_size < (tmp_path / "float.onnx").stat().st_size / 2
-    assert namespace["image"].size == (32, 32)  # type: ignore[attr-defined]
+    assert namespace["image"].size == (32, 32)
 
 
 @pytest.mark.slow
@@ -82,7 +83,7 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytes
     notebook = json.loads((DOCS / "int8.ipynb").read_text())
     cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert not any(cell.get("outputs") for cell in notebook["cells"])
-    namespace: dict[str, object] = {}
+    namespace: dict[str, Any] = {}
     exec(compile(quick("\n".join(cells), QUICK), "int8.ipynb", "exec"), namespace)
-    assert namespace["psnr"].shape == (4,)  # type: ignore[attr-defined]
-    assert (namespace["psnr"] > 15).all()  # type: ignore[operator,attr-defined,union-attr]
+    assert namespace["psnr"].shape == (4,)
+    assert (namespace["psnr"] > 15).all()

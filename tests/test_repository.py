@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml  # type: ignore[import-untyped]  # huggingface_hub brings it
+import yaml  # huggingface_hub brings it
 
 import accuquant
 

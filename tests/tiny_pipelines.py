@@ -13,7 +13,7 @@ from torch import nn
 
 #: What Stable Diffusion's schedulers are configured with.
 SD_NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
-_SDXL_CHANGES = {
+_SDXL_CHANGES: dict[str, Any] = {
     "cross_attention_dim": 32,
     "addition_embed_type": "text_time",
     "addition_time_embed_dim": 4,
@@ -93,7 +93,9 @@ def t5(width: int = 16) -> tuple[Any, Any]:
         words.post_processor = tokenizers.processors.TemplateProcessing(
             "$A </s>", special_tokens=[("</s>", 1)]
         )
-        tokenizer = transformers.T5TokenizerFast(tokenizer_object=words, extra_ids=0, model_max_length=120)
+        tokenizer = transformers.T5TokenizerFast(  # type: ignore[attr-defined]  # of transformers 4
+            tokenizer_object=words, extra_ids=0, model_max_length=120
+        )
     config = transformers.T5Config(vocab_size=64, d_model=width, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
     return tokenizer, seeded(4, transformers.T5EncoderModel, config)
 

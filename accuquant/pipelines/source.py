@@ -145,7 +145,7 @@ def _as_the_pipeline_has_it(pipeline_class: str, scheduler: Any) -> Any:
 
     if pipeline_class != "DDIMPipeline" or type(scheduler) is DDIMScheduler:
         return scheduler
-    return DDIMScheduler.from_config(scheduler.config)  # type: ignore[no-untyped-call]
+    return DDIMScheduler.from_config(scheduler.config)
 
 
 def load_component(folder: Path, part: str, loading: Loading = Loading()) -> Any:  # noqa: B008, it is frozen

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -118,9 +119,10 @@ def test_temporary_work_is_swept_too(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_an_interruption_of_the_cleaning_waits_until_it_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    remove, interrupted = shutil.rmtree, []
+    remove = shutil.rmtree
+    interrupted: list[Path] = []
 
-    def interrupt_once(folder: Path, **options: bool) -> None:
+    def interrupt_once(folder: Path, **options: Any) -> None:
         if not interrupted:
             interrupted.append(folder)
             raise KeyboardInterrupt

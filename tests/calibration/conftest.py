@@ -29,6 +29,7 @@ class PointwiseEps(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(1, 1, 1)
         self.broken = False
+        assert self.conv.bias is not None
         with torch.no_grad():
             self.conv.weight.fill_(weight)
             self.conv.bias.fill_(bias)

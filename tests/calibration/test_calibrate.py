@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import shutil
 import signal
@@ -152,6 +153,8 @@ def test_layers_too_wide_for_memory_lie_in_files_meanwhile_and_give_the_same_rec
         expected = finished[0].layers[name]
         levels = layer.weight_levels
         assert levels is not None
+        assert layer.bias_correction is not None
+        assert expected.bias_correction is not None
         assert (levels != expected.weight_levels).mean() < 0.01
         np.testing.assert_allclose(layer.bias_correction, expected.bias_correction, atol=0.02)
 
@@ -396,8 +399,9 @@ def test_patterns_choose_the_layers(tiny_source: Source, output: Path) -> None:
 def test_a_pattern_that_matches_nothing_is_a_usage_error(
     tiny_source: Source, output: Path, option: str
 ) -> None:
+    pattern: dict[str, Any] = {option: ("nothing.*",)}
     with pytest.raises(UsageError, match=rf"--{option} 'nothing.\*': got a pattern that matches no layer"):
-        calibrate(tiny_source, dataclasses.replace(QUICK, **{option: ("nothing.*",)}), output=output)
+        calibrate(tiny_source, dataclasses.replace(QUICK, **pattern), output=output)
 
 
 def test_more_steps_than_the_training_schedule_are_refused(tiny_source: Source, output: Path) -> None:
@@ -466,7 +470,7 @@ def test_the_recipe_samples_almost_the_same_images(
         simulate(tiny_source.network, finished[0]),
     ):
         with torch.no_grad():
-            ends.append(process.sample(lambda x, t, n=network: call(n, x, t), start))
+            ends.append(process.sample(functools.partial(call, network), start))
     int8, six_bits = ((end - ends[0]).square().mean().item() for end in ends[1:])
     assert 0 < 5 * int8 < six_bits
 

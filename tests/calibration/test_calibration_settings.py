@@ -35,7 +35,7 @@ from accuquant.errors import UsageError
         ("seed", -1),
     ],
 )
-def test_a_value_out_of_range_names_the_option(name: str, value: float) -> None:
+def test_a_value_out_of_range_names_the_option(name: str, value: Any) -> None:
     option = "--" + name.replace("_", "-")
     with pytest.raises(UsageError, match=rf"^{option}: got .* expected a value from "):
         CalibrationSettings(**{name: value})

@@ -42,7 +42,7 @@ def by_hand(
     """Return loss and dL / d log(scale) of the quantized pointwise network, 4 bits."""
     w, bias = 0.7, 0.1
 
-    def quantized(x: Floats) -> tuple[Floats, Floats, Floats]:
+    def quantized(x: Floats) -> tuple[Floats, npt.NDArray[np.bool_], Floats]:
         levels = np.rint(x / scale)
         inside = (levels >= -8) & (levels <= 7)
         clamped = np.clip(levels, -8, 7)

@@ -10,6 +10,7 @@ from torch import nn
 
 from accuquant.calibration import input_moments
 from accuquant.calibration.input_moments import MomentSampler
+from accuquant.calibration.row_store import PRECISE_WIDTH
 
 COLUMNS = slice(0, 4)
 
@@ -56,7 +57,7 @@ def test_the_widest_layers_go_to_files_and_come_in_order(
 
 
 def test_a_layer_too_wide_for_float64_sums_goes_to_a_file(tmp_path: Path) -> None:
-    wide = nn.Linear(input_moments.PRECISE_WIDTH + 1, 1)
+    wide = nn.Linear(PRECISE_WIDTH + 1, 1)
     sampler = MomentSampler({"w": wide}, input_moments.ROWS // 8, 0, tmp_path)
     with sampler.watch():
         wide(torch.randn(2, wide.in_features))

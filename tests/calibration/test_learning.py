@@ -85,7 +85,7 @@ def test_no_iterations_change_nothing(learn: Learn, layer: QuantizedLayer) -> No
 
 @pytest.mark.parametrize("gradient", GRADIENT_ARMS)
 def test_a_loss_that_turns_nan_rolls_the_group_back(
-    gradient: str, learn: Learn, layer: QuantizedLayer, network: nn.Module
+    gradient: str, learn: Learn, layer: QuantizedLayer, network: Any
 ) -> None:
     network.broken = True
     result = learn(LearningSettings(gradient, iterations=5))
@@ -118,7 +118,7 @@ def test_a_loss_that_rises_on_held_out_trajectories_rolls_the_group_back(
 
 
 def test_learning_goes_on_after_a_group_that_was_rolled_back(
-    learn: Learn, layer: QuantizedLayer, network: nn.Module
+    learn: Learn, layer: QuantizedLayer, network: Any
 ) -> None:
     network.broken = True
     assert learn(LearningSettings(iterations=2)).status == "rolled_back"
@@ -127,7 +127,7 @@ def test_learning_goes_on_after_a_group_that_was_rolled_back(
 
 
 def test_the_same_seed_learns_the_same_scale(learn: Learn, layer: QuantizedLayer) -> None:
-    scales = []
+    scales: list[float] = []
     for seed in (0, 0, 1):
         layer.set_scale(0, START[0])
         torch.manual_seed(len(scales))

@@ -54,7 +54,7 @@ def covariance_of(x: Tensor) -> Tensor:
 
 
 def qparams_of(layer: nn.Module, bits: int = 4) -> LayerQParams:
-    weight = layer.weight.detach().numpy()
+    weight = layer.get_parameter("weight").detach().numpy()
     kind = layer_kind(layer)
     assert kind is not None
     scales = weight_scale(weight, bits, WEIGHT_AXIS[kind])
@@ -86,7 +86,7 @@ def published_gptq(weight: Array, scale: float, covariance: Array, bits: int) ->
 
 def filters_of(layer: nn.Module) -> Iterator[tuple[int, int, tuple[Any, ...]]]:
     """Yield for each output its group, its scale's index and where its weights are."""
-    groups, shape = group_count(layer), layer.weight.shape
+    groups, shape = group_count(layer), layer.get_parameter("weight").shape
     if isinstance(layer, nn.ConvTranspose2d):
         inputs = shape[0] // groups
         for output in range(shape[1] * groups):
@@ -117,7 +117,7 @@ def test_every_kind_of_layer_is_rounded_as_the_paper_s_algorithm_rounds(kind: st
     found = compensated(layer, x, bits)
     assert found.weight_levels is not None
     assert found.bias_correction is not None
-    weight = layer.weight.detach().double().numpy()
+    weight = layer.get_parameter("weight").detach().double().numpy()
     noise = np.square(found.activation_scale.astype(np.float64)).mean() / 12
     corrections = []
     for group, channel, at in filters_of(layer):
@@ -228,6 +228,7 @@ def test_very_wide_inputs_fall_into_blocks_of_columns(monkeypatch: pytest.Monkey
     layer = nn.Linear(INPUTS, 7)
     x = correlated()
     found = compensated(layer, x)
+    assert found.weight_levels is not None
     weight, scale = layer.weight.detach().double(), torch.from_numpy(found.weight_scale).double()
     noise = float(np.square(found.activation_scale).mean()) / 12
     covariance = covariance_of(x.float().double())

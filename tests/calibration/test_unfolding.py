@@ -57,7 +57,7 @@ def make(name: str) -> nn.Module:
 
 def rows_of(layer: nn.Module, x: Tensor) -> np.ndarray:
     """Return the derivatives of each group's first channel by its weights, at every output [N, G, d]."""
-    outputs, weight = layer(x), layer.weight
+    outputs, weight = layer(x), layer.get_parameter("weight")
     groups = group_count(layer)
     first = range(0, outputs.shape[1], outputs.shape[1] // groups)
     rows = []
@@ -90,12 +90,12 @@ def test_rows_are_what_the_outputs_change_with_the_weights(name: str) -> None:
 def test_matrices_of_the_weight_times_rows_are_the_outputs(name: str) -> None:
     layer = make(name)
     x = torch.randn(1, 4, 4, 5).double()
-    matrices = as_matrices(layer, layer.weight.detach())
+    matrices = as_matrices(layer, layer.get_parameter("weight").detach())
     assert matrices.shape[2] == input_width(layer)
     products = np.einsum("god,ngd->ngo", matrices.numpy(), rows_of(layer, x))
-    expected = layer(x)[0].flatten(1).T.detach() - layer.bias.detach()
+    expected = layer(x)[0].flatten(1).T.detach() - layer.get_parameter("bias").detach()
     np.testing.assert_allclose(products.reshape(len(products), -1), expected.numpy(), atol=1e-12)
-    assert torch.equal(from_matrices(layer, matrices), layer.weight)
+    assert torch.equal(from_matrices(layer, matrices), layer.get_parameter("weight"))
 
 
 def test_rows_of_a_linear_layer_are_its_inputs() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -64,12 +66,12 @@ def test_conditioning_goes_to_the_network_one_copy_after_another() -> None:
 
 def test_a_bound_network_sees_sample_channels_and_arguments() -> None:
     conditioning = Conditioning.of({"labels": torch.tensor([4, 7])})
-    seen = {}
+    seen: dict[str, Any] = {}
 
     def network(sample: torch.Tensor, timestep: torch.Tensor, given: object) -> torch.Tensor:
         seen.update(sample=sample, timestep=timestep, given=given)
         return sample
 
     conditioning.bind(network)(torch.ones(2, 1, 2, 2), torch.tensor(5))
-    assert seen["given"]["labels"].tolist() == [4, 7]  # type: ignore[index]
+    assert seen["given"]["labels"].tolist() == [4, 7]
     assert seen["sample"].shape == (2, 1, 2, 2)

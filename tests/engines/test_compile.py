@@ -39,7 +39,8 @@ class Recorder:
 
 
 def options(model: Path, **changes: Any) -> BuildOptions:
-    return BuildOptions(**{"target": ADA, "profile": static_profile(model, batch_size=2)} | changes)
+    fields: dict[str, Any] = {"target": ADA, "profile": static_profile(model, batch_size=2)}
+    return BuildOptions(**(fields | changes))
 
 
 @pytest.mark.trt
@@ -140,10 +141,10 @@ def test_a_killed_compiler_is_reported_with_its_signal(
 def test_what_the_child_reports_is_what_the_caller_sees() -> None:
     said = UsageError("profile", got="no shapes for x", expected="shapes for x", remedy="Give --optShapes")
     for fault in (said, EngineError("model 'm'", got="a refusal", expected="a network", remedy="Check it")):
-        reported = iter([{"percent": 7}, {"percent": 30}, {"error": _child._described(fault)}])
+        events: list[dict[str, Any]] = [{"percent": 7}, {"percent": 30}, {"error": _child._described(fault)}]
         recorder = Recorder()
         with pytest.raises(type(fault)) as caught:
-            compile._follow(reported, recorder)
+            compile._follow(iter(events), recorder)
         assert str(caught.value) == str(fault)
         assert recorder.units == [7, 23]
     full = {"error": _child._described_os_error(OSError(errno.ENOSPC, "No space left on device", "/a/plan"))}

@@ -16,6 +16,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from accuquant.export import write_onnx
+from accuquant.export.export_options import Lowering
 from accuquant.groups import StepGroups
 from accuquant.networks.signature import Signature, TensorSpec
 from accuquant.qparams import WEIGHT_AXIS, LayerQParams, fingerprint
@@ -87,7 +88,7 @@ class OneLayer:
         normal = np.random.default_rng(seed).normal(0.5, 1.0, self.case.input_shape)
         return np.maximum(normal, -0.28).astype(np.float32)
 
-    def lower(self, layer: LayerQParams, lowering: str = "rescale", **options: Any) -> list[Path]:
+    def lower(self, layer: LayerQParams, lowering: Lowering = "rescale", **options: Any) -> list[Path]:
         """Export the graph with one recipe layer -> the .onnx files written."""
         output = self.path.with_name(f"{self.path.stem}-int8.onnx")
         written = write_onnx(self.path, make_recipe(layer), output, lowering=lowering, **options)

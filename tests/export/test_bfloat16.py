@@ -33,8 +33,8 @@ def as_bfloat16(array: Any) -> np.ndarray:
 
 def evaluate(path: Path, sample: np.ndarray, timestep: float) -> np.ndarray:
     feeds = {"sample": sample, "timestep": np.array([timestep], np.int64)}
-    result: np.ndarray = ReferenceEvaluator(onnx.load(path)).run(None, feeds)[0]
-    return result
+    results: Any = ReferenceEvaluator(onnx.load(path)).run(None, feeds)
+    return np.asarray(results[0])
 
 
 def types_of(path: Path) -> dict[str, int]:

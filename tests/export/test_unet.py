@@ -20,6 +20,7 @@ from torch import nn
 
 from accuquant.errors import ExportError
 from accuquant.export import check_model, write_onnx, write_pipeline
+from accuquant.export.export_options import Lowering
 from accuquant.export.read.trace import trace
 from accuquant.networks.network import signature_of
 from accuquant.qparams import WEIGHT_AXIS, LayerQParams, fingerprint
@@ -59,7 +60,7 @@ def make_layers(network: nn.Module, *, zero_point: int = 0) -> list[LayerQParams
     """Qparams of every layer but the time embedding; zero-points where a SiLU comes before."""
     layers = []
     for name, module in quantizable(network).items():
-        weight = module.weight.detach().numpy()
+        weight = module.get_parameter("weight").detach().numpy()
         kind = KINDS[type(module)]
         scale = np.abs(weight).max(axis=tuple(range(1, weight.ndim))) / 127
         z = zero_point if name.endswith(("conv1", "conv2")) else 0
@@ -175,7 +176,7 @@ def test_a_network_that_cannot_be_traced_is_an_export_error(unet: nn.Module) -> 
 @pytest.mark.parametrize("zero_point", [0, -100])
 @pytest.mark.parametrize("lowering", ["rescale", "per-group"])
 def test_each_layer_of_the_unet_is_the_fake_quantized_one(
-    unet: nn.Module, float_onnx: Path, recipe_of: Any, tmp_path: Path, lowering: str, zero_point: int
+    unet: nn.Module, float_onnx: Path, recipe_of: Any, tmp_path: Path, lowering: Lowering, zero_point: int
 ) -> None:
     """Layer by layer on the graph's own inputs: a value that rounds the other way changes all behind it."""
     layers = make_layers(unet, zero_point=zero_point)
@@ -356,7 +357,7 @@ def make_recipe_for(source: Any, recipe_of: Any) -> Recipe:
 
 @pytest.mark.parametrize("lowering", ["rescale", "per-group"])
 def test_a_pipeline_becomes_a_folder_that_the_manifest_describes(
-    tiny_source: Any, recipe_of: Any, tmp_path: Path, lowering: str
+    tiny_source: Any, recipe_of: Any, tmp_path: Path, lowering: Lowering
 ) -> None:
     recipe = make_recipe_for(tiny_source, recipe_of)
     steps: list[tuple[str, float]] = []

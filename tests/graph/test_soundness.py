@@ -25,7 +25,7 @@ def model_of(channels: int = 64) -> onnx.ModelProto:
     """Two convolutions: a weight above what a skeleton keeps, and one below it."""
     rng = np.random.default_rng(0)
     weights = {"wide": (channels, 4, 3, 3), "small": (4, channels, 1, 1)}
-    shape = ["batch", 4, "height", "width"]
+    shape: list[str | int | None] = ["batch", 4, "height", "width"]
     graph = helper.make_graph(
         [
             helper.make_node("Conv", ["x", "wide"], ["h"], "first", pads=[1] * 4),

@@ -45,7 +45,7 @@ def whole_export(tmp_path: Path, manifest_of: Callable[..., Manifest]) -> Path:
     folder = tmp_path / "export"
     (folder / "unet").mkdir(parents=True)
     (folder / "scheduler").mkdir()
-    image = ["batch", 4, "height", "width"]
+    image: list[str | int | None] = ["batch", 4, "height", "width"]
     graph = helper.make_graph(
         [
             helper.make_node("Mul", ["sample", "gain"], ["scaled"]),

@@ -38,9 +38,10 @@ def test_the_card_has_the_figures_of_the_report(export: Path, report: Callable[.
 
 def test_the_hub_reads_the_card(export: Path, report: Callable[..., dict[str, Any]]) -> None:
     card = huggingface_hub.ModelCard(model_card(Manifest.load(export), ReportFacts.of(report())))
-    assert card.data.base_model == "owner/model"
-    assert card.data.library_name == "diffusers"
-    assert "int8" in card.data.tags
+    data: Any = card.data  # its attributes are those of the card
+    assert data.base_model == "owner/model"
+    assert data.library_name == "diffusers"
+    assert "int8" in data.tags
 
 
 def test_a_card_of_a_local_pipeline_names_no_base_model_and_nothing_measured(

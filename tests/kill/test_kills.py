@@ -43,7 +43,7 @@ def write_graph(path: Path, seed: int) -> None:
         helper.make_node("Conv", [names[k], w], [names[k + 1]], f"conv_{w}", pads=[1] * 4)
         for k, w in enumerate(shapes)
     ]
-    extents = ["batch", 4, "height", "width"]
+    extents: list[str | int | None] = ["batch", 4, "height", "width"]
     sample = helper.make_tensor_value_info("sample", TensorProto.FLOAT, extents)
     timestep = helper.make_tensor_value_info("timestep", TensorProto.INT64, [])
     output = helper.make_tensor_value_info("out_sample", TensorProto.FLOAT, extents)

@@ -114,7 +114,7 @@ def test_counting_leaves_no_hook_behind() -> None:
 
 
 def test_a_transformer_is_called_at_the_unit_of_its_pipeline_once_a_sample() -> None:
-    class FluxTransformer2DModel(Recorder):
+    class FluxTransformer2DModel(nn.Module):
         def forward(self, hidden_states: Tensor, **more: Any) -> tuple[Tensor]:
             self.seen = more
             return (hidden_states,)

@@ -37,7 +37,7 @@ KINDS: dict[type[nn.Module], str] = {
 def qparams_of(
     name: str, layer: nn.Module, scales: tuple[float, ...] = (0.05, 0.02), **changes: Any
 ) -> LayerQParams:
-    weight: npt.NDArray[np.float32] = layer.weight.detach().numpy()
+    weight: npt.NDArray[np.float32] = layer.get_parameter("weight").detach().numpy()
     kind = KINDS[type(layer)]
     count = weight.shape[WEIGHT_AXIS[kind]]
     return LayerQParams(
@@ -102,7 +102,7 @@ def test_a_layer_runs_on_quantized_input_and_weight(
 ) -> None:
     torch.manual_seed(0)
     layer = make()
-    weight = layer.weight.detach().numpy().copy()
+    weight = layer.get_parameter("weight").detach().numpy().copy()
     qparams = qparams_of(
         "l", layer, zero_point=zero_point, activation_bits=activation_bits, weight_bits=weight_bits
     )
@@ -280,7 +280,7 @@ def test_commit_makes_the_learned_scale_the_one_that_is_used(network: TwoLayers)
     (layer, _) = quantized_layers(quantize_network(network, both(network), GROUPS)).values()
     layer.learning = True
     with torch.no_grad():
-        layer.log_scale += torch.tensor([0.3, 0.4])
+        layer.log_scale.add_(torch.tensor([0.3, 0.4]))
     learned = layer.log_scale.detach().exp()[0].item()
     for _ in range(20):  # layers that share scales commit the same one again
         layer.commit(0)

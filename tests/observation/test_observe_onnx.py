@@ -138,8 +138,8 @@ def test_given_inputs_decide_the_scales(exported: tuple[nn.Module, Path], tmp_pa
     one = feeds_of(network, 3, 500)
     many = {name: np.stack([array, array * 3]) for name, array in one.items() if name != "timestep"}
     many["timestep"] = np.array([[900], [1200]])
-    np.savez(tmp_path / "one.npz", **one)
-    np.savez(tmp_path / "many.npz", **many)
+    np.savez(tmp_path / "one.npz", allow_pickle=True, **one)
+    np.savez(tmp_path / "many.npz", allow_pickle=True, **many)
     single = observe_onnx(path, inputs=tmp_path / "one.npz", observer="minmax")
     several = observe_onnx(path, inputs=tmp_path / "many.npz", observer="minmax")
     assert several.calibration["settings"]["calls"] == 2
@@ -208,7 +208,7 @@ def test_a_graph_of_first_and_last_layers_has_nothing_to_quantize(tmp_path: Path
         observe_onnx(path)
 
 
-def convolutions(path: Path, middle: list[Any], *, half: bool = False, **constants: Array) -> Path:
+def convolutions(path: Path, middle: list[Any], *, half: bool = False, **constants: Array | int) -> Path:
     """Write sample -> a convolution -> the nodes `middle`, from h to r -> a convolution -> y."""
     rng = np.random.default_rng(0)
     helper, kind = onnx.helper, onnx.TensorProto.FLOAT16 if half else onnx.TensorProto.FLOAT
@@ -253,7 +253,7 @@ def relative_error(path: Path, quantized: Path, dtype: type = np.float32) -> flo
     sessions = [
         onnxruntime.InferenceSession(p, providers=["CPUExecutionProvider"]) for p in (path, quantized)
     ]
-    feeds = {"sample": SAMPLE.astype(dtype), "timestep": np.ones(1, dtype)}
+    feeds: dict[str, Array] = {"sample": SAMPLE.astype(dtype), "timestep": np.ones(1, dtype)}
     expected, result = (session.run(None, feeds)[0].astype(np.float32) for session in sessions)
     return float(np.linalg.norm(result - expected) / np.linalg.norm(expected))
 
@@ -350,7 +350,8 @@ def test_a_layer_that_sees_only_zeros_stays_float(tmp_path: Path) -> None:
         node("Add", ["b", "c"], ["r"]),
     ]
     other = np.random.default_rng(4).normal(0, 0.1, (8, 8, 3, 3))
-    path = convolutions(tmp_path / "m.onnx", middle, nothing=0, **{"other.weight": other})
+    constants: dict[str, Any] = {"nothing": 0, "other.weight": other}
+    path = convolutions(tmp_path / "m.onnx", middle, **constants)
     assert list(observe_onnx(path).layers) == ["other"]
     path = convolutions(tmp_path / "m.onnx", [middle[0], middle_convolution("a", "r")], nothing=0)
     with pytest.raises(SourceError, match="nothing but zeros"):

@@ -77,7 +77,13 @@ def test_text_encoder_and_network_calibrate_on_the_device(
 
 def test_verify_runs_network_and_decoder_on_the_device(folder: Path, here: tuple[Recipe, Path]) -> None:
     reports = []
-    options = {"num_images": 2, "seed": 50, "layers": True, "thresholds": NO_LIMITS, "task": TASK}
+    options: dict[str, Any] = {
+        "num_images": 2,
+        "seed": 50,
+        "layers": True,
+        "thresholds": NO_LIMITS,
+        "task": TASK,
+    }
     source = load_source(folder)
     reports.append(verify(here[1], source, **options))
     with pretend_device() as device, loading_for_real():

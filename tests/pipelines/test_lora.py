@@ -37,7 +37,7 @@ from accuquant.verification.report.thresholds import Thresholds
 from accuquant.verification.verify import verify
 
 TASK = Task(prompts=("a cat", "two dogs"), guidance_scale=3.0)
-OPTIONS = {
+OPTIONS: dict[str, Any] = {
     "steps": 3, "group-size": 2, "num-trajectories": 2, "batch-size": 2, "iterations": 1,
     "observer": "minmax", "rounding": "nearest", "weight-bits": 7,
 }  # fmt: skip
@@ -304,8 +304,12 @@ def test_a_hub_id_is_downloaded_as_safetensors_only(lora: Path, monkeypatch: pyt
         asked.append((hub_id, allow_patterns))
         return str(lora)
 
+    def download(*names: str) -> str:
+        asked.append(names)
+        return str(file)
+
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *names: asked.append(names) or str(file))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     found = Lora.find("somebody/style:0.4")
     assert (found.name, found.scale, found.file) == ("somebody/style", 0.4, file)
     assert Lora.find("somebody/style/deep/one.safetensors").file == file

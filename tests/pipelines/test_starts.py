@@ -14,12 +14,12 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers.utils import load_image
+from diffusers.utils.loading_utils import load_image
 from PIL import Image
 from torch import Tensor
 
 from accuquant.calibration.trajectory import record_from
-from accuquant.denoising.conditioning import Conditioning
+from accuquant.denoising.conditioning import BoundNetwork, Conditioning
 from accuquant.denoising.process import seeded_generators
 from accuquant.errors import CalibrationError, UsageError
 from accuquant.pipelines.families import call_arguments
@@ -279,6 +279,7 @@ def test_a_step_of_pasting_errs_only_where_the_network_paints(
     step, offset = 2, torch.tensor(0.1, requires_grad=True)
     generators = starter.process.restore_state(batch.states[step])
     network = batch.bind(source.network)
+    assert isinstance(network, BoundNetwork)
     moved = dataclasses.replace(network, predict=lambda x, t: network.predict(x, t) + offset)
     after = starter.process.step(moved, batch.latents[step], step, generators)
     difference = (after - batch.latents[step + 1]).detach()

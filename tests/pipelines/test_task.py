@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,8 +43,9 @@ def test_a_folder_that_is_named_like_an_image_is_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["prompts", "images", "masks"])
 def test_one_text_is_no_tuple_of_texts(name: str) -> None:
+    one: dict[str, Any] = {name: "a cat"}
     with pytest.raises(UsageError, match=rf"Task\.{name}: got one text, expected a tuple of texts"):
-        Task(**{name: "a cat"})
+        Task(**one)
 
 
 @pytest.mark.parametrize("text", [b"", b"\n  \n", b"\xff\xfe\xfa"])
@@ -61,7 +63,7 @@ def test_a_folder_without_an_image_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value"), [("strength", 0.0), ("strength", 1.1), ("guidance_rescale", 2.0), ("image_size", 4)]
 )
-def test_a_number_out_of_range_is_refused(name: str, value: float) -> None:
+def test_a_number_out_of_range_is_refused(name: str, value: Any) -> None:
     with pytest.raises(UsageError, match=rf"--{name.replace('_', '-')}: got {value:g}"):
         Task(**{name: value})
 

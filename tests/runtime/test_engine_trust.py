@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +24,7 @@ ADA = Gpu("RTX 4090", (8, 9), (13, 0))
 def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A GPU, a library, and a cache of our own."""
     monkeypatch.setattr(engine_files, "find_gpu", lambda: ADA)
-    monkeypatch.setattr(engine_files.importlib.util, "find_spec", lambda name: name == "tensorrt_rtx")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "tensorrt_rtx")
     monkeypatch.setenv("ACCUQUANT_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 

@@ -18,6 +18,7 @@ from diffusers import (
 )
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+from torch.jit._trace import TracerWarning
 
 from accuquant._util.files import sha256_of_file
 from accuquant.errors import EngineError, UsageError
@@ -65,7 +66,7 @@ def export_float(network: Any, folder: Path, conditioning: tuple[TensorSpec, ...
     # its age and of every Python branch in diffusers' forward.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.simplefilter("ignore", TracerWarning)
         torch.onnx.export(
             PlainOutput(network, names).eval(),
             tuple(examples),
@@ -323,7 +324,7 @@ def test_refuses_added_conditioning_that_the_graph_does_not_take(text_engine: En
         text_engine(torch.zeros(2, 4, 8, 8), 10, **given)
 
 
-def test_refuses_an_architecture_without_a_drop_in(make_folder: Callable) -> None:
+def test_refuses_an_architecture_without_a_drop_in(make_folder: Callable[..., Any]) -> None:
     folder = make_folder(unet={"_class_name": "UNet1DModel"})
     with pytest.raises(
         EngineError, match=r"network UNet1DModel.*expected UNet2DModel or UNet2DConditionModel"

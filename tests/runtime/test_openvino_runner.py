@@ -9,8 +9,12 @@ from onnx import helper
 
 from accuquant.errors import EngineError
 from accuquant.runtime.openvino_runner import OpenVinoRunner
+from accuquant.runtime.runner import Runner
 
-FEEDS = {"sample": np.ones((1, 3, 8, 8), np.float32), "timestep": np.zeros(1, np.int64)}
+FEEDS: dict[str, np.ndarray] = {
+    "sample": np.ones((1, 3, 8, 8), np.float32),
+    "timestep": np.zeros(1, np.int64),
+}
 
 
 def test_floats_stay_float32_on_every_processor(model_path: Path) -> None:
@@ -48,7 +52,9 @@ def test_bfloat16_is_refused_where_the_processor_has_none(
         OpenVinoRunner(model_path, precision="bf16").activate()
 
 
-def test_a_call_runs_in_a_model_compiled_for_its_shapes(model_path: Path, network: Callable) -> None:
+def test_a_call_runs_in_a_model_compiled_for_its_shapes(
+    model_path: Path, network: Callable[..., Any]
+) -> None:
     shapes = [(1, 3, 8, 8), (2, 3, 8, 8), (1, 3, 8, 8), (2, 3, 16, 8), (1, 3, 8, 8)]
     with OpenVinoRunner(model_path) as runner:
         assert runner.input_specs[0].shape[0] == "?", "the model itself takes any batch"
@@ -63,13 +69,14 @@ def test_a_call_runs_in_a_model_compiled_for_its_shapes(model_path: Path, networ
         assert kept == [(2, 3, 16, 8), (1, 3, 8, 8)], "memory must not grow with the number of shapes"
 
 
-def compiled_models(runner: OpenVinoRunner) -> list[Any]:
+def compiled_models(runner: Runner) -> list[Any]:
     """Return what is compiled, the latest used last."""
+    assert isinstance(runner, OpenVinoRunner)
     return [request.get_compiled_model() for request in runner._requests.values()]
 
 
 def test_the_cache_never_serves_an_engine_of_replaced_weights(
-    tmp_path: Path, build_model: Callable, network: Callable
+    tmp_path: Path, build_model: Callable[..., Any], network: Callable[..., Any]
 ) -> None:
     path, cache = tmp_path / "model.onnx", tmp_path / "cache"
     for gain in (0.5, 0.75, 0.5):
@@ -88,7 +95,7 @@ def test_the_cache_never_serves_an_engine_of_replaced_weights(
 
 
 def test_keeps_the_graph_names_where_a_node_next_to_them_vanishes(tmp_path: Path) -> None:
-    shape = ["batch", 3]
+    shape: list[str | int | None] = ["batch", 3]
     nodes = [
         helper.make_node("Cast", ["sample"], ["a_cast"], to=1),
         helper.make_node("Add", ["a_cast", "a_cast"], ["a_sum"]),

@@ -1,6 +1,7 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,7 +19,7 @@ def feeds(batch: int = 2, timestep: int = 700, seed: int = 0) -> dict[str, np.nd
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_infers_what_the_graph_computes(engine: str, model_path: Path, network: Callable) -> None:
+def test_infers_what_the_graph_computes(engine: str, model_path: Path, network: Callable[..., Any]) -> None:
     with open_runner(model_path, engine, num_threads=1) as runner:
         for batch in (2, 5):
             given = feeds(batch)
@@ -39,7 +40,9 @@ def test_a_later_call_does_not_overwrite_an_earlier_result(engine: str, model_pa
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_reads_arrays_that_are_not_contiguous(engine: str, model_path: Path, network: Callable) -> None:
+def test_reads_arrays_that_are_not_contiguous(
+    engine: str, model_path: Path, network: Callable[..., Any]
+) -> None:
     sample = feeds(4)["sample"]
     with open_runner(model_path, engine) as runner:
         for view in (sample[::2], sample.transpose(0, 1, 3, 2), np.asfortranarray(sample)):
@@ -79,7 +82,7 @@ def test_refuses_feeds_that_the_model_does_not_take(engine: str, model_path: Pat
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_refuses_a_batch_that_the_engine_cannot_take(
-    engine: str, tmp_path: Path, build_model: Callable
+    engine: str, tmp_path: Path, build_model: Callable[..., Any]
 ) -> None:
     onnx.save(build_model(batch=4), tmp_path / "fixed.onnx")
     with open_runner(tmp_path / "fixed.onnx", engine) as runner:
@@ -90,7 +93,7 @@ def test_refuses_a_batch_that_the_engine_cannot_take(
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_an_error_inside_the_engine_becomes_one_line(
-    engine: str, tmp_path: Path, build_model: Callable
+    engine: str, tmp_path: Path, build_model: Callable[..., Any]
 ) -> None:
     onnx.save(build_model(labels=True), tmp_path / "model.onnx")
     with open_runner(tmp_path / "model.onnx", engine) as runner:

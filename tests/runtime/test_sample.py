@@ -17,7 +17,9 @@ UNET = {"_class_name": "UNet2DModel", "sample_size": 8, "in_channels": 3, "out_c
 DDPM = {"_class_name": "DDPMScheduler", "num_train_timesteps": 1000}
 
 
-def reference(scheduler: Any, network: Callable, seeds: list[int], steps: int, **given: Any) -> np.ndarray:
+def reference(
+    scheduler: Any, network: Callable[..., Any], seeds: list[int], steps: int, **given: Any
+) -> np.ndarray:
     """Sample over the closed-form network with diffusers' scheduler, all seeds in one batch."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     x = torch.cat([torch.randn((1, 3, 8, 8), generator=g) for g in generators])
@@ -31,7 +33,7 @@ def reference(scheduler: Any, network: Callable, seeds: list[int], steps: int, *
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
 @pytest.mark.parametrize("kind", ["DDIM", "DDPM"])
 def test_image_k_comes_from_seed_plus_k_in_any_batch_size(
-    engine: str, kind: str, make_folder: Callable, network: Callable
+    engine: str, kind: str, make_folder: Callable[..., Any], network: Callable[..., Any]
 ) -> None:
     scheduler = getattr(diffusers, f"{kind}Scheduler")()
     config = json.loads(scheduler.to_json_string())
@@ -43,19 +45,21 @@ def test_image_k_comes_from_seed_plus_k_in_any_batch_size(
         np.testing.assert_allclose(images, expected, atol=1e-5)
 
 
-def test_a_ddim_pipeline_turns_its_scheduler_into_ddim(make_folder: Callable, network: Callable) -> None:
+def test_a_ddim_pipeline_turns_its_scheduler_into_ddim(
+    make_folder: Callable[..., Any], network: Callable[..., Any]
+) -> None:
     folder = make_folder(scheduler=DDPM, pipeline="DDIMPipeline")
     images = sample_images(folder, num_images=2, steps=6)
     np.testing.assert_allclose(images, reference(diffusers.DDIMScheduler(), network, [0, 1], 6), atol=1e-5)
 
 
-def test_the_calibrated_number_of_steps_is_the_default(make_folder: Callable) -> None:
+def test_the_calibrated_number_of_steps_is_the_default(make_folder: Callable[..., Any]) -> None:
     seen: list[int] = []
     sample_images(make_folder(), num_images=1, callback=lambda step, timestep, x: seen.append(timestep))
     assert seen == list(range(900, -1, -100))
 
 
-def test_both_lowerings_sample_across_their_groups(make_folder: Callable) -> None:
+def test_both_lowerings_sample_across_their_groups(make_folder: Callable[..., Any]) -> None:
     folder = make_folder(lowering="per-group", gains=(0.5, 0.5))
     images = sample_images(folder, num_images=2, steps=6)
     with pytest.raises(FileExistsError):
@@ -64,7 +68,7 @@ def test_both_lowerings_sample_across_their_groups(make_folder: Callable) -> Non
     assert images.std() > 0.01
 
 
-def test_the_callback_sees_every_latent_of_every_batch(make_folder: Callable) -> None:
+def test_the_callback_sees_every_latent_of_every_batch(make_folder: Callable[..., Any]) -> None:
     calls: list[tuple[int, int, np.ndarray]] = []
     ticks: list[tuple[int, int]] = []
     images = sample_images(
@@ -86,7 +90,9 @@ def test_the_callback_sees_every_latent_of_every_batch(make_folder: Callable) ->
     np.testing.assert_array_equal(images, to_images(last))
 
 
-def test_each_image_gets_its_class_label(make_folder: Callable, network: Callable) -> None:
+def test_each_image_gets_its_class_label(
+    make_folder: Callable[..., Any], network: Callable[..., Any]
+) -> None:
     folder = make_folder(labels=True)
     labels = [0, 1, 0]
     images = sample_images(folder, num_images=3, steps=4, batch_size=2, class_labels=labels)
@@ -96,7 +102,9 @@ def test_each_image_gets_its_class_label(make_folder: Callable, network: Callabl
         sample_images(folder, num_images=3, steps=4, class_labels=[0, 1])
 
 
-def test_labels_are_spread_evenly_where_none_are_chosen(make_folder: Callable, network: Callable) -> None:
+def test_labels_are_spread_evenly_where_none_are_chosen(
+    make_folder: Callable[..., Any], network: Callable[..., Any]
+) -> None:
     folder = make_folder(labels=True, unet=UNET | {"num_class_embeds": 2})
     images = sample_images(folder, num_images=3, steps=4, batch_size=2)
     expected = reference(diffusers.DDIMScheduler(), network, [0, 1, 2], 4, labels=[0, 1, 0])
@@ -113,7 +121,7 @@ def test_labels_are_spread_evenly_where_none_are_chosen(make_folder: Callable, n
     ],
 )
 def test_labels_that_do_not_fit_are_refused(
-    make_folder: Callable, folder: dict[str, Any], labels: list[int] | None, message: str
+    make_folder: Callable[..., Any], folder: dict[str, Any], labels: list[int] | None, message: str
 ) -> None:
     exported = make_folder(**({"unet": UNET | {"num_class_embeds": 2}} | folder))
     with pytest.raises(UsageError, match=f"class labels: {message}"):
@@ -121,7 +129,7 @@ def test_labels_that_do_not_fit_are_refused(
 
 
 def test_a_fixed_batch_takes_a_smaller_last_one_and_refuses_a_larger(
-    make_folder: Callable, network: Callable
+    make_folder: Callable[..., Any], network: Callable[..., Any]
 ) -> None:
     folder = make_folder(batch=2)
     images = sample_images(folder, num_images=3, steps=2)
@@ -131,13 +139,13 @@ def test_a_fixed_batch_takes_a_smaller_last_one_and_refuses_a_larger(
         sample_images(folder, num_images=4, steps=2, batch_size=4)
 
 
-def test_refuses_what_the_numpy_loop_does_not_drive(make_folder: Callable) -> None:
+def test_refuses_what_the_numpy_loop_does_not_drive(make_folder: Callable[..., Any]) -> None:
     folder = make_folder(pipeline="LDMPipeline")
     with pytest.raises(UsageError, match=r"pipeline LDMPipeline.*EngineUNet\.from_pretrained"):
         sample_images(folder, num_images=1)
 
 
-def test_refuses_another_scheduler_and_lists_those_it_has(make_folder: Callable) -> None:
+def test_refuses_another_scheduler_and_lists_those_it_has(make_folder: Callable[..., Any]) -> None:
     folder = make_folder(scheduler={"_class_name": "PNDMScheduler"}, pipeline="DDPMPipeline")
     with pytest.raises(UsageError, match="got 'PNDMScheduler', expected one of DDIMScheduler, DDPMScheduler"):
         sample_images(folder, num_images=1)
@@ -161,7 +169,7 @@ def test_refuses_another_scheduler_and_lists_those_it_has(make_folder: Callable)
         json.dumps({**DDPM, "steps_offset": -7}),
     ],
 )
-def test_refuses_a_damaged_scheduler_configuration(make_folder: Callable, content: str) -> None:
+def test_refuses_a_damaged_scheduler_configuration(make_folder: Callable[..., Any], content: str) -> None:
     folder: Path = make_folder()
     (folder / "scheduler" / "scheduler_config.json").write_text(content)
     with pytest.raises(
@@ -179,7 +187,9 @@ def test_refuses_a_damaged_scheduler_configuration(make_folder: Callable, conten
         ("number of steps", {"steps": 0}),
     ],
 )
-def test_refuses_counts_below_one(make_folder: Callable, option: str, arguments: dict[str, int]) -> None:
+def test_refuses_counts_below_one(
+    make_folder: Callable[..., Any], option: str, arguments: dict[str, Any]
+) -> None:
     with pytest.raises(UsageError, match=option):
         sample_images(make_folder(), **arguments)
 
@@ -189,12 +199,12 @@ def test_refuses_to_hand_out_images_that_are_not_finite() -> None:
         to_images(np.full((1, 1, 2, 2), np.nan, np.float32))
 
 
-def test_a_choice_that_diffusers_alone_has_is_no_damage(make_folder: Callable) -> None:
+def test_a_choice_that_diffusers_alone_has_is_no_damage(make_folder: Callable[..., Any]) -> None:
     folder = make_folder(scheduler={**DDPM, "variance_type": "learned_range"}, pipeline="DDPMPipeline")
     assert not runs_without_torch(folder, Manifest.load(folder))
 
 
-def test_an_unknown_number_of_steps_is_asked_for(make_folder: Callable) -> None:
+def test_an_unknown_number_of_steps_is_asked_for(make_folder: Callable[..., Any]) -> None:
     folder: Path = make_folder()
     replace(Manifest.load(folder), num_inference_steps=None).save(folder)
     with pytest.raises(UsageError, match=r"number of steps: got none.*Give --steps 50"):
@@ -203,7 +213,7 @@ def test_an_unknown_number_of_steps_is_asked_for(make_folder: Callable) -> None:
 
 
 @pytest.mark.parametrize("classes", ["many", 0, -1, 0.5, {}, 10**400])
-def test_refuses_a_damaged_number_of_classes(make_folder: Callable, classes: Any) -> None:
+def test_refuses_a_damaged_number_of_classes(make_folder: Callable[..., Any], classes: Any) -> None:
     folder = make_folder(labels=True, unet={**UNET, "num_class_embeds": classes})
     with pytest.raises(EngineError, match="num_class_embeds"):
         sample_images(folder, num_images=1, steps=2)

@@ -65,7 +65,7 @@ def ours(scheduler: Any, steps: int, seed: int, **options: Any) -> list[np.ndarr
 
     sample = sample_ddim if isinstance(scheduler, diffusers.DDIMScheduler) else sample_ddpm
     schedule = Schedule.create(config, steps)
-    last = sample(network, draw(), schedule, draw, callback=record, **options)  # type: ignore[operator]
+    last = sample(network, draw(), schedule, draw, callback=record, **options)
     assert last is latents[-1]
     assert seen == list(enumerate(schedule.timesteps.tolist()))
     return latents

@@ -255,7 +255,8 @@ def test_a_pipelines_network_runs_on_cuda_tensors(make_folder: Callable[..., Pat
         build_engine(job.model, job.engine, job.options, rebuild=job.rebuild)
     sizes = Manifest.load(folder).signature.sizes
     sample = torch.randn(2, 3, sizes["height"], sizes["width"])
-    on_gpu = EngineUNet.from_pretrained(folder, "tensorrt").to("cuda")
+    on_gpu: Any = EngineUNet.from_pretrained(folder, "tensorrt")
+    on_gpu.to("cuda")
     on_cpu = EngineUNet.from_pretrained(folder, "onnxruntime")
     for timestep in (900, 100, 900, 100, 900, 100):  # both groups: warmed up, recorded, replayed
         predicted = on_gpu(sample.cuda(), timestep).sample

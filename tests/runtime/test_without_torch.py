@@ -1,6 +1,8 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +29,7 @@ assert not {"torch", "diffusers"} & set(sys.modules)
 
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
 def test_an_engine_and_the_loop_run_where_torch_is_not_installed(
-    engine: str, make_folder: Callable, tmp_path
+    engine: str, make_folder: Callable[..., Any], tmp_path: Path
 ) -> None:
     from accuquant.runtime.sample import sample_images
 

@@ -417,7 +417,7 @@ def quantize_static(graph: Graph, path: Path, **options: Any) -> None:
     """Quantize x + conv(x) with ONNX Runtime, which has never heard of TensorRT's rules."""
     from onnxruntime import quantization
 
-    class Images(quantization.CalibrationDataReader):  # type: ignore[misc]
+    class Images(quantization.CalibrationDataReader):
         batches = iter([{"x": np.random.default_rng(1).uniform(-1, 3, _IMAGE).astype(np.float32)}])
 
         def get_next(self) -> dict[str, Any] | None:

@@ -89,7 +89,8 @@ def test_half_precision_adds_little_to_the_error_of_int8(graphs: dict[str, Path]
             for name in ("float", "fp32", "fp16")
         }
         feeds = {"sample": sample, "timestep": np.array([timestep], np.float32)}
-        out["bf16"] = evaluator.run(None, feeds)[0]
+        evaluated: Any = evaluator.run(None, feeds)
+        out["bf16"] = evaluated[0]
         with open_runner(graphs["bf16"], "openvino", num_threads=1) as runner:
             out["openvino"] = runner.infer(feeds)["out_sample"]
         error = {

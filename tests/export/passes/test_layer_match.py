@@ -25,7 +25,7 @@ def rewrite(path: Path, weight: np.ndarray, operator: str | None) -> None:
         tensor = numpy_helper.from_array(weight)
         graph.node.insert(0, helper.make_node("Constant", [], ["w"], value=tensor))
     else:
-        attributes = {
+        attributes: dict[str, dict[str, Any]] = {
             "Transpose": {"perm": list(range(weight.ndim))[::-1]},
             "Cast": {"to": TensorProto.FLOAT},
         }
@@ -188,7 +188,7 @@ def test_nodes_that_share_a_weight_keep_their_own_biases_and_padding(
     for name, strides in (("a", [2, 2]), ("b", [1, 1])):
         source = "sample" if name == "a" else "a.out"
         if operator == "Conv":
-            attributes = {"pads": [1, 1, 1, 1], "strides": strides}
+            attributes: dict[str, Any] = {"pads": [1, 1, 1, 1], "strides": strides}
             nodes.append(helper.make_node("Conv", [source, "w", name], [f"{name}.out"], name, **attributes))
         else:
             nodes.append(helper.make_node("MatMul", [source, "w"], [f"{name}.product"], name))

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from accuquant.audit.audit_model import write_float_twin
 from accuquant.errors import SourceError
 from accuquant.export import write_onnx
+from accuquant.export.export_options import Precision
 from accuquant.graph.infer_types import untyped_nodes
 from accuquant.groups import StepGroups
 from accuquant.networks.signature import Signature, TensorSpec
@@ -28,7 +29,7 @@ def quantized_like_onnxruntime(path: Path, *, last: str) -> None:
     `last` is what makes the graph's output: "DequantizeLinear", or "sample", which only passes a pair.
     """
     node = helper.make_node
-    tensors = {
+    tensors: dict[str, np.ndarray] = {
         "step": np.array(0.02, np.float32),
         "steps": np.array([0.02], np.float32),
         "zero": np.array(0, np.int8),
@@ -86,7 +87,7 @@ def called_twice(path: Path) -> Path:
         helper.make_node("Relu", ["first"], ["middle"], "relu"),
         helper.make_node("Conv", ["middle", "w", "b"], ["out_sample"], "conv_1", pads=[1] * 4),
     ]
-    image = ["batch", 4, "height", "width"]
+    image: list[str | int | None] = ["batch", 4, "height", "width"]
     graph = helper.make_graph(
         nodes,
         "g",
@@ -130,7 +131,12 @@ def twice_recipe(scales: tuple[float, float], zero_point: int, bits: int) -> Rec
     ("scales", "zero_point", "lowered"), [((0.05, 0.03), -20, FACTORS | {"Pad"}), ((0.05, 0.05), -20, TABLES)]
 )
 def test_a_layer_that_is_called_twice_leaves_nothing_of_its_lowering(
-    tmp_path: Path, scales: tuple[float, float], zero_point: int, lowered: set[str], bits: int, precision: str
+    tmp_path: Path,
+    scales: tuple[float, float],
+    zero_point: int,
+    lowered: set[str],
+    bits: int,
+    precision: Precision,
 ) -> None:
     path = called_twice(tmp_path / "float.onnx")
     recipe = twice_recipe(scales, zero_point, bits)

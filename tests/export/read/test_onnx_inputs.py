@@ -151,7 +151,7 @@ def test_bfloat16_is_observed(tmp_path: Path, given: bool) -> None:
     assert 0.9 < float(np.std(feeds["sample"].astype(np.float32))) < 1.1
     if given:
         inputs = tmp_path / "in.npz"
-        np.savez(inputs, **feeds)
+        np.savez(inputs, allow_pickle=True, **feeds)
         loaded = load_feeds(inputs, inputs_of(read_model(half).graph, half))[0]
         assert all(np.array_equal(loaded[name], array) for name, array in feeds.items())
     recipe = observe_onnx(half, inputs=inputs, calls=1, observer="minmax")

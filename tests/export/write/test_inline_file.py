@@ -46,7 +46,7 @@ def large(model: ir.Model) -> list[Any]:
 @pytest.mark.parametrize("size", [1, 127, 128, 20_000])
 def test_the_file_holds_what_the_model_does(tmp_path: Path, size: int) -> None:
     model = model_with(3, size, [])
-    names = [value.name for value in model.graph.initializers.values()]
+    names = [str(value.name) for value in model.graph.initializers.values()]
     save_inline(model, tmp_path / "m.onnx", large(model))
     loaded = onnx.load(tmp_path / "m.onnx")
     onnx.checker.check_model(loaded, full_check=True)

@@ -10,10 +10,10 @@ import numpy as np
 import onnx
 import pytest
 
+from accuquant._util.files import sha256_of_file
 from accuquant._util.lock import only_writer
 from accuquant.errors import UsageError
 from accuquant.export import write_onnx
-from accuquant.export.write import data_file
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def names(folder: Path) -> set[str]:
 def test_the_data_file_has_its_contents_hash_in_its_name(export: Callable[..., list[Path]]) -> None:
     graph, data = export(external_data=True)
     assert data.parent == graph.parent
-    assert data.name == f"q-{data_file.sha256_of_file(data)[:16]}.onnx_data"
+    assert data.name == f"q-{sha256_of_file(data)[:16]}.onnx_data"
     assert names(graph.parent) == {"q.onnx", data.name}
     onnx.checker.check_model(graph)
 

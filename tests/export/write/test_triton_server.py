@@ -101,7 +101,7 @@ def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     libraries = [str(package.parent / "nvidia_pytriton.libs"), str(sysconfig.get_config_var("LIBDIR"))]
-    command = [
+    command: list[str | Path] = [
         package / "tritonserver" / "bin" / "tritonserver", f"--model-repository={repository}",
         f"--backend-directory={backends}", f"--http-port={port}", "--allow-grpc=false",
         "--allow-metrics=false", "--exit-on-error=false", "--disable-auto-complete-config",

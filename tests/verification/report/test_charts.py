@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from itertools import pairwise
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -18,7 +19,7 @@ def points(element: ElementTree.Element) -> list[tuple[float, float]]:
     return [(float(x), float(y)) for x, y in re.findall(r"([\d.]+),([\d.]+)", element.get("points", ""))]
 
 
-def chart(values: list[float], **options: list[int]) -> str:
+def chart(values: list[float], **options: Any) -> str:
     return line_chart([Series("engine", values, "engine")], x_label="step", y_label="error", **options)
 
 
