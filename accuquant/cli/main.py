@@ -59,12 +59,13 @@ def run(target: click.Command, name: str, args: Sequence[str] | None = None) -> 
 
 
 def _let_threads_sleep() -> None:
-    """Let threads that wait for each other sleep, not spin: read by OpenMP when torch is first imported.
+    """Let threads that wait for each other sleep soon, not spin: read by OpenMP when torch is first imported.
 
-    Beside other work a spinning thread takes the processor from the one that it waits for.
-    benchmarks/crowded.py: forward and backward of the bundled network, two threads on two busy cores.
+    Beside other work a spinning thread takes the processor from the one that it waits for; with nothing
+    beside it, a thread that sleeps at once is woken late. benchmarks/crowded.py measures both.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def _hush_libraries(args: Sequence[str]) -> None:
