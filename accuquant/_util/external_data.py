@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from accuquant._util.named_file import named_file
+from accuquant._util.named_file import named_file, shown
 from accuquant._util.protobuf import BYTES, VARINT, Field, fields, read_varint
 from accuquant.errors import AccuQuantError, EngineError
 
@@ -42,8 +42,6 @@ _MESSAGES: dict[tuple[str, int], str] = {
 _TENSOR_NAME, _EXTERNAL_DATA, _DATA_LOCATION = 8, 13, 14
 _KEY, _VALUE = 1, 2
 _COPY_AGAIN = "The file is damaged or incomplete: export or copy it again"
-#: How much of a location is repeated in an error.
-_SHOWN = 120
 
 
 @dataclass(frozen=True)
@@ -96,27 +94,23 @@ def check_external_files(path: str | os.PathLike[str], *, error: type[AccuQuantE
     """Raise `error` unless all external data of the model at `path` lies in its folder, and is all there."""
     model = Path(path)
     for tensor in external_tensors(path, error=error):
-        subject = f"'{model}', tensor {_shown(tensor.name)}"
+        subject = f"'{model}', tensor {shown(tensor.name)}"
         target = named_file(model.parent, tensor.location, subject=f"{subject}: external data", error=error)
         if not target.is_file():
             raise error(
                 subject,
-                got=f"no file {_shown(tensor.location)} beside it",
+                got=f"no file {shown(tensor.location)} beside it",
                 expected="the model's external data in the same folder",
-                remedy=f"Copy {_shown(tensor.location)} to '{model.parent}' too, or export the model again",
+                remedy=f"Copy {shown(tensor.location)} to '{model.parent}' too, or export the model again",
             )
         size, end = target.stat().st_size, tensor.offset + (tensor.length or 0)
         if end > size:
             raise error(
                 subject,
-                got=f"{size} bytes where tensor {_shown(tensor.name)} ends at {end}",
+                got=f"{size} bytes where tensor {shown(tensor.name)} ends at {end}",
                 expected="the model's whole external data",
                 remedy=_COPY_AGAIN,
             )
-
-
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
 
 
 def _tensors(data: mmap.mmap) -> Iterator[ExternalTensor]:
@@ -167,7 +161,7 @@ def _external(data: mmap.mmap, tensor: list[Field]) -> Iterator[ExternalTensor]:
 
 def _number(key: str, text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) < 20):
-        raise ValueError(f"external data with {key} {_shown(text)}")
+        raise ValueError(f"external data with {key} {shown(text)}")
     return int(text)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from accuquant.errors import AccuQuantError, EngineError
 
 #: Characters of a name that an error repeats.
-_SHOWN = 200
+_SHOWN = 120
 _REMEDY = "Do not use these files unless you trust them; if they are yours, write them again"
 
 
@@ -34,7 +34,7 @@ def named_file(
     if fault:
         raise error(
             subject,
-            got=f"{_shown(name)}, {fault}",
+            got=f"{shown(name)}, {fault}",
             expected=f"the name of a file inside '{folder}'",
             remedy=remedy,
         )
@@ -106,5 +106,6 @@ def _link_fault(folder: Path, name: str) -> str:
     return "" if stat.S_ISREG(mode) else "which is no regular file"
 
 
-def _shown(name: str) -> str:
+def shown(name: str) -> str:
+    """Return a name that a file gave as an error repeats it: quoted, and not at any length."""
     return repr(name if len(name) <= _SHOWN else f"{name[:_SHOWN]}...")

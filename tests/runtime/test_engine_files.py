@@ -8,9 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from fake_engine import write_engine
 
 from accuquant._util.gpu import Gpu
-from accuquant.engine_manifest import EngineManifest, engine_path
+from accuquant.engine_manifest import engine_path
 from accuquant.errors import EngineError
 from accuquant.manifest import Manifest
 from accuquant.runtime import engine_files
@@ -25,22 +26,7 @@ def exported(make_folder: Callable[..., Path]) -> Path:
     folder = make_folder()
     manifest = Manifest.load(folder)
     for graph in manifest.graphs:
-        engine = engine_path(folder, graph, "sm89", "tensorrt_rtx")
-        engine.parent.mkdir(parents=True, exist_ok=True)
-        engine.write_bytes(b"kernels")
-        EngineManifest(
-            engine_sha256="0" * 64,
-            engine_bytes=7,
-            model_files={Path(graph).name: manifest.files[graph]},
-            recipe_sha256="",
-            library="tensorrt_rtx",
-            version="1",
-            target="sm89",
-            options={},
-            seconds=1.0,
-            rebuild="accuquant build OUT",
-            accuquant_version="0",
-        ).save(engine)
+        write_engine(folder, graph, manifest)
     return folder
 
 

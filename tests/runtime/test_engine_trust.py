@@ -7,10 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fake_engine import write_engine
 from snapshot import as_snapshot
 
 from accuquant._util.gpu import Gpu
-from accuquant.engine_manifest import EngineManifest, built_root, engine_path
+from accuquant.engine_manifest import built_root, engine_path
 from accuquant.engines.jobs import list_jobs
 from accuquant.errors import EngineError
 from accuquant.manifest import Manifest
@@ -31,24 +32,7 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def add_engine(root: Path, manifest: Manifest) -> Path:
     """Write what passes for an engine of the first graph below `root`."""
-    graph = manifest.graphs[0]
-    engine = engine_path(root, graph, "sm89", "tensorrt_rtx")
-    engine.parent.mkdir(parents=True)
-    engine.write_bytes(b"kernels")
-    EngineManifest(
-        engine_sha256="0" * 64,
-        engine_bytes=7,
-        model_files={Path(graph).name: manifest.files[graph]},
-        recipe_sha256="",
-        library="tensorrt_rtx",
-        version="1",
-        target="sm89",
-        options={},
-        seconds=1.0,
-        rebuild="accuquant build OUT",
-        accuquant_version="0",
-    ).save(engine)
-    return engine
+    return write_engine(root, manifest.graphs[0], manifest)
 
 
 @pytest.fixture
