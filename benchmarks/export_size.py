@@ -2,6 +2,7 @@
 
     python benchmarks/export_size.py --models sd15
     python benchmarks/export_size.py --models sdxl
+    python benchmarks/export_size.py --models sd15 --weight-bits 4 --weight-storage int4
 
 The pipeline (float32 safetensors) and a recipe are made first, in processes of their own. Then a fresh
 process loads the pipeline, exports it and ends: its largest resident memory (ru_maxrss, with Python, torch
@@ -35,22 +36,25 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", choices=_CHOICES, default=["sd15"])
     parser.add_argument("--groups", type=int, default=10, help="step groups (default: %(default)s)")
     parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp32")
+    parser.add_argument("--weight-bits", type=int, default=8, help="default: %(default)s")
+    parser.add_argument("--weight-storage", choices=("int8", "int4"), default="int8")
     parser.add_argument("--work", type=Path, help="keep pipelines and exports in this folder")
     parser.add_argument("--child", nargs=2, metavar=("ACTION", "MODEL"), help=argparse.SUPPRESS)
     add_json_option(parser)
     return parser.parse_args()
 
 
-def make_recipe(folder: Path, num_groups: int) -> None:
+def make_recipe(folder: Path, num_groups: int, weight_bits: int) -> None:
     """Write the pipeline's recipe beside it."""
     from large_networks import small_recipe
 
     from accuquant.pipelines.source import load_source
 
-    small_recipe(load_source(folder), num_groups=num_groups).save(recipe_path(folder))
+    recipe = small_recipe(load_source(folder), num_groups=num_groups, weight_bits=weight_bits)
+    recipe.save(recipe_path(folder, weight_bits))
 
 
-def export(folder: Path, output: Path, precision: Any) -> dict[str, float]:
+def export(folder: Path, output: Path, arguments: argparse.Namespace) -> dict[str, float]:
     """Export in this process -> its peak memory, and the bytes of the float weights and of the files."""
     from large_networks import folder_bytes, weight_bytes
 
@@ -60,12 +64,13 @@ def export(folder: Path, output: Path, precision: Any) -> dict[str, float]:
 
     steps: list[tuple[str, float]] = [("loading", time.monotonic())]
     source = load_source(folder)
-    recipe = Recipe.load(recipe_path(folder))
+    recipe = Recipe.load(recipe_path(folder, arguments.weight_bits))
     write_pipeline(
         source,
         recipe,
         output,
-        precision=precision,
+        precision=arguments.precision,
+        weight_storage=arguments.weight_storage,
         progress=lambda text, _: steps.append((text, time.monotonic())),
     )
     for (text, start), (_, end) in pairwise(steps):
@@ -80,9 +85,9 @@ def export(folder: Path, output: Path, precision: Any) -> dict[str, float]:
     }
 
 
-def recipe_path(folder: Path) -> Path:
+def recipe_path(folder: Path, weight_bits: int) -> Path:
     """Return where the recipe of the pipeline in `folder` lies."""
-    return folder.with_name(f"{folder.name}.safetensors")
+    return folder.with_name(f"{folder.name}-w{weight_bits}.safetensors")
 
 
 def run_child(arguments: argparse.Namespace, action: str, model: str, work: Path) -> dict[str, float]:
@@ -90,6 +95,7 @@ def run_child(arguments: argparse.Namespace, action: str, model: str, work: Path
     command = [
         sys.executable, __file__, "--child", action, model, "--work", str(work),
         "--groups", str(arguments.groups), "--precision", arguments.precision,
+        "--weight-bits", str(arguments.weight_bits), "--weight-storage", arguments.weight_storage,
     ]  # fmt: skip
     start = time.monotonic()
     result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
@@ -106,9 +112,9 @@ def do_child(arguments: argparse.Namespace) -> dict[str, float]:
     if action == "write":
         write_pipeline(model, folder)
     elif action == "recipe":
-        make_recipe(folder, arguments.groups)
+        make_recipe(folder, arguments.groups, arguments.weight_bits)
     else:
-        return export(folder, arguments.work / f"{model}-int8", arguments.precision)
+        return export(folder, arguments.work / f"{model}-int8", arguments)
     return {}
 
 
@@ -125,17 +131,23 @@ def main() -> None:
             folder = work / model
             if not folder.is_dir():
                 run_child(arguments, "write", model, work)
-            if not recipe_path(folder).is_file():
+            if not recipe_path(folder, arguments.weight_bits).is_file():
                 run_child(arguments, "recipe", model, work)
             results[model] = run_child(arguments, "export", model, work)
     print_report(
-        f"Export of a whole UNet, W8A8, {arguments.groups} step groups, {arguments.precision}, fresh process",
+        f"Export of a whole UNet, W{arguments.weight_bits}A8 stored as {arguments.weight_storage}, "
+        f"{arguments.groups} step groups, {arguments.precision}, fresh process",
         ("", "weights fp32 GB", "peak GB", "peak / weights", "file GB", "file / weights", "s", "CPU s"),
         [_row(name, found) for name, found in results.items()],
         notes=[
             "Random weights; peak is ru_maxrss; s from the start of Python to its end, CPU s in all threads."
         ],
-        record={"precision": arguments.precision, "groups": arguments.groups, "results": results},
+        record={
+            "precision": arguments.precision,
+            "weight_bits": arguments.weight_bits,
+            "groups": arguments.groups,
+            "results": results,
+        },
         json_path=arguments.json,
     )
 

@@ -111,8 +111,8 @@ def small_inputs(signature: Signature, *, size: int, seed: int = 0) -> tuple[Ten
 
 
 @torch.no_grad()
-def small_recipe(source: Source, *, num_groups: int, size: int = 16) -> Recipe:
-    """Return a W8A8 recipe of the default layers: min-max, from one small forward a step group."""
+def small_recipe(source: Source, *, num_groups: int, size: int = 16, weight_bits: int = 8) -> Recipe:
+    """Return a recipe for int8 activations of the default layers: min-max, from one small forward a step group."""
     edges = np.linspace(1000, 0, num_groups + 1)
     sample, conditioning = small_inputs(source.signature, size=size)
     names = _default_layers(source.network)
@@ -123,7 +123,7 @@ def small_recipe(source: Source, *, num_groups: int, size: int = 16) -> Recipe:
             call(source.network, sample * (1 + group / num_groups), float(edges[group + 1]), conditioning)
     layers = quantizable_layers(source.network)
     qparams = {
-        name: _qparams(name, layers[name], [min_max_scale(v, 8) for v in groups])
+        name: _qparams(name, layers[name], [min_max_scale(v, 8) for v in groups], weight_bits)
         for name, groups in sampler.samples().items()
     }
     return Recipe(
@@ -136,7 +136,7 @@ def _default_layers(network: nn.Module) -> tuple[str, ...]:
     return place(network, dict.fromkeys(quantizable_layers(network), 1)).quantized
 
 
-def _qparams(name: str, layer: nn.Module, scales: list[float]) -> LayerQParams:
+def _qparams(name: str, layer: nn.Module, scales: list[float], weight_bits: int) -> LayerQParams:
     kind = layer_kind(layer)
     assert kind is not None
     weight = weight_of(layer).numpy()
@@ -148,8 +148,9 @@ def _qparams(name: str, layer: nn.Module, scales: list[float]) -> LayerQParams:
         kind,
         tuple(weight.shape),
         fingerprint(weight),
-        (limit / 127).astype(np.float32),
+        (limit / (2 ** (weight_bits - 1) - 1)).astype(np.float32),
         np.asarray(scales, np.float32),
+        weight_bits=weight_bits,
     )
 
 

@@ -13,10 +13,13 @@ Lowering = Literal["rescale", "hybrid", "per-group"]
 Precision = Literal["fp32", "fp16", "bf16"]
 Affine = Literal["shift", "zero_point"]
 FloatWeights = Literal["auto", "fp32", "fp16", "bf16"]
+WeightStorage = Literal["int8", "int4"]
 
 #: QDQ pairs with float16 scales need opset 19, Conv in bfloat16 needs 22.
 _MIN_OPSET: dict[str, int] = {"auto": 19, "fp32": 19, "fp16": 19, "bf16": 22}
 _DEFAULT_OPSET = 21
+#: INT4 tensors, and Cast from them.
+_INT4_OPSET = 21
 #: The newest that torch's exporter and onnxscript's converter write.
 _MAX_OPSET = 25
 _TARGET = re.compile(r"cpu|gpu|sm\d{2,3}")
@@ -34,7 +37,8 @@ class ExportOptions:
     `precision` is what is not int8. `affine` "shift" writes zero-points as an addition around a symmetric QDQ
     pair, which every engine takes; "zero_point" writes them into the pair.
     `float_weights` is how weights of layers that stay float are stored in a graph that computes in fp32;
-    "auto" is fp16 above 100 MB. `opset` None is 21, or 22 for bf16. `external_data` keeps weights in a file
+    "auto" is fp16 above 100 MB. `weight_storage` "int4" packs weights of at most 4 bits; engines compute the
+    same. `opset` None is 21, or 22 for bf16. `external_data` keeps weights in a file
     beside the graph; None does above 2 GB, and where graphs share them. `dynamic` lets batch and image size
     of a pipeline vary. `whole_pipeline` adds text encoders and autoencoder in float32, so that Optimum loads
     the folder.
@@ -45,6 +49,7 @@ class ExportOptions:
     precision: Precision | Auto = "auto"
     affine: Affine | Auto = "auto"
     float_weights: FloatWeights = "auto"
+    weight_storage: WeightStorage = "int8"
     opset: int | None = None
     external_data: bool | None = None
     dynamic: bool = True
@@ -57,6 +62,13 @@ class ExportOptions:
         if self.target is not None and not _TARGET.fullmatch(self.target):
             raise unknown_name("target", self.target, ("cpu", "gpu", "a compute capability like sm89"))
         choose_opset(self.opset, self.precision)
+        if self.weight_storage == "int4" and self.written_opset < _INT4_OPSET:
+            raise UsageError(
+                "--weight-storage int4",
+                got=f"--opset {self.written_opset}",
+                expected=f"opset {_INT4_OPSET} or later, the first with INT4",
+                remedy="Leave one of the two out",
+            )
         if self.whole_pipeline and self.lowering == "per-group":
             raise UsageError(
                 "--whole-pipeline",
@@ -79,6 +91,7 @@ class ExportChoices(TypedDict, total=False):
     precision: Precision | Auto
     affine: Affine | Auto
     float_weights: FloatWeights
+    weight_storage: WeightStorage
     opset: int | None
     external_data: bool | None
     dynamic: bool
@@ -113,5 +126,5 @@ def _choices(hint: object) -> tuple[str, ...]:
 #: Field -> the names that it takes, as its type says.
 CHOICES: dict[str, tuple[str, ...]] = {
     name: _choices(get_type_hints(ExportOptions)[name])
-    for name in ("lowering", "precision", "affine", "float_weights")
+    for name in ("lowering", "precision", "affine", "float_weights", "weight_storage")
 }

@@ -84,6 +84,13 @@ if TYPE_CHECKING:
     "100 MB. bf16 keeps weights that were trained in it, and is coarser than fp16 for others.",
 )
 @click.option(
+    "--weight-storage",
+    type=click.Choice(("int8", "int4")),
+    default="int8",
+    help="int4 packs weights of at most 4 bits (calibrate with --weight-bits 4): half the bytes of int8, "
+    "the same images.",
+)
+@click.option(
     "--opset",
     type=click.IntRange(min=19),
     default=None,

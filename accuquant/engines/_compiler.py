@@ -29,15 +29,16 @@ _REFUSALS = {
 
 
 def compile_request(library: str, request: dict[str, Any], report: Report) -> None:
-    """Compile request["model"] into request["plan"] with the package `library`.
+    """Compile request["compiled"] into request["plan"] with the package `library`.
 
-    Raises EngineError where TensorRT refuses the model, UsageError for a profile that does not fit.
+    What is compiled is request["model"], or made from it. Raises
+    EngineError where TensorRT refuses the model, UsageError for a profile that does not fit.
     """
     trt = importlib.import_module(library)
     with open(request["log"], "w", encoding="utf-8") as log:
         logger = make_logger(trt, log)
         builder: tensorrt.Builder = trt.Builder(logger)
-        network, parser = parse(trt, builder, logger, request["model"])
+        network, parser = parse(trt, builder, logger, request["model"], request["compiled"])
         fix_shapes(network, request)
         config = configure(trt, builder, network, request, make_monitor(trt, report), logger)
         plan = builder.build_serialized_network(network, config)
@@ -51,13 +52,16 @@ def compile_request(library: str, request: dict[str, Any], report: Report) -> No
 
 
 def parse(
-    trt: Any, builder: tensorrt.Builder, logger: Any, model: str
+    trt: Any, builder: tensorrt.Builder, logger: Any, model: str, compiled: str
 ) -> tuple[tensorrt.INetworkDefinition, tensorrt.OnnxParser]:
-    """Return (network, parser) of a strongly typed network. Raises EngineError that names what is wrong."""
+    """Return (network, parser) of a strongly typed network, read from the file `compiled`.
+
+    Raises EngineError that names what is wrong with `model`, which `compiled` was made from.
+    """
     flag = trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
     network = builder.create_network(1 << int(flag))
     parser: tensorrt.OnnxParser = trt.OnnxParser(network, logger)
-    if parser.parse_from_file(model):
+    if parser.parse_from_file(compiled):
         return network, parser
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     unsupported = {

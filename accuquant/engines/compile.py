@@ -21,6 +21,7 @@ from accuquant.engines.backend import Backend, resolve_backend
 from accuquant.engines.options import BuildOptions
 from accuquant.errors import EngineError
 
+_WIDENED = "Weights in 4 bits are compiled as int8: TensorRT would compute with them in float"
 _REMEDY = "Run `accuquant check` on the model: it names what TensorRT cannot compile"
 
 
@@ -51,23 +52,28 @@ def compile_engine(
     """
     # loads onnx, for which `accuquant build --help` must not wait
     from accuquant.engines.half_types import check_half_types
+    from accuquant.engines.int8_storage import with_int8_weights
 
     backend = resolve_backend(options.backend)
     check_half_types(Path(model), options.target)
     progress = progress or Silent()
     began = time.monotonic()
     with scratch_folder("build") as work, atomic_write(plan) as written:
-        request = _request(Path(model), written, options, work / "log")
+        compiled = with_int8_weights(Path(model), work)
+        request = _request(Path(model), compiled, written, options, work / "log")
         (work / "request.json").write_text(json.dumps(request), encoding="utf-8")
         progress.stage(f"compiling {Path(model).name} for {options.target}", 100)
+        if compiled != Path(model):
+            progress.message(_WIDENED)
         _run_child(work, Path(model), backend, progress)
         log = tuple((work / "log").read_text(encoding="utf-8").splitlines())
     return CompiledEngine(Path(plan), log, time.monotonic() - began, backend.name, backend.version)
 
 
-def _request(model: Path, plan: Path, options: BuildOptions, log: Path) -> dict[str, Any]:
+def _request(model: Path, compiled: Path, plan: Path, options: BuildOptions, log: Path) -> dict[str, Any]:
     return {
         "model": os.fspath(model.resolve()),
+        "compiled": os.fspath(compiled.resolve()),
         "plan": os.fspath(plan.resolve()),
         "log": os.fspath(log),
         "timing_cache": os.fspath(options.timing_cache.resolve()) if options.timing_cache else None,

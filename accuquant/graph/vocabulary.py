@@ -31,7 +31,7 @@ class Role(str, Enum):
     """What a node does that quantization put into a graph; it stands in the node's metadata.
 
     x -> [CAST] -> [DIVIDE by a FACTOR] -> [SHIFT] -> [CLIP] -> [PAD] -> QUANTIZE -> DEQUANTIZE
-      -> the layer, which reads its weight from WEIGHT
+      -> the layer, which reads its weight from [WIDEN] -> WEIGHT
       -> [CAST] -> [RESTORE by a FACTOR] -> [BIAS] -> [CAST]
 
     A node's name says the same to people, and is no protocol: names are made unique at the end.
@@ -48,6 +48,7 @@ class Role(str, Enum):
     DEQUANTIZE = "dequantize"
     CONCAT = "concat"  #: concatenates the parts that have pairs of their own
     WEIGHT = "weight"  #: dequantizes a weight
+    WIDEN = "widen"  #: casts the 4-bit levels of a weight to int8
     RESTORE = "restore"
     BIAS = "bias"  #: adds the bias, less what the shift added
     SHIFTED_BIAS = "shifted_bias"  #: makes what BIAS adds, where the graph computes it

@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from accuquant.export.lint.check_graph import GraphView, Violation, type_name
 from accuquant.graph.neighbours import input_of, label, select, type_of
+from accuquant.graph.packed_levels import is_unpacking
 
 #: What TensorRT's Q and DQ layers compute with, and the opset that brought each type to Q/DQ.
 _LEVEL_TYPES: dict[ir.DataType, int] = {
@@ -89,6 +90,21 @@ def level_opset(view: GraphView) -> Iterator[Violation]:
             )
 
 
+def packed_levels(view: GraphView) -> Iterator[Violation]:
+    """Report 4-bit weights that are cast to int8.
+
+    TensorRT lets INT4 go into DequantizeLinear alone, and then computes the layer in float.
+    """
+    for node in select(view.graph, "Cast"):
+        if is_unpacking(node):
+            yield Violation(
+                "packed-weight",
+                label(node),
+                f"casts {type_name(type_of(input_of(node, 0)))} levels of a weight, expected int8 ones",
+                "Build with `accuquant build`, which widens them, or export with --weight-storage int8",
+            )
+
+
 def levels_of(node: ir.Node) -> ir.DataType:
     """Return the element type on the integer side of a QuantizeLinear or DequantizeLinear."""
     if node.op_type == "DequantizeLinear":
@@ -98,4 +114,4 @@ def levels_of(node: ir.Node) -> ir.DataType:
     return ir.DataType(node.attributes.get_int("output_dtype", 0) or ir.DataType.UINT8)
 
 
-RULES = (zero_point, level_type, quantized_bias, level_opset)
+RULES = (zero_point, level_type, quantized_bias, level_opset, packed_levels)

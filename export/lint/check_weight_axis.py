@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from accuquant.export.lint.check_graph import GraphView, Violation
 from accuquant.graph.neighbours import Read, input_of, label, producer, readers, select
+from accuquant.graph.packed_levels import is_unpacking
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def _scaled_axis(view: GraphView, node: ir.Node) -> _Axis | None:
 def _shape(node: ir.Node) -> tuple[int, ...] | None:
     """Return the shape of the constant that `node` dequantizes, be it quantized in the graph."""
     value, writer = input_of(node, 0), producer(node)
-    if writer is not None and writer.op_type == "QuantizeLinear":
+    if writer is not None and (writer.op_type == "QuantizeLinear" or is_unpacking(writer)):
         value = input_of(writer, 0)
     tensor = None if value is None else ir.convenience.get_const_tensor(value)
     return None if tensor is None else tuple(tensor.shape.numpy())

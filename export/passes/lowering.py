@@ -13,7 +13,14 @@ from onnx_ir.passes.common import (
 )
 
 import accuquant
-from accuquant.export.export_options import Affine, ExportOptions, FloatWeights, Lowering, Precision
+from accuquant.export.export_options import (
+    Affine,
+    ExportOptions,
+    FloatWeights,
+    Lowering,
+    Precision,
+    WeightStorage,
+)
 from accuquant.export.passes.correct_bias import CorrectBiasPass
 from accuquant.export.passes.decompose_norms import DecomposeNormsPass
 from accuquant.export.passes.half_precision import HalfPrecisionPass
@@ -23,6 +30,7 @@ from accuquant.export.passes.quantize_activations import QuantizeActivationsPass
 from accuquant.export.passes.quantize_before_concat import QuantizeBeforeConcatPass
 from accuquant.export.passes.quantize_weights import QuantizeWeightsPass
 from accuquant.export.passes.store_half import AUTO_ABOVE, StoreHalfPass
+from accuquant.export.passes.store_int4 import StoreInt4Pass
 from accuquant.graph import vocabulary
 from accuquant.graph.vocabulary import SIGNATURE_KEY
 from accuquant.networks.signature import Signature
@@ -42,6 +50,7 @@ class LoweringOptions:
     precision: Precision
     affine: Affine
     float_weights: FloatWeights
+    weight_storage: WeightStorage = "int8"
 
     @classmethod
     def of(cls, options: ExportOptions) -> LoweringOptions:
@@ -51,6 +60,7 @@ class LoweringOptions:
             precision="fp32" if options.precision == "auto" else options.precision,
             affine="shift" if options.affine == "auto" else options.affine,
             float_weights=options.float_weights,
+            weight_storage=options.weight_storage,
         )
 
 
@@ -70,6 +80,8 @@ def lower(model: ir.Model, recipe: Recipe, options: LoweringOptions, digest: str
     elif options.float_weights != "fp32":
         half = _HALVES["fp16" if options.float_weights == "auto" else options.float_weights]
         StoreHalfPass(half, above=AUTO_ABOVE if options.float_weights == "auto" else 0)(model)
+    if options.weight_storage == "int4":
+        StoreInt4Pass(recipe.layers)(model)
     if options.lowering != "per-group":
         return [_finish(model, recipe, options, digest, None)]
     return [_finish(model.clone(), recipe, options, digest, group) for group in range(len(recipe.groups))]

@@ -13,6 +13,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from accuquant.export.passes.layer_match import matched_layers
 from accuquant.export.passes.representable import representable
 from accuquant.graph.constants import ConstantWeight, constant_weight, reads_transposed
+from accuquant.graph.packed_levels import levels_tensor
 from accuquant.graph.patch import Patch, add_tensor
 from accuquant.graph.vocabulary import Role
 from accuquant.qparams import FloatArray, LayerQParams, along_axis, level_bounds
@@ -97,10 +98,11 @@ def _levels_and_scale(node: ir.Node) -> tuple[npt.NDArray[np.int8], FloatArray]:
     """Return the levels and the scale of a quantized weight, as the graph holds them."""
     dequantize = node.inputs[1].producer()  # type: ignore[union-attr]
     assert dequantize is not None
-    levels, scale = (ir.convenience.get_const_tensor(value) for value in dequantize.inputs[:2])  # type: ignore[arg-type]
+    levels = levels_tensor(dequantize)
+    scale = ir.convenience.get_const_tensor(dequantize.inputs[1])  # type: ignore[arg-type]
     assert levels is not None
     assert scale is not None
-    return levels.numpy(), scale.numpy()
+    return levels.numpy().astype(np.int8), scale.numpy()
 
 
 def _dequantize(graph: ir.Graph, node: ir.Node, layer: LayerQParams, half: ir.DataType | None) -> ir.Value:

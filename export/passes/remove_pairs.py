@@ -10,6 +10,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from accuquant.graph.constants import constant_array
+from accuquant.graph.packed_levels import levels_tensor
 from accuquant.graph.patch import Patch, add_tensor, take_over
 from accuquant.graph.roles import role_of
 from accuquant.graph.vocabulary import Role
@@ -48,9 +49,7 @@ class RemovePairsPass(ir.passes.InPlacePass):
 
 
 def _remove_dequantize(graph: ir.Graph, node: ir.Node) -> None:
-    levels = node.inputs[0]
-    assert levels is not None
-    tensor = ir.convenience.get_const_tensor(levels)
+    tensor = levels_tensor(node)
     if tensor is None:
         _bypass(graph, node)
         return

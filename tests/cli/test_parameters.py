@@ -73,6 +73,7 @@ RECEIVERS: dict[str, Callable[[str], object]] = {
     "--lowering": lambda name: ExportOptions(lowering=name),  # type: ignore[arg-type]
     "--precision": lambda name: ExportOptions(precision=name),  # type: ignore[arg-type]
     "--affine": lambda name: ExportOptions(affine=name),  # type: ignore[arg-type]
+    "--weight-storage": lambda name: ExportOptions(weight_storage=name),  # type: ignore[arg-type]
     "--float-weights": lambda name: ExportOptions(float_weights=name),  # type: ignore[arg-type]
     "--profilingVerbosity": lambda name: _compiled(profiling_verbosity=name),
     "--hardwareCompatibilityLevel": lambda name: _compiled(hardware_compatibility=name),
