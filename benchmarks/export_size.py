@@ -20,7 +20,6 @@ import tempfile
 import time
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from report import add_json_option, print_report
 

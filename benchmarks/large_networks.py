@@ -112,7 +112,7 @@ def small_inputs(signature: Signature, *, size: int, seed: int = 0) -> tuple[Ten
 
 @torch.no_grad()
 def small_recipe(source: Source, *, num_groups: int, size: int = 16, weight_bits: int = 8) -> Recipe:
-    """Return a recipe for int8 activations of the default layers: min-max, from one small forward a step group."""
+    """Return a recipe of the default layers, 8-bit activations: min-max, one small forward a step group."""
     edges = np.linspace(1000, 0, num_groups + 1)
     sample, conditioning = small_inputs(source.signature, size=size)
     names = _default_layers(source.network)
