@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import openvino
 import pytest
 from onnx import TensorProto, numpy_helper
 
@@ -95,3 +96,17 @@ def test_the_float_twin_of_a_packed_graph_is_that_of_an_unpacked_one(
         twin = write_float_twin(path, folder)
         twins.append(run_graph(twin, network.sample(), [3]))
     np.testing.assert_array_equal(*twins)
+
+
+@pytest.mark.parametrize("name", ["conv", "gemm"])
+def test_openvino_runs_the_same_layers_in_the_same_precision(one_layer: Any, name: str) -> None:
+    network, found = one_layer(name), []
+    for storage in ("int8", "int4"):
+        (path,) = network.lower(network.layer(weight_bits=4), weight_storage=storage)
+        compiled = openvino.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        facts = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
+        kinds = [(fact["layerType"].astype(str), fact["runtimePrecision"].astype(str)) for fact in facts]
+        output = compiled({"sample": network.sample(), "timestep": np.array([3])})[0]
+        found.append(([kind for kind in kinds if kind[0] in ("Convolution", "FullyConnected")], output))
+    assert found[0][0] == found[1][0] != []
+    np.testing.assert_array_equal(found[0][1], found[1][1])
