@@ -74,11 +74,11 @@ def time_parts(audit: EngineAudit) -> list[tuple[str, float]]:
 
 def _last_figure(subject: EngineAudit, reference: EngineAudit | None) -> dict[str, str]:
     """Return the size of the engine, or the time of a run where the engine is no file."""
-    if subject.plan_bytes is None:
+    if not subject.plan_bytes:
         there = f"{milliseconds(reference.milliseconds)} in {reference.name}" if reference else ""
         value, label = f"{subject.milliseconds or 0:.1f}", "one run, the kernels' counters on"
         return {"value": value, "unit": "ms", "label": label, "note": there}
-    size = f"{megabytes(reference.plan_bytes)} there" if reference and reference.plan_bytes else ""
+    size = f"{megabytes(reference.plan_bytes)} there" if reference else ""
     return {"value": megabytes(subject.plan_bytes), "unit": "", "label": "engine file", "note": size}
 
 

@@ -118,7 +118,7 @@ class _Side:
             target=f"{describe_processor()}, {threads}, batch {batch}",
             library=f"{engine} {importlib.metadata.version(engine)}",
             seconds=self._seconds,
-            plan_bytes=None,
+            plan_bytes=0,
             num_engines=self.num_engines,
             milliseconds=float(np.median(self._calls)),
         )

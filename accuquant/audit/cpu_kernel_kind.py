@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from accuquant.audit.engine_layers import EngineLayer
+from accuquant.audit.engine_layers import EngineLayer, EngineTensor
 
 #: OpenVINO's layer types and ONNX Runtime's operators -> the kind of kernel.
 _KINDS = {
@@ -89,5 +89,5 @@ def cpu_kernel_kind(layer: EngineLayer, operators: Mapping[str, str]) -> str:
     return "fused pointwise" if len(layer.onnx_nodes) > 1 else "pointwise"
 
 
-def _types(tensors: tuple[object, ...]) -> set[str]:
-    return {str(getattr(tensor, "dtype", "")) for tensor in tensors[:1]}
+def _types(tensors: tuple[EngineTensor, ...]) -> set[str]:
+    return {tensor.dtype for tensor in tensors[:1]}

@@ -82,14 +82,14 @@ class EngineAudit:
     `not_understood` holds what could not be read: lines of the log, kinds of kernels, nodes without a
     shape. `num_engines` is how many such engines the model needs (one a step group where that is so).
     `milliseconds` is what one run takes, None where nothing was run; then there are no times of kernels
-    either. `plan_bytes` is None where the engine is no file.
+    either. `plan_bytes` is 0 where the engine is no file.
     """
 
     name: str
     target: str
     library: str
     seconds: float
-    plan_bytes: int | None
+    plan_bytes: int
     weight_bytes: Mapping[str, float]
     activation_bytes: int | None
     kernel_list: tuple[Kernel, ...]

@@ -88,7 +88,7 @@ def _rows(audits: Sequence[EngineAudit]) -> Iterator[Row]:
             lambda a, p=precision: megabytes(a.weight_bytes.get(p, 0.0)),  # type: ignore[misc]
             indented=True,
         )
-    yield row("engine file", lambda a: _UNKNOWN if a.plan_bytes is None else megabytes(a.plan_bytes))
+    yield row("engine file", lambda a: megabytes(a.plan_bytes) if a.plan_bytes else _UNKNOWN)
     yield row(
         "memory for activations", lambda a: megabytes(a.activation_bytes) if a.activation_bytes else _UNKNOWN
     )

@@ -60,6 +60,11 @@ def why_float(
 def _why_float_on_cpu(work: EngineLayer, pairs: Sequence[ir.Node | None]) -> Reason:
     """Say why OpenVINO or ONNX Runtime runs a layer in float whose two operands have pairs."""
     kernel = f"kernel {work.implementation or work.kind}, which reads {work.precision}"
+    if work.library == "onnxruntime" and "Conv" in work.kind:
+        return Reason(
+            "ONNX Runtime's int8 convolution writes int8, and nothing quantizes the output of this one",
+            "Run it with --engine openvino, whose int8 convolutions write float",
+        )
     weight = next((tensor.dtype for tensor in work.constants), "")
     if _has_zero_point(pairs[0]):
         return Reason(

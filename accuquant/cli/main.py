@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import TextIO
 
 import click
 
@@ -84,10 +84,17 @@ def _show_own_warnings(name: str) -> None:
     """Show a warning of ours as one line on stderr, without the line of code that Python adds."""
     others = warnings.showwarning
 
-    def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
         if issubclass(category, FloatLayersWarning):
             click.echo(f"{name}: warning: {message}", err=True)
         else:
-            others(message, category, *place)
+            others(message, category, filename, lineno, file, line)
 
     warnings.showwarning = show
