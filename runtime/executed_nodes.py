@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 #: What OpenVINO appends to the name of an ONNX node where it splits one, or moves a scale behind it.
 _SUFFIXES = ("/WithoutBiases", "/WithoutBias", "/DequantizationMultiply", "/DequantizationSubtract")
 _SINK = "/sink_port_"
+#: OpenVINO's layer types that multiply and accumulate.
+WORK_KINDS = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul"})
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,26 @@ def _input(port: Any, before: dict[str, ExecutedNode]) -> ExecutedTensor:
     index = min(source.get_index(), len(writer.outputs) - 1)
     precision = writer.outputs[index].precision
     return ExecutedTensor(_shape(port), precision, writer.constant, writer.name)
+
+
+def with_lost_names(
+    nodes: tuple[ExecutedNode, ...], followers: Mapping[str, tuple[str, ...]]
+) -> tuple[ExecutedNode, ...]:
+    """Give the layers that no node names to the node that computes what follows them.
+
+    OpenVINO calls a product and its bias, which it computes at once, by the name of the addition alone.
+    `followers` maps each layer of the ONNX graph to the nodes that finish its output.
+    """
+    known = {name for node in nodes for name in node.onnx_nodes}
+    work = {name: node.name for node in nodes if node.kind in WORK_KINDS for name in node.onnx_nodes}
+    lost: dict[str, list[str]] = {}
+    for layer, after in followers.items():
+        if layer not in known and (found := [work[name] for name in after if name in work]):
+            lost.setdefault(found[0], []).append(layer)
+    return tuple(
+        replace(node, onnx_nodes=(*lost[node.name], *node.onnx_nodes)) if node.name in lost else node
+        for node in nodes
+    )
 
 
 def onnx_name(original: str) -> str:

@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING
 
 from accuquant._util.processor import describe_processor
 from accuquant.errors import FloatLayersWarning, printable
-from accuquant.runtime.executed_nodes import ExecutedNode
+from accuquant.runtime.executed_nodes import WORK_KINDS, ExecutedNode, with_lost_names
 
 if TYPE_CHECKING:
     from accuquant.graph.calibrated import CalibratedLayer
 
-#: OpenVINO's layer types that multiply and accumulate.
-WORK_KINDS = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul"})
 #: OpenVINO's element types -> ours.
 PRECISIONS = {"i8": "int8", "u8": "int8", "f32": "fp32", "f16": "fp16", "bf16": "bf16"}
 #: Layers that a warning names.
@@ -80,7 +78,8 @@ class Int8Use:
 
 def int8_use(layers: Sequence[CalibratedLayer], nodes: Sequence[ExecutedNode]) -> Int8Use:
     """Find each calibrated layer among the `nodes` of a compiled model."""
-    work = {name: node for node in nodes if node.kind in WORK_KINDS for name in node.onnx_nodes}
+    named = with_lost_names(tuple(nodes), {layer.node: layer.followers for layer in layers})
+    work = {name: node for node in named if node.kind in WORK_KINDS for name in node.onnx_nodes}
     runs, unknown = [], []
     for layer in layers:
         node = work.get(layer.node)

@@ -19,8 +19,11 @@ from accuquant.audit.engine_audit import EngineAudit, compare
 from accuquant.audit.engine_layers import EngineDescription
 from accuquant.audit.onnxruntime_layers import ProfiledSession
 from accuquant.audit.openvino_layers import read_openvino_layers
+from accuquant.errors import EngineError
 from accuquant.export.read.as_written import read_as_written
+from accuquant.graph.calibrated import find_followers
 from accuquant.graph.roles import check_roles
+from accuquant.graph.skeleton import read_skeleton
 from accuquant.runtime.openvino_runner import OpenVinoRunner
 from accuquant.runtime.runner import Array
 
@@ -135,7 +138,8 @@ class _Side:
             name: float(np.median([times[name] for times in self._kernels if name in times]))
             for name in names
         }
-        return read_openvino_layers(self._runner.executed(), medians)
+        followers = find_followers(read_skeleton(self.path, error=EngineError))
+        return read_openvino_layers(self._runner.executed(), medians, followers)
 
 
 def feeds_of(runner: Any, shapes: Shapes) -> dict[str, Array]:

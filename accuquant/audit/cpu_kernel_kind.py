@@ -68,13 +68,15 @@ _KINDS = {
     "fill": ({"ConstantOfShape", "Range", "Shape", "ShapeOf"},),
 }
 _KIND_OF = {name: kind for kind, sets in _KINDS.items() for names in sets for name in names}
+_NORMS = frozenset({"GroupNormalization", "InstanceNormalization", "LayerNormalization"})
 _PAIR = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
 
 def cpu_kernel_kind(layer: EngineLayer, operators: Mapping[str, str]) -> str:
     """Return which of KERNEL_KINDS `layer` is; `operators` maps a node of the ONNX graph to its operator.
 
-    OpenVINO computes chains of pointwise operations in one "Subgraph", and attention too where one fits.
+    OpenVINO computes chains of pointwise operations in one "Subgraph", and attention or a float
+    normalization where it fits.
     """
     kind = _KIND_OF.get(layer.kind, "other")
     done = [operators[node] for node in layer.onnx_nodes if node in operators]
@@ -86,6 +88,8 @@ def cpu_kernel_kind(layer: EngineLayer, operators: Mapping[str, str]) -> str:
         return "attention"
     if done and set(done) <= _PAIR:
         return "quantize"
+    if done and set(done) <= _NORMS:
+        return "normalization"
     return "fused pointwise" if len(layer.onnx_nodes) > 1 else "pointwise"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from accuquant.audit.engine_layers import EngineDescription, EngineLayer, EngineTensor
-from accuquant.runtime.executed_nodes import ExecutedNode, ExecutedTensor
+from accuquant.runtime.executed_nodes import ExecutedNode, ExecutedTensor, with_lost_names
 
 #: OpenVINO's element types -> TensorRT's, which the audit speaks.
 _DTYPES = {
@@ -24,11 +24,14 @@ _PORTS = frozenset({"Const", "Input", "Output", "Parameter", "Result"})
 
 
 def read_openvino_layers(
-    nodes: Sequence[ExecutedNode], milliseconds: Mapping[str, float]
+    nodes: tuple[ExecutedNode, ...],
+    milliseconds: Mapping[str, float],
+    followers: Mapping[str, tuple[str, ...]],
 ) -> EngineDescription:
     """Return the kernels among `nodes`: those that a run executed, whose `milliseconds` are known by name.
 
-    What is computed in place (a Reshape) or once (of constants alone) is none.
+    What is computed in place (a Reshape) or once (of constants alone) is none. `followers` maps each layer of
+    the ONNX graph to the nodes that finish its output.
     """
     layers = [
         EngineLayer(
@@ -42,7 +45,7 @@ def read_openvino_layers(
             implementation=node.implementation,
             milliseconds=milliseconds[node.name],
         )
-        for node in nodes
+        for node in with_lost_names(nodes, followers)
         if node.name in milliseconds and node.kind not in _PORTS and not node.constant
     ]
     return EngineDescription(tuple(layers))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,10 @@ from onnx import numpy_helper
 
 from accuquant.errors import AccuQuantError
 from accuquant.graph.skeleton import read_skeleton
-from accuquant.graph.vocabulary import LAYER_KEY, LAYER_OPS
+from accuquant.graph.vocabulary import LAYER_KEY, LAYER_OPS, ROLE_KEY
+
+#: What scales an output or adds a bias.
+_FINISHING = frozenset({"Add", "Cast", "Mul"})
 
 
 @dataclass(frozen=True)
@@ -20,11 +24,13 @@ class CalibratedLayer:
 
     `node` is its name (what it writes, where it has none), `layer` the recipe's name of it where the graph
     holds that, else the node's. `zero_point` says that its activation's pair has a zero-point inside.
+    `followers` are the nodes that finish its output, see find_followers.
     """
 
     node: str
     layer: str
     zero_point: bool
+    followers: tuple[str, ...] = ()
 
 
 def calibrated_layers(
@@ -42,6 +48,7 @@ def find_calibrated(model: onnx.ModelProto) -> tuple[CalibratedLayer, ...]:
     graph = model.graph
     writers = {name: node for node in graph.node for name in node.output}
     constants = {tensor.name: tensor for tensor in graph.initializer}
+    followers = find_followers(model)
     found = []
     for node in graph.node:
         if node.op_type not in LAYER_OPS:
@@ -52,10 +59,44 @@ def find_calibrated(model: onnx.ModelProto) -> tuple[CalibratedLayer, ...]:
             continue
         if {activation.op_type, weight.op_type} != {"DequantizeLinear"} or activation.input[0] in constants:
             continue
-        name = node.name or node.output[0]
+        name = _name(node)
         layer = next((entry.value for entry in node.metadata_props if entry.key == LAYER_KEY), name)
-        found.append(CalibratedLayer(name, layer, _is_shifted(activation, constants)))
+        shifted = _is_shifted(activation, constants)
+        found.append(CalibratedLayer(name, layer, shifted, followers[name]))
     return tuple(found)
+
+
+def find_followers(model: onnx.ModelProto) -> dict[str, tuple[str, ...]]:
+    """Return for each convolution and matrix product the nodes that scale its output or add its bias.
+
+    An engine may compute them in one kernel, and name that after the last of them alone.
+    """
+    graph = model.graph
+    known = {tensor.name for tensor in graph.initializer}
+    readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+    for node in graph.node:
+        for name in node.input:
+            readers[name].append(node)
+
+    def after(node: onnx.NodeProto) -> tuple[str, ...]:
+        chain: list[str] = []
+        while len(readers[node.output[0]]) == 1:
+            (node,) = readers[node.output[0]]
+            finishes = _has_role(node) or any(name in known for name in node.input)
+            if node.op_type not in _FINISHING or not finishes:
+                break
+            chain.append(_name(node))
+        return tuple(chain)
+
+    return {_name(node): after(node) for node in graph.node if node.op_type in LAYER_OPS}
+
+
+def _name(node: onnx.NodeProto) -> str:
+    return node.name or str(node.output[0])
+
+
+def _has_role(node: onnx.NodeProto) -> bool:
+    return any(entry.key == ROLE_KEY for entry in node.metadata_props)
 
 
 def _is_shifted(dequantize: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> bool:

@@ -9,7 +9,13 @@ from accuquant.audit.openvino_layers import read_openvino_layers
 from accuquant.runtime.executed_nodes import ExecutedNode, ExecutedTensor
 
 FLOAT, LEVELS = EngineTensor("x", (1, 4), "Float"), EngineTensor("x", (1, 4), "UInt8")
-OPERATORS = {"q": "QuantizeLinear", "add": "Add", "silu": "Mul", "scores": "MatMul"}
+OPERATORS = {
+    "q": "QuantizeLinear",
+    "add": "Add",
+    "silu": "Mul",
+    "scores": "MatMul",
+    "norm": "GroupNormalization",
+}
 
 
 @pytest.mark.parametrize(
@@ -20,6 +26,8 @@ OPERATORS = {"q": "QuantizeLinear", "add": "Add", "silu": "Mul", "scores": "MatM
         ("openvino", "Subgraph", ("add", "silu", "q"), LEVELS, "fused pointwise"),
         ("openvino", "Subgraph", ("q",), LEVELS, "quantize"),
         ("openvino", "Subgraph", ("add",), FLOAT, "pointwise"),
+        ("openvino", "Subgraph", ("norm",), FLOAT, "normalization"),
+        ("openvino", "Subgraph", ("norm", "silu"), FLOAT, "fused pointwise"),
         ("openvino", "Subgraph", ("scores", "add"), FLOAT, "attention"),
         ("openvino", "Reorder", (), FLOAT, "reformat"),
         ("openvino", "Reorder", (), LEVELS, "convert"),
@@ -53,7 +61,7 @@ def test_what_runs_in_place_or_once_is_no_kernel() -> None:
         node("view", "Reshape", activation),
     ]
     times = {"x": 0.0, "w": 0.0, "turned": 0.0, "linear": 2.5}
-    (layer,) = read_openvino_layers(nodes, times).layers
+    (layer,) = read_openvino_layers(tuple(nodes), times, {}).layers
     assert (layer.name, layer.milliseconds, layer.implementation) == ("linear", 2.5, "jit")
     assert layer.reads_int8
     assert [tensor.dtype for tensor in layer.constants] == ["Int8"]

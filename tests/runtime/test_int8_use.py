@@ -161,8 +161,44 @@ def test_a_layer_with_one_float_operand_is_not_calibrated(make_conv: Callable[..
     assert calibrated_layers(changed(make_conv(), widen), error=EngineError) == ()
 
 
+def test_a_product_that_goes_by_the_name_of_its_bias_is_found(tmp_path: Path, save_graph: Any) -> None:
+    """x -> MatMul -> Add of a constant -> Add of x: the second addition is no part of the layer."""
+    rng = np.random.default_rng(0)
+    constants = {
+        "scale": np.float32(0.05),
+        "zero": np.int8(0),
+        "levels": rng.integers(-63, 64, (8, 8)).astype(np.int8),
+        "weight_scale": np.float32(0.01),
+        "bias": rng.standard_normal(8).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["x_q"], "quantize"),
+        helper.make_node("DequantizeLinear", ["x_q", "scale", "zero"], ["x_dq"], "dequantize"),
+        helper.make_node("DequantizeLinear", ["levels", "weight_scale", "zero"], ["w"], "weight"),
+        helper.make_node("MatMul", ["x_dq", "w"], ["product"], "matmul"),
+        helper.make_node("Add", ["product", "bias"], ["sum"], "bias"),
+        helper.make_node("Add", ["sum", "x"], ["y"], "residual"),
+    ]
+    path = save_graph(tmp_path / "product.onnx", nodes, constants, [1, 4, 8])
+    (layer,) = calibrated_layers(path, error=EngineError)
+    assert layer == CalibratedLayer("matmul", "matmul", False, ("bias",))
+    with OpenVinoRunner(path, num_threads=1) as runner:
+        assert runner.int8_use is not None
+        assert [(run.layer, run.macs) for run in runner.int8_use.runs] == [("matmul", 4 * 8 * 8)]
+        assert runner.int8_use.unknown == ()
+
+
+def test_a_lost_name_is_found_behind_the_layer_alone() -> None:
+    shapes = ((1, 10), (10, 10), (1, 10))
+    nodes = (node("FullyConnected", "u8", *shapes, name="bias"), node("Subgraph", "f32", *shapes, name="mul"))
+    layers = [CalibratedLayer("a", "a", False, ("mul", "bias")), CalibratedLayer("b", "b", False, ("mul",))]
+    use = int8_use(layers, nodes)
+    assert ([run.layer for run in use.runs], use.unknown) == (["a"], ("b",))
+
+
 def test_the_profile_counters_stay_off(make_conv: Callable[..., Path]) -> None:
-    with OpenVinoRunner(make_conv(batch=1), num_threads=1) as runner:
+    runner = OpenVinoRunner(make_conv(batch=1), num_threads=1)
+    with runner:
         (request,) = runner._requests.values()
         compiled: Any = request.get_compiled_model()
         assert compiled.get_property("PERF_COUNT") is False
