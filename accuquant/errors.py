@@ -108,3 +108,7 @@ def last_line(fault: Exception) -> str:
     """Return the line that says what happened: engines print the C++ call stack above it."""
     lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
     return (lines[-1] if lines else type(fault).__name__)[:200]
+
+
+class FloatLayersWarning(UserWarning):
+    """Layers that were calibrated for int8 run in float on this processor, which is slower."""

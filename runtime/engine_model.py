@@ -17,6 +17,7 @@ from accuquant.manifest import Manifest
 from accuquant.networks.signature import TensorSpec
 from accuquant.runtime.device_memory import DeviceArray, Workspace
 from accuquant.runtime.engine_files import find_engines
+from accuquant.runtime.int8_use import Int8Use
 from accuquant.runtime.open_runner import make_runner
 from accuquant.runtime.runner import Array, Runner
 from accuquant.runtime.static_batch import batched_names, fixed_batch, missing_rows, pad_rows
@@ -105,6 +106,12 @@ class EngineModel:
     def runs_on_device(self) -> bool:
         """Whether `predict_on_device` works: whether the engine takes arrays that are on the GPU."""
         return isinstance(self._runners[0], TensorRtRunner)
+
+    @property
+    def int8_use(self) -> Int8Use | None:
+        """What became of the calibrated layers in the graphs that ran; None where the engine is silent."""
+        uses = [use for use in (runner.int8_use for runner in self._runners) if use is not None]
+        return Int8Use.merged(uses) if uses else None
 
     @property
     def fixed_batch(self) -> int | None:

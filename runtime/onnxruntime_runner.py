@@ -65,14 +65,9 @@ class OnnxRuntimeRunner(Runner):
             ) from fault
         if _PROVIDERS[self.provider] not in onnxruntime.get_available_providers():
             raise self._provider_missing(", ".join(onnxruntime.get_available_providers()))
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        if self.num_threads is not None:
-            options.intra_op_num_threads = self.num_threads
+        options, providers = self.session_options(onnxruntime), [_PROVIDERS[self.provider]]
         try:
-            session = onnxruntime.InferenceSession(
-                os.fspath(self.path), options, providers=[_PROVIDERS[self.provider]]
-            )
+            session = onnxruntime.InferenceSession(os.fspath(self.path), options, providers=providers)
         except onnxruntime.capi.onnxruntime_pybind11_state.NotImplemented as fault:
             raise self._no_kernel(str(fault)) from fault
         if _PROVIDERS[self.provider] not in session.get_providers():
@@ -84,6 +79,14 @@ class OnnxRuntimeRunner(Runner):
             inputs=tuple(_spec(value) for value in session.get_inputs()),
             outputs=tuple(_spec(value) for value in session.get_outputs()),
         )
+
+    def session_options(self, onnxruntime: Any) -> Any:
+        """Return the options of the session."""
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        if self.num_threads is not None:
+            options.intra_op_num_threads = self.num_threads
+        return options
 
     def infer_impl(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run the session, which allocates its outputs anew."""

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from accuquant.errors import AccuQuantError, EngineError, last_line
 from accuquant.networks.signature import TensorSpec
+from accuquant.runtime.int8_use import Int8Use
 
 Array = npt.NDArray[Any]
 #: The extent of a dimension that an engine leaves to the caller and has no name for.
@@ -53,6 +54,11 @@ class Runner(ABC):
     def is_active(self) -> bool:
         """Whether the model is loaded."""
         return self._specs is not None
+
+    @property
+    def int8_use(self) -> Int8Use | None:
+        """What became of the calibrated layers in the loaded model; None where the engine does not say."""
+        return None
 
     @property
     def input_specs(self) -> tuple[TensorSpec, ...]:

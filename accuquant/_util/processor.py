@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 #: Instruction sets that make int8 fast on a CPU: name in /proc/cpuinfo -> name for people.
@@ -11,6 +12,21 @@ INT8_INSTRUCTIONS = {
     "avx_vnni": "AVX-VNNI",
     "asimddp": "NEON dot product",
 }
+
+
+def describe_processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Return the processor's name and what it has for int8: "AMD EPYC (AVX2 without VNNI)"."""
+    try:
+        text = cpuinfo.read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+    found = next((line for line in text.splitlines() if line.startswith("model name")), "")
+    name = found.partition(":")[2].strip() or platform.processor() or platform.machine()
+    flags = cpu_flags(cpuinfo)
+    if not flags:
+        return name
+    lacking = "AVX2 without VNNI" if "avx2" in flags else "no int8 dot product"
+    return f"{name} ({', '.join(int8_instructions(flags)) or lacking})"
 
 
 def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:

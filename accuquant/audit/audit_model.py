@@ -72,14 +72,24 @@ def audit_model(
             compiled = compile_engine(path, scratch / "plan", options, progress=progress)
             return audit_engine(path, compiled, options, name=name, num_engines=num_engines)
 
-    subject = audit(model, _name(source), count)
+    subject = audit(model, name_of(source), count)
     if against is None:
         return AuditReport(subject, None)
     if against == FP16:
         with scratch_folder("audit") as scratch:
             twin = write_float_twin(model, scratch)
-            return AuditReport(subject, audit(twin, f"{_name(source)} in fp16 without QDQ", 1))
-    return AuditReport(subject, audit(other, _name(Path(against)), other_count))
+            return AuditReport(subject, audit(twin, f"{name_of(source)} in fp16 without QDQ", 1))
+    return AuditReport(subject, audit(other, name_of(Path(against)), other_count))
+
+
+def shapes_of(
+    model: Path, batch_size: int | None, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each dynamic input of `model`: from `shapes`, else its signature and the batch.
+
+    Raises UsageError where they do not fit the model, or do not say enough.
+    """
+    return {name: profile.opt for name, profile in _profile(model, batch_size, shapes).items()}
 
 
 def _profile(
@@ -112,8 +122,10 @@ def find_graph(source: Path) -> tuple[Path, int]:
     return real_model(source), 1
 
 
-def write_float_twin(model: Path, folder: Path) -> Path:
-    """Write the float16 network that `model` was before it was quantized into `folder` -> its path.
+def write_float_twin(model: Path, folder: Path, *, half: bool = True) -> Path:
+    """Write the float network that `model` was before it was quantized into `folder` -> its path.
+
+    It is in float16, or with `half` False in float32.
 
     It has the float network's operators and shapes, so that it compiles to the engine one would have
     without int8; see RemovePairsPass for why it is not to be run.
@@ -128,12 +140,14 @@ def write_float_twin(model: Path, folder: Path) -> Path:
     check_roles(graph, model)
     RemovePairsPass()(graph)
     SinglePrecisionPass()(graph)  # a bfloat16 graph has a float16 twin too
-    if not any(value.dtype == ir.DataType.FLOAT16 for value in graph.graph.initializers.values()):
+    if half and not any(value.dtype == ir.DataType.FLOAT16 for value in graph.graph.initializers.values()):
         HalfPrecisionPass()(graph)
     NameFixPass()(graph)
-    save_graphs({"fp16.onnx": graph}, folder, "fp16.onnx_data")
-    return folder / "fp16.onnx"
+    name = "fp16" if half else "fp32"
+    save_graphs({f"{name}.onnx": graph}, folder, f"{name}.onnx_data")
+    return folder / f"{name}.onnx"
 
 
-def _name(source: Path) -> str:
+def name_of(source: Path) -> str:
+    """Return what a table calls the model at `source`."""
     return source.name or str(source.resolve().name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from accuquant.audit.audit_charts import network_strip, stacked_bars
 from accuquant.audit.audit_model import AuditReport
 from accuquant.audit.engine_audit import EngineAudit
-from accuquant.audit.figures import grouped_pairs, megabytes, summary_rows
+from accuquant.audit.figures import grouped_pairs, megabytes, milliseconds, summary_rows
 from accuquant.audit.kernel_kind import KERNEL_KINDS
 from accuquant.audit.pair_fusion import OUTCOMES
 
@@ -36,6 +36,8 @@ def render(report: AuditReport) -> str:
         "weights": stacked_bars([(a.name, weight_parts(a)) for a in audits], unit="MB"),
         "network": network_strip(report.subject),
     }
+    if report.subject.milliseconds is not None:
+        charts["time"] = stacked_bars([(a.name, time_parts(a)) for a in audits], unit="ms")
     return environment.get_template(TEMPLATE).render(
         subject=report.subject,
         audits=audits,
@@ -65,10 +67,24 @@ def weight_parts(audit: EngineAudit) -> list[tuple[str, float]]:
     ]
 
 
+def time_parts(audit: EngineAudit) -> list[tuple[str, float]]:
+    """Return the milliseconds of each kind of kernel in one run; none where nothing was run."""
+    return [(kind, time) for kind, time in audit.kind_milliseconds.items() if kind != "sync"]
+
+
+def _last_figure(subject: EngineAudit, reference: EngineAudit | None) -> dict[str, str]:
+    """Return the size of the engine, or the time of a run where the engine is no file."""
+    if not subject.plan_bytes:
+        there = f"{milliseconds(reference.milliseconds)} in {reference.name}" if reference else ""
+        value, label = f"{subject.milliseconds or 0:.1f}", "one run, the kernels' counters on"
+        return {"value": value, "unit": "ms", "label": label, "note": there}
+    size = f"{megabytes(reference.plan_bytes)} there" if reference else ""
+    return {"value": megabytes(subject.plan_bytes), "unit": "", "label": "engine file", "note": size}
+
+
 def _figures(report: AuditReport) -> list[dict[str, str]]:
     subject, reference = report.subject, report.reference
     beside = f"{reference.num_kernels} in {reference.name}" if reference else ""
-    size = f"{megabytes(reference.plan_bytes)} there" if reference else ""
     return [
         {
             "value": f"{100 * subject.share('int8'):.1f}",
@@ -83,7 +99,7 @@ def _figures(report: AuditReport) -> list[dict[str, str]]:
             "note": "",
         },
         {"value": str(subject.num_kernels), "unit": "", "label": "kernels in one run", "note": beside},
-        {"value": megabytes(subject.plan_bytes), "unit": "", "label": "engine file", "note": size},
+        _last_figure(subject, reference),
     ]
 
 

@@ -23,6 +23,7 @@ from accuquant.audit.pair_fusion import (
 )
 from accuquant.engines import BuildOptions, CompiledEngine
 from accuquant.errors import EngineError
+from accuquant.export.lint.check_graph import Violation
 from accuquant.export.lint.check_model import find_violations
 from accuquant.export.read.as_written import read_as_written
 from accuquant.graph.neighbours import label
@@ -31,6 +32,7 @@ from accuquant.graph.roles import check_roles
 #: The compiler's names of element types -> ours.
 PRECISIONS = {
     "Int8": "int8",
+    "UInt8": "int8",
     "Half": "fp16",
     "BFloat16": "bf16",
     "Float": "fp32",
@@ -68,6 +70,8 @@ class Kernel:
     outputs: tuple[str, ...]
     onnx_nodes: tuple[str, ...]
     traffic: float
+    implementation: str = ""
+    milliseconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,8 @@ class EngineAudit:
     `kernel_list` has every kernel in the engine's order, `weight_bytes` its constants by precision.
     `not_understood` holds what could not be read: lines of the log, kinds of kernels, nodes without a
     shape. `num_engines` is how many such engines the model needs (one a step group where that is so).
+    `milliseconds` is what one run takes, None where nothing was run; then there are no times of kernels
+    either. `plan_bytes` is 0 where the engine is no file.
     """
 
     name: str
@@ -91,12 +97,23 @@ class EngineAudit:
     pairs: tuple[PairFusion, ...]
     not_understood: tuple[str, ...]
     num_engines: int = 1
+    milliseconds: float | None = None
 
     @property
     def kernels(self) -> dict[str, int]:
         """How many kernels of each of KERNEL_KINDS the engine has."""
         counts = Counter(kernel.kind for kernel in self.kernel_list)
         return {kind: counts[kind] for kind in KERNEL_KINDS}
+
+    @property
+    def kind_milliseconds(self) -> dict[str, float]:
+        """The milliseconds that the kernels of each kind take in one run; empty where nothing was run."""
+        if self.milliseconds is None:
+            return {}
+        times: Counter[str] = Counter()
+        for kernel in self.kernel_list:
+            times[kernel.kind] += kernel.milliseconds or 0.0  # type: ignore[assignment]
+        return {kind: float(times[kind]) for kind in KERNEL_KINDS}
 
     @property
     def num_kernels(self) -> int:
@@ -133,6 +150,7 @@ class EngineAudit:
         """Return the facts as JSON values."""
         data = asdict(self)
         data["kernels"] = self.kernels
+        data["kind_milliseconds"] = self.kind_milliseconds
         data["macs"] = self.macs
         data["mac_share"] = {name: self.share(name) for name in dict.fromkeys(i.precision for i in self.work)}
         data["traffic"] = self.traffic
@@ -155,26 +173,47 @@ def audit_engine(
     engine = read_engine_layers(compiled.log)
     if not engine.layers:
         raise _no_layers(compiled, engine)
-    operators = operators_of(network.graph)
-    work = _work(network, engine, {name: shape.opt for name, shape in options.profile.items()})
-    return EngineAudit(
+    return compare(
+        network,
+        engine,
+        {name: shape.opt for name, shape in options.profile.items()},
+        find_violations(network, model),
         name=name,
         target=options.target.name,
         library=f"{compiled.library} {compiled.version}",
         seconds=compiled.seconds,
         plan_bytes=compiled.plan.stat().st_size,
+        num_engines=num_engines,
+    )
+
+
+def compare(
+    network: ir.Model,
+    engine: EngineDescription,
+    shapes: Mapping[str, tuple[int, ...]],
+    violations: Sequence[Violation],
+    **facts: Any,
+) -> EngineAudit:
+    """Compare a graph with the engine that was made of it for inputs of `shapes`.
+
+    `violations` are what the linter says of the graph, where the engine is one that it knows. `facts` are
+    the other fields of the EngineAudit.
+    """
+    operators = operators_of(network.graph)
+    work = _work(network, engine, shapes)
+    return EngineAudit(
         weight_bytes=_weight_bytes(engine.layers),
         activation_bytes=engine.activation_bytes,
         kernel_list=tuple(_kernel(layer, operators) for layer in engine.layers),
         work=work,
-        pairs=pair_fusions(network.graph, engine, find_violations(network, model)),
+        pairs=pair_fusions(network.graph, engine, violations),
         not_understood=(
             *engine.not_understood,
             *(f"kernel '{x.name}' of kind {x.kind}" for x in engine.layers if kernel_kind(x, {}) == "other"),
             *(f"{x.op_type} '{x.node}': no shape" for x in work if x.macs is None),
             *(f"{x.op_type} '{x.node}': no layer" for x in work if x.precision == NOT_FOUND),
         ),
-        num_engines=num_engines,
+        **facts,
     )
 
 
@@ -235,6 +274,8 @@ def _kernel(layer: EngineLayer, operators: Mapping[str, str]) -> Kernel:
         outputs=tuple(f"{tensor.dtype} {list(tensor.shape)}" for tensor in layer.outputs),
         onnx_nodes=layer.onnx_nodes,
         traffic=layer.traffic,
+        implementation=layer.implementation,
+        milliseconds=layer.milliseconds,
     )
 
 

@@ -1,4 +1,4 @@
-"""Read the layers of a finished engine from the builder's verbose log."""
+"""The layers of a finished engine, and how to read them from TensorRT's verbose log."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 #: TensorRT's element types -> bytes an element.
 DTYPE_BYTES = {
@@ -21,6 +22,8 @@ DTYPE_BYTES = {
     "Int4": 0.5,
     "FP4": 0.5,
 }
+#: Which engine runs a layer: each has words of its own for what a layer is.
+Library = Literal["tensorrt", "openvino", "onnxruntime"]
 #: A line that describes a layer, whatever stands before it (the severity).
 _LAYER_LINE = re.compile(r"^(?:[A-Z]+: ?|\[[^\]]*\] ?)*Name: (?=.*\bLayerType: )")
 _FIELD = re.compile(r"(?:^|, )([A-Z]\w*): ")
@@ -59,7 +62,9 @@ class EngineLayer:
     """One kernel of an engine, with the ONNX nodes that it computes.
 
     `kind` is the compiler's word: "correlation" (convolution), "gemm", "kgen" (a generated kernel that
-    fuses pointwise operations and reductions), "runtime_fusion", "runtime_function".
+    fuses pointwise operations and reductions), "runtime_fusion", "runtime_function"; OpenVINO's layer type;
+    ONNX Runtime's operator. `implementation` is the kernel where a library names it
+    ("brgconv_avx512_amx_i8"), `milliseconds` what it takes in a run, where it was run.
     """
 
     name: str
@@ -68,6 +73,9 @@ class EngineLayer:
     constants: tuple[EngineTensor, ...]
     outputs: tuple[EngineTensor, ...]
     onnx_nodes: tuple[str, ...]
+    library: Library = "tensorrt"
+    implementation: str = ""
+    milliseconds: float | None = None
 
     @property
     def operations(self) -> tuple[str, ...]:
@@ -90,14 +98,14 @@ class EngineLayer:
     @property
     def reads_int8(self) -> bool:
         """Whether it reads int8 activations; a convolution may read the residual that it adds in float."""
-        return any(tensor.dtype == "Int8" for tensor in self.inputs)
+        return any(tensor.dtype in ("Int8", "UInt8") for tensor in self.inputs)
 
 
 @dataclass(frozen=True)
 class EngineDescription:
-    """Everything that a builder's log says of the finished engine.
+    """Everything that a library says of the finished engine.
 
-    `not_understood` holds the lines that describe a layer in a form that is not known here.
+    `not_understood` holds the lines of a log that describe a layer in a form that is not known here.
     """
 
     layers: tuple[EngineLayer, ...]

@@ -21,8 +21,8 @@ class Row:
 
 
 def summary_rows(audits: Sequence[EngineAudit]) -> list[Row]:
-    """Return the lines that compare `audits`; parts that are zero everywhere are left out."""
-    return [row for row in _rows(audits) if not (row.indented and all(cell in _ZERO for cell in row.cells))]
+    """Return the lines that compare `audits`, without what is unknown and parts that are zero everywhere."""
+    return [row for row in _rows(audits) if not all(cell in _nothing(row) for cell in row.cells)]
 
 
 def grouped_pairs(audit: EngineAudit) -> list[tuple[PairFusion, ...]]:
@@ -42,7 +42,17 @@ def megabytes(count: float) -> str:
     return f"{count / 1e6:.1f} MB"
 
 
-_ZERO = ("0", "0.0 %", "0.0 MB")
+_UNKNOWN = "?"
+_ZERO = ("0", "0.0 %", "0.0 MB", "0.00 ms")
+
+
+def _nothing(row: Row) -> tuple[str, ...]:
+    return (_UNKNOWN, *_ZERO) if row.indented else (_UNKNOWN,)
+
+
+def milliseconds(value: float | None) -> str:
+    """Format a time, "?" where nothing was run."""
+    return _UNKNOWN if value is None else f"{value:.2f} ms"
 
 
 def _rows(audits: Sequence[EngineAudit]) -> Iterator[Row]:
@@ -52,22 +62,35 @@ def _rows(audits: Sequence[EngineAudit]) -> Iterator[Row]:
     yield row("convolutions and matrix products", lambda a: f"{a.macs / 1e9:.2f} GMAC")
     for precision in dict.fromkeys(item.precision for audit in audits for item in audit.work):
         yield row(f"in {precision}", lambda a, p=precision: f"{100 * a.share(p):.1f} %", indented=True)  # type: ignore[misc]
+    yield row("one run", lambda a: milliseconds(a.milliseconds))
+    for kind in KERNEL_KINDS:
+        yield row(
+            f"time in {kind}",
+            lambda a, k=kind: milliseconds(a.kind_milliseconds.get(k)),  # type: ignore[misc]
+            indented=True,
+        )
     yield row("kernels in one run", lambda a: str(a.num_kernels))
     for kind in KERNEL_KINDS:
         yield row(kind, lambda a, k=kind: str(a.kernels[k]), indented=True)  # type: ignore[misc]
     yield row("memory traffic of one run", lambda a: megabytes(a.traffic))
     yield row("QDQ pairs that fused", lambda a: f"{a.outcomes['fused']} of {len(a.pairs)}")
-    yield row("int8 layers that leave scale or bias to another kernel", lambda a: str(a.num_apart))
-    yield row("weights in the engine", lambda a: megabytes(sum(a.weight_bytes.values())))
+    yield row(
+        "int8 layers that leave scale or bias to another kernel",
+        lambda a: _UNKNOWN if a.milliseconds is not None else str(a.num_apart),
+    )
+    yield row(
+        "weights in the engine",
+        lambda a: megabytes(sum(a.weight_bytes.values())) if a.weight_bytes else _UNKNOWN,
+    )
     for precision in dict.fromkeys(name for audit in audits for name in audit.weight_bytes):
         yield row(
             f"in {precision}",
             lambda a, p=precision: megabytes(a.weight_bytes.get(p, 0.0)),  # type: ignore[misc]
             indented=True,
         )
-    yield row("engine file", lambda a: megabytes(a.plan_bytes))
+    yield row("engine file", lambda a: megabytes(a.plan_bytes) if a.plan_bytes else _UNKNOWN)
     yield row(
-        "memory for activations", lambda a: megabytes(a.activation_bytes) if a.activation_bytes else "?"
+        "memory for activations", lambda a: megabytes(a.activation_bytes) if a.activation_bytes else _UNKNOWN
     )
     yield row("engines of this kind", lambda a: str(a.num_engines))
     yield row("compiled in", lambda a: f"{a.seconds:.1f} s")

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from accuquant.audit.cpu_kernel_kind import cpu_kernel_kind
 from accuquant.audit.engine_layers import EngineLayer
 
-#: Every kind, in the order of a table. "fill" writes a constant, "reformat" moves or casts what is there,
-#: "sync" makes one stream wait for another and is no kernel.
+#: Every kind, in the order of a table. "pointwise" computes one operation alone, "copy" joins, splits or pads
+#: tensors, "fill" writes a constant, "sync" makes one stream wait for another and is no
+#: kernel. "reformat" moves what is there to another layout (of TensorRT also: casts it), "convert" casts it.
 KERNEL_KINDS = (
     "convolution",
     "gemm",
     "attention",
+    "normalization",
     "fused pointwise",
+    "pointwise",
     "quantize",
+    "convert",
     "reformat",
+    "copy",
+    "reduction",
     "fill",
     "other",
     "sync",
@@ -33,6 +40,8 @@ def kernel_kind(layer: EngineLayer, operators: Mapping[str, str]) -> str:
 
     A "quantize" kernel does nothing but write int8: a QDQ pair that joined no other kernel.
     """
+    if layer.library != "tensorrt":
+        return cpu_kernel_kind(layer, operators)
     if layer.kind in _COMPILER_KINDS:
         return _COMPILER_KINDS[layer.kind]
     if layer.kind not in _GENERATED:

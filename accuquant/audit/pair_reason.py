@@ -10,7 +10,7 @@ import onnx_ir as ir
 from accuquant.audit.engine_layers import EngineLayer
 from accuquant.audit.pair_source import MOVES, PairSource
 from accuquant.export.lint.check_graph import Violation
-from accuquant.graph.neighbours import label, producer
+from accuquant.graph.neighbours import input_of, label, producer
 from accuquant.graph.vocabulary import LAYER_OPS, Role
 
 _FACTOR = (
@@ -51,13 +51,51 @@ def why_float(
     for violation in violations:
         if violation.node in named:
             return Reason(violation.message, violation.remedy)
+    if work is not None and work.library != "tensorrt":
+        return _why_float_on_cpu(work, pairs)
     seen = f"a {work.kind} kernel that reads {work.precision}" if work else "a float kernel"
     return Reason(f"the compiler chose {seen}", "Leave this layer out of the recipe")
+
+
+def _why_float_on_cpu(work: EngineLayer, pairs: Sequence[ir.Node | None]) -> Reason:
+    """Say why OpenVINO or ONNX Runtime runs a layer in float whose two operands have pairs."""
+    kernel = f"kernel {work.implementation or work.kind}, which reads {work.precision}"
+    if work.library == "onnxruntime" and "Conv" in work.kind:
+        return Reason(
+            "ONNX Runtime's int8 convolution writes int8, and nothing quantizes the output of this one",
+            "Run it with --engine openvino, whose int8 convolutions write float",
+        )
+    weight = next((tensor.dtype for tensor in work.constants), "")
+    if _has_zero_point(pairs[0]):
+        return Reason(
+            f"its pair has a zero-point inside, which this processor's int8 kernels do not take ({kernel})",
+            "Export with --affine shift, or calibrate with --symmetric",
+        )
+    if weight in ("Int8", "UInt8"):
+        return Reason(
+            f"its int8 weight is widened to float inside the {kernel}: the pair before it stays in float",
+            "Leave this layer out of the recipe (--exclude), or run it on a processor with int8 kernels",
+        )
+    return Reason(
+        f"its pair stays in float ({kernel})",
+        "Leave this layer out of the recipe (--exclude), or run it on a processor with int8 kernels",
+    )
+
+
+def _has_zero_point(dequantize: ir.Node | None) -> bool:
+    """Say whether a pair has a zero-point other than the middle of its levels."""
+    zero = None if dequantize is None else input_of(dequantize, 2)
+    tensor = None if zero is None else ir.convenience.get_const_tensor(zero)
+    if tensor is None:
+        return False
+    return bool((tensor.numpy() != (128 if tensor.dtype == ir.DataType.UINT8 else 0)).any())
 
 
 def why_alone(source: PairSource, writers: Sequence[EngineLayer]) -> Reason:
     """Say why a kernel that does nothing else computes Q."""
     node = source.node
+    if writers[0].library != "tensorrt" and source.lowers_with(Role.PAD):
+        return Reason(*_PADDING)
     if node is None:
         return Reason("it reads an input of the graph, which no kernel computes", "None: one small kernel")
     if source.others:
@@ -71,7 +109,7 @@ def why_alone(source: PairSource, writers: Sequence[EngineLayer]) -> Reason:
             f"{node.op_type} '{label(node)}' only moves data, so there is nothing to join",
             "None where int8 is worth one more pass over the tensor; else --exclude this layer",
         )
-    done = "+".join(writers[0].operations)
+    done = "+".join(writers[0].operations) or writers[0].kind
     return Reason(
         f"the compiler did not join it to {node.op_type} '{label(node)}' (kernel {done})",
         "Compare with another placement (--against)",

@@ -16,6 +16,7 @@ LIMITS: dict[str, tuple[str, str]] = {
     "min_lowering_psnr": ("35", "Median PSNR of the engine against the simulation, in dB."),
     "max_level_share": ("0.001", "Share of a layer's values on another int8 level, with --layers."),
     "max_level_difference": ("1", "Levels that a value may be off, with --layers."),
+    "min_int8_share": (_OFF, "Share of the calibrated layers' work that really runs in int8 (OpenVINO)."),
 }
 
 

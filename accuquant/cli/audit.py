@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ import click
 from accuquant.cli._command import Command
 from accuquant.cli._options import Source, existing_path, new_file
 from accuquant.cli._output import console_beside_json, json_option, print_table, write_json
+from accuquant.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,22 +21,38 @@ if TYPE_CHECKING:
     from accuquant.audit.engine_audit import EngineAudit
     from accuquant.audit.pair_fusion import PairFusion
 
+Shapes = Mapping[str, tuple[int, ...]]
+_ENGINES = ("tensorrt", "openvino", "onnxruntime")
 #: Layer names that a group of unfused pairs shows before --layers is needed for the rest.
 _NAMES = 6
 
 
-@click.command("audit", cls=Command, short_help="Say what the TensorRT compiler makes of a model.")
+@click.command("audit", cls=Command, short_help="Say what an engine makes of a model.")
 @click.argument("model", type=existing_path, metavar="MODEL.onnx|OUT")
-@click.option("--target", default="sm89", show_default=True, help="GPU to compile for, e.g. sm86, sm120.")
+@click.option(
+    "--engine",
+    type=click.Choice(_ENGINES),
+    default=_ENGINES[0],
+    show_default=True,
+    help="tensorrt is compiled without a GPU; the others run on this machine's processor.",
+)
+@click.option("--target", show_default="sm89", help="GPU to compile for, e.g. sm86, sm120 (TensorRT).")
 @click.option(
     "--against",
     type=Source(),
-    default="fp16",
-    show_default=True,
-    metavar="fp16|none|OTHER",
-    help="Compare with the same network in fp16 without QDQ, or with another .onnx or exported folder.",
+    show_default="the same network without QDQ",
+    metavar="fp16|float|none|OTHER",
+    help="Compare with the same network without QDQ (fp16 of TensorRT, float elsewhere), another .onnx or "
+    "an exported folder.",
 )
-@click.option("--backend", default="auto", show_default=True, help="auto, tensorrt or tensorrt_rtx.")
+@click.option("--backend", show_default="auto", help="auto, tensorrt or tensorrt_rtx (TensorRT).")
+@click.option(
+    "--threads",
+    "num_threads",
+    type=click.IntRange(min=1),
+    show_default="all cores",
+    help="CPU threads (OpenVINO, ONNX Runtime).",
+)
 @click.option(
     "--batch-size", type=click.IntRange(min=1), help="Images at a time, where the model leaves it open."
 )
@@ -51,35 +68,32 @@ _NAMES = 6
 @click.option("--html", "html_file", type=new_file, metavar="FILE", help="Write the audit as one HTML page.")
 def command(
     model: Path,
-    target: str,
-    against: str,
-    backend: str,
+    engine: str,
+    target: str | None,
+    against: str | None,
+    backend: str | None,
+    num_threads: int | None,
     batch_size: int | None,
     opt_shapes: str,
     layers: bool,
     json_file: Path | None,
     html_file: Path | None,
 ) -> None:
-    """Compile MODEL.onnx, or the exported folder OUT, and say what the compiler made of it.
+    """Compile MODEL.onnx, or the exported folder OUT, and say what the engine made of it.
 
-    No GPU is needed. Shows which share of the work runs in int8, which QDQ pairs did not fuse and why, the
-    kernels by kind, and the size by precision, beside the same network in fp16.
+    Shows which share of the work runs in int8, which QDQ pairs did not fuse and why, the kernels by kind, and
+    the size by precision, beside the same network without QDQ. TensorRT needs no GPU and runs nothing;
+    OpenVINO and ONNX Runtime run on this machine's processor, and say where the time goes as well.
     """
-    from accuquant.audit.audit_model import audit_model
-    from accuquant.cli._progress import Bars
-    from accuquant.engines import parse_target
     from accuquant.engines.flags import parse_shapes
 
-    with Bars() as progress:
-        report = audit_model(
-            model,
-            parse_target(target),
-            against=None if against == "none" else against,
-            backend=backend,
-            batch_size=batch_size,
-            shapes=parse_shapes("--optShapes", opt_shapes),
-            progress=progress,
-        )
+    shapes = parse_shapes("--optShapes", opt_shapes)
+    if engine == _ENGINES[0]:
+        _refuse(engine, {"--threads": num_threads})
+        report = _compiled(model, target, against, backend, batch_size, shapes)
+    else:
+        _refuse(engine, {"--target": target, "--backend": backend})
+        report = _run(model, engine, against, num_threads, batch_size, shapes)
     if json_file:
         write_json(json_file, json.dumps(report.to_dict(), indent=2))
     if html_file:
@@ -90,6 +104,69 @@ def command(
     print_report(console_beside_json(json_file), report, layers=layers)
 
 
+def _compiled(
+    model: Path,
+    target: str | None,
+    against: str | None,
+    backend: str | None,
+    batch_size: int | None,
+    shapes: Shapes,
+) -> AuditReport:
+    from accuquant.audit.audit_model import FP16, audit_model
+    from accuquant.cli._progress import Bars
+    from accuquant.engines import parse_target
+
+    with Bars() as progress:
+        return audit_model(
+            model,
+            parse_target(target or "sm89"),
+            against=_other(against, FP16),
+            backend=backend or "auto",
+            batch_size=batch_size,
+            shapes=shapes,
+            progress=progress,
+        )
+
+
+def _run(
+    model: Path,
+    engine: str,
+    against: str | None,
+    num_threads: int | None,
+    batch_size: int | None,
+    shapes: Shapes,
+) -> AuditReport:
+    from accuquant.audit.cpu_audit import FLOAT, audit_on_cpu
+    from accuquant.cli._progress import Bars
+
+    with Bars() as progress:
+        return audit_on_cpu(
+            model,
+            "openvino" if engine == "openvino" else "onnxruntime",
+            against=_other(against, FLOAT),
+            batch_size=batch_size,
+            shapes=shapes,
+            num_threads=num_threads,
+            progress=progress,
+        )
+
+
+def _other(against: str | None, default: str) -> str | None:
+    """Return what is compared with: `default` where nothing is said, None for "none"."""
+    return None if against == "none" else against or default
+
+
+def _refuse(engine: str, options: dict[str, object]) -> None:
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise UsageError(
+            ", ".join(given),
+            got=f"a choice for --engine {engine}",
+            expected="none: it is an option of another engine",
+            remedy="Leave it out, or choose another --engine",
+        )
+
+
 def print_report(console: Console, report: AuditReport, *, layers: bool) -> None:
     """Print the tables of an audit; `layers` adds every kernel and every pair."""
     subject = report.subject
@@ -98,7 +175,7 @@ def print_report(console: Console, report: AuditReport, *, layers: bool) -> None
     print_table(console, ("", *(audit.name for audit in audits)), _summary(audits))
     _print_pairs(console, subject, every=layers)
     if layers:
-        print_table(console, ("kernel", "kind", "precision", "ONNX nodes"), _kernel_rows(subject))
+        print_table(console, ("kernel", "kind", "precision", "ms", "ONNX nodes"), _kernel_rows(subject))
     for audit in audits:
         for text in audit.not_understood:
             console.print(f"{audit.name}: not understood: {text}", markup=False)
@@ -142,4 +219,6 @@ def _kernel_rows(audit: EngineAudit) -> Iterator[list[str]]:
     from rich.markup import escape
 
     for kernel in audit.kernel_list:
-        yield [escape(kernel.name), kernel.kind, kernel.precision, escape(", ".join(kernel.onnx_nodes))]
+        time = "" if kernel.milliseconds is None else f"{kernel.milliseconds:.3f}"
+        nodes = escape(", ".join(kernel.onnx_nodes))
+        yield [escape(kernel.name), kernel.implementation or kernel.kind, kernel.precision, time, nodes]

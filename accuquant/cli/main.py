@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import TextIO
 
 import click
 
@@ -14,6 +15,7 @@ from accuquant.cli._command import LazyGroup
 from accuquant.cli._failure import explain
 from accuquant.cli._session import Session
 from accuquant.cli._signals import terminable
+from accuquant.errors import FloatLayersWarning
 
 
 @click.group("accuquant", cls=LazyGroup, invoke_without_command=True)
@@ -45,6 +47,7 @@ def run(target: click.Command, name: str, args: Sequence[str] | None = None) -> 
     session = Session()
     _let_threads_sleep()
     _hush_libraries(sys.argv if args is None else args)
+    _show_own_warnings(name)
     try:
         with terminable():
             code = target.main(args, prog_name=name, obj=session, standalone_mode=False)
@@ -72,5 +75,26 @@ def _hush_libraries(args: Sequence[str]) -> None:
     """Keep other packages' warnings off the screen, unless --debug asks for them."""
     if "--debug" not in args:
         warnings.simplefilter("ignore")
+        warnings.filterwarnings("always", category=FloatLayersWarning)
         os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def _show_own_warnings(name: str) -> None:
+    """Show a warning of ours as one line on stderr, without the line of code that Python adds."""
+    others = warnings.showwarning
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if issubclass(category, FloatLayersWarning):
+            click.echo(f"{name}: warning: {message}", err=True)
+        else:
+            others(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show

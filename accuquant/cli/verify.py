@@ -131,6 +131,8 @@ def print_verdict(console: Console, report: Report) -> None:
         for check in report.verdict.checks
     ]
     print_table(console, ("check", "measured", "wanted", ""), rows)
+    if (share := report.placement.get("int8_share_run")) is not None:
+        console.print(f"{share:.1%} of the calibrated work ran in int8.", markup=False)
     for note in report.notes:
         console.print(f"Note: {note}", markup=False)
     if report.passed is None:

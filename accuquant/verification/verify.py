@@ -21,6 +21,7 @@ from accuquant.networks.simulate import simulate
 from accuquant.pipelines.source import Source
 from accuquant.pipelines.task import Task
 from accuquant.runtime.engine_model import EngineModel
+from accuquant.runtime.openvino_runner import OpenVinoRunner
 from accuquant.verification.measure.decoder import Decode, load_decoder, unpacked
 from accuquant.verification.measure.features import load_features
 from accuquant.verification.measure.latency import Latency, measure_latencies
@@ -78,7 +79,9 @@ def verify(
     notes += subject.guidance_notes(process.guidance)
     images = partial(_images, decode, starts[0])
     extractor = load_features(features, tuple(images(torch.zeros_like(starts[0].latents[:1])).shape[1:]))
-    limits.check_measurable(fid=extractor is not None and num_images > 1)
+    limits.check_measurable(
+        fid=extractor is not None and num_images > 1, int8_share=engine == OpenVinoRunner.engine
+    )
     simulated = simulate(reference.network, subject.recipe)
     with EngineModel.from_folder(subject.folder, engine, trust_engines=trust_engines) as model:
         model.activate()
@@ -86,6 +89,7 @@ def verify(
         _probe(process, starts[0], branches.engine)
         rollouts = roll_out(process, branches, starts, progress=shown)
         latencies = _latencies(branches, float_engine, rollouts, engine)
+        int8_use = model.int8_use
     return assemble(
         subject,
         rollouts,
@@ -96,6 +100,7 @@ def verify(
         latencies=latencies,
         layers=_layers(subject, simulated, rollouts, shown) if layers else None,
         notes=notes,
+        int8_use=int8_use,
     )
 
 

@@ -18,6 +18,7 @@ from accuquant.cli.main import main
 from accuquant.engine_manifest import EngineManifest, engine_path
 from accuquant.manifest import Manifest
 from accuquant.recipe import Recipe
+from accuquant.runtime.openvino_runner import OpenVinoRunner
 
 if TYPE_CHECKING:
     from torch import nn
@@ -98,6 +99,40 @@ def test_sample_writes_the_same_images_in_any_batch_size(output: Path, tmp_path:
     for k in range(3):
         first, second = (Image.open(tmp_path / size / f"{k:05d}.png").tobytes() for size in ("1", "3"))
         assert first == second
+
+
+def test_sample_and_verify_tell_of_calibrated_layers_in_float(
+    output: Path,
+    tiny_pipeline: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = shutil.copytree(output / "model", tmp_path / "model")
+    original = OpenVinoRunner._properties
+    monkeypatch.setattr(
+        OpenVinoRunner, "_properties", lambda self: {**original(self), "LP_TRANSFORMS_MODE": False}
+    )
+    images = ["--num-images", "2", "--steps", "4"]
+    assert main(["sample", str(model), *images, "--output-dir", str(tmp_path / "images")]) == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert told.count("accuquant: warning: ") == 1
+    assert "calibrated layers, 100% of their work, do not run in int8 on " in told
+    report, page = tmp_path / "report.json", tmp_path / "report.html"
+    judged = ["--min-int8-share", "0.9", "--min-psnr", "none", "--min-lowering-psnr", "none"]
+    written = ["--json", str(report), "--html", str(page)]
+    assert main(["verify", str(model), "--reference", str(tiny_pipeline), *images, *judged, *written]) == 1
+    printed = capsys.readouterr()
+    assert "warning" not in printed.err, "the file has been told of"
+    assert "0.0% of the calibrated work ran in int8" in printed.out
+    facts = json.loads(report.read_text())
+    assert [(check["value"], check["passed"]) for check in facts["checks"]] == [(0.0, False)]
+    assert facts["placement"]["int8_share_run"] == 0.0
+    assert set(facts["placement"]["calibrated_in_float"]) == set(
+        Recipe.load(model / "recipe.safetensors").layers
+    )
+    assert any("do not run in int8" in note for note in facts["notes"])
+    assert "0 % of it ran in int8 here" in page.read_text()
 
 
 def test_a_class_conditional_pipeline_goes_the_whole_way(

@@ -21,6 +21,7 @@ from accuquant.pipelines.source import Source
 from accuquant.qparams import WEIGHT_AXIS, LayerQParams, fingerprint
 from accuquant.recipe import GroupResult, Recipe
 from accuquant.runtime.engine_model import EngineModel
+from accuquant.runtime.int8_use import Int8Use, LayerRun
 from accuquant.verification import Thresholds, verify
 from accuquant.verification.measure.subject import Subject
 from accuquant.verification.verification_settings import VerificationSettings
@@ -67,6 +68,8 @@ def export(folder: Path, source: Source, recipe: Recipe) -> Path:
 
 class TorchEngine:
     """Stands for an EngineModel: the simulated network behind numpy, with an error of its own."""
+
+    int8_use: Int8Use | None = None
 
     def __init__(self, network: nn.Module, error: float) -> None:
         self.network = network
@@ -138,6 +141,21 @@ def test_the_report_tells_what_was_run(folder: Path, source: Source) -> None:
     assert report.placement["int8_layers"] < len(quantizable_layers(source.network))
     assert 0.5 < report.placement["int8_mac_share"] < 1
     assert [latency.name for latency in report.latencies] == ["FP32 PyTorch", "int8 openvino"]
+
+
+def test_the_int8_share_that_ran_is_told_and_judged(
+    folder: Path, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = (LayerRun("conv1", 30, "int8", "k"), LayerRun("conv2", 10, "fp32", "k"))
+    monkeypatch.setattr(TorchEngine, "int8_use", Int8Use(runs))
+    limits = replace(NO_LIMITS, min_int8_share=0.8)
+    report = verify(folder, source, num_images=2, steps=4, features="none", thresholds=limits)
+    assert report.passed is False
+    assert report.placement["int8_share_run"] == 0.75
+    assert report.placement["calibrated_in_float"] == ["conv2"]
+    assert [note for note in report.notes if "1 of 2 calibrated layers" in note] == list(report.notes)
+    with pytest.raises(UsageError, match=r"min_int8_share: got a limit for an engine that does not say"):
+        verify(folder, source, engine="onnxruntime", num_images=2, thresholds=limits)
 
 
 def test_the_calibrated_number_of_steps_is_the_default(folder: Path, source: Source) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from accuquant.calibration_facts import GuidanceFacts
 from accuquant.pipelines.source import Source
+from accuquant.runtime.int8_use import Int8Use
 from accuquant.verification.measure.features import FeatureExtractor, fid_to_fp32
 from accuquant.verification.measure.latency import Latency
 from accuquant.verification.measure.metrics import Curve, cosine, psnr, ssim
@@ -34,17 +35,19 @@ def assemble(
     latencies: tuple[Latency, ...],
     layers: tuple[LayerParity, ...] | None,
     notes: tuple[str, ...],
+    int8_use: Int8Use | None = None,
 ) -> Report:
     """Return the report on `rollouts`, whose final latents became `images` [N, C, H, W] by branch.
 
-    `prompts` are those of the images, none for a pipeline that takes none.
+    `prompts` are those of the images, none for a pipeline that takes none. `int8_use` is what the engine ran
+    in int8, None where it does not say.
     """
     comparisons = compare(rollouts, images)
     fid = _fid(extractor, images) if extractor else None
     psnr_values = torch.tensor(comparisons["fidelity"].psnr)
     recipe = subject.recipe
     return Report(
-        verdict=judge(_measured(comparisons, fid, layers), thresholds),
+        verdict=judge(_measured(comparisons, fid, layers) | facts.int8_share(int8_use), thresholds),
         model=_model(subject.reference, tuple(images["reference"].shape[1:])),
         settings=_settings(subject, fid),
         versions=facts.versions(),
@@ -61,10 +64,10 @@ def assemble(
         layers=layers,
         sensitivity=facts.layer_sensitivities(recipe),
         groups=facts.group_figures(recipe),
-        placement=facts.placement_figures(subject.reference, recipe),
+        placement=facts.placement_figures(subject.reference, recipe) | facts.int8_figures(int8_use),
         sizes=facts.file_sizes(subject.folder, subject.manifest, subject.reference),
         latencies=latencies,
-        notes=notes,
+        notes=notes + facts.int8_notes(int8_use),
     )
 
 

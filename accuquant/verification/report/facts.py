@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import accuquant
+from accuquant._util.processor import describe_processor
 from accuquant.manifest import Manifest
 from accuquant.networks.network import count_macs
 from accuquant.pipelines.source import Source
 from accuquant.recipe import Recipe
+from accuquant.runtime.int8_use import Int8Use
 from accuquant.verification.report.report import GroupFigure, LayerSensitivity
 
 _PACKAGES = ("torch", "diffusers", "numpy", "onnx", "openvino", "onnxruntime")
@@ -45,6 +47,29 @@ def placement_figures(reference: Source, recipe: Recipe) -> dict[str, Any]:
         "int8_layers": len(recipe.layers),
         "float_layers": len(macs) - len(recipe.layers),
     }
+
+
+def int8_share(use: Int8Use | None) -> dict[str, float]:
+    """Return the share of the calibrated layers' work that ran in int8, for the verdict."""
+    return {} if use is None else {"int8_share": use.share}
+
+
+def int8_figures(use: Int8Use | None) -> dict[str, Any]:
+    """Return what of the calibrated layers ran in int8 and what did not; empty where the engine is silent."""
+    if use is None:
+        return {}
+    return {
+        "int8_share_run": use.share,
+        "calibrated_in_float": [run.layer for run in use.in_float],
+        "calibrated_not_found": list(use.unknown),
+        "processor": describe_processor(),
+    }
+
+
+def int8_notes(use: Int8Use | None) -> tuple[str, ...]:
+    """Return a note where calibrated layers ran in float."""
+    text = use.describe() if use is not None else ""
+    return (text,) if text else ()
 
 
 def file_sizes(folder: Path, manifest: Manifest, reference: Source) -> dict[str, int]:

@@ -153,10 +153,15 @@ def _key_figures(report: Report) -> list[dict[str, str]]:
                 "value": f"{share:.0f}",
                 "unit": "%",
                 "label": "of operations in int8",
-                "note": f"{layers} layers",
+                "note": f"{layers} layers{_run(report)}",
             }
         )
     return figures
+
+
+def _run(report: Report) -> str:
+    share = report.placement.get("int8_share_run")
+    return "" if share is None or math.isnan(share) else f", {100 * share:.0f} % of it ran in int8 here"
 
 
 def _size_figure(report: Report) -> list[dict[str, str]]:

@@ -16,7 +16,9 @@ The JSON object has these keys; a key is added, never renamed or removed, while 
     layers            [{name, elements, differing, share, max_difference}] or null when not asked for
     sensitivity       [{name, error, int8}], the most sensitive first: error with this layer alone quantized
     groups            [{start, end, initial_loss, final_loss, status, note}], timesteps end <= t < start
-    placement         {int8_mac_share, int8_layers, float_layers}
+    placement         {int8_mac_share, int8_layers, float_layers}: what was calibrated; with OpenVINO also
+                      what ran: {int8_share_run (of the calibrated layers' work), calibrated_in_float [name],
+                      calibrated_not_found [name], processor}
     sizes             {fp32_weights, engine_files} in bytes
     latencies         [{name, median_ms, fastest_ms, batch_size, rounds}], one network call
     notes             [text], what a reader should know

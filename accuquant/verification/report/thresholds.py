@@ -16,6 +16,8 @@ class Thresholds:
     seeds diverge chaotically whatever the precision. `min_lowering_psnr` compares the engine with the
     fake-quantized network. The level limits apply when layers are compared; they are the share of
     activation elements of any one layer that may be on another level, and how many levels apart.
+    `min_int8_share` is the share of the calibrated layers' multiply-accumulates that the engine really runs
+    in int8, 0 to 1.
     """
 
     min_psnr: float | None = 30.0
@@ -25,6 +27,7 @@ class Thresholds:
     min_lowering_psnr: float | None = 35.0
     max_level_share: float | None = 1e-3
     max_level_difference: int | None = 1
+    min_int8_share: float | None = None
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -36,8 +39,15 @@ class Thresholds:
                     remedy="Correct the option",
                 )
 
-    def check_measurable(self, *, fid: bool) -> None:
-        """Raise UsageError where a limit is set on FID2FP32 and it will not be measured."""
+    def check_measurable(self, *, fid: bool, int8_share: bool = True) -> None:
+        """Raise UsageError where a limit is set on FID2FP32 or the int8 share and it will not be measured."""
+        if self.min_int8_share is not None and not int8_share:
+            raise UsageError(
+                "threshold min_int8_share",
+                got="a limit for an engine that does not say what it runs in int8",
+                expected="--engine openvino",
+                remedy="Drop the limit; `accuquant audit` says it of TensorRT and ONNX Runtime",
+            )
         if self.max_fid is not None and not fid:
             raise UsageError(
                 "threshold max_fid",
@@ -89,6 +99,7 @@ _CHECKS = {
     "min_lowering_psnr": ("lowering_psnr", "Median PSNR, engine against simulation", "dB"),
     "max_level_share": ("level_share", "Largest share of differing levels in a layer", ""),
     "max_level_difference": ("level_difference", "Largest difference of a level", "levels"),
+    "min_int8_share": ("int8_share", "Share of the calibrated work that ran in int8", ""),
 }
 
 
