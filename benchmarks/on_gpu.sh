@@ -8,7 +8,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 python=${PYTHON:-.venv/bin/python}
-out=gpu-figures
+out=${OUT:-gpu-figures}
 device=cuda
 network=(--model sd15 --size 64)
 quick=(--steps 25 --num-trajectories 16 --iterations 8 --shared-iterations 8)
