@@ -1,10 +1,12 @@
 """Time a learning iteration of a network as large as Stable Diffusion 1.5's, and its memory, on a device.
 
-    python benchmarks/device_iteration.py --device cuda             # float32, then TF32
-    python benchmarks/device_iteration.py --device cpu --size 16    # the same where there is no GPU
+    python benchmarks/device_iteration.py --device cuda             # float32, TF32, bfloat16
+    python benchmarks/device_iteration.py --device cpu --size 16    # without TF32 where there is no GPU
 
 Random weights, min-max scales of one call, one denoising step forward and backward (the copied gradient is
-one such call a step), medians of interleaved rounds.
+one such call a step), medians of interleaved rounds. Calibration computes in float32, or in TF32 where
+it is told to; "bf16 products" (torch.autocast) shows what lower precision would bring. "peak" is that of
+each arm alone, the network included.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -40,23 +43,25 @@ def main() -> None:
     given = parser.parse_args()
     device = choose_device(given.device)
     network, sample, conditioning = _simulated(given.model, given.size, device)
-    kinds = {"float32": False, "TF32": True} if device.type == "cuda" else {"float32": False}
-    seconds: dict[str, list[float]] = {name: [] for name in kinds}
+    arms = ["float32", *(["TF32"] if device.type == "cuda" else []), "bf16 products"]
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    peaks: dict[str, float] = {}
     for _ in range(given.rounds + 1):
-        for name, tf32 in kinds.items():
-            with repeatable(device, tf32=tf32):
+        for name in arms:
+            _forget_peak(device)
+            with repeatable(device, tf32=name == "TF32"), _precision(device, bf16=name == "bf16 products"):
                 seconds[name].append(_iteration(network, sample, conditioning, device))
+            peaks[name] = _peak_gb(device)
     medians = {name: statistics.median(values[1:]) for name, values in seconds.items()}
-    peak = torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None
     print_report(
         f"One step of an iteration of {given.model}, batch 1, latent {given.size}x{given.size}, "
         f"{describe(device)}",
         ("", "seconds", "times float32", "peak GB"),
         [
-            [name, f"{s:.3f}", f"{medians['float32'] / s:.2f}", "" if peak is None else f"{peak:.2f}"]
+            [name, f"{s:.3f}", f"{medians['float32'] / s:.2f}", f"{peaks[name]:.2f}" if peaks[name] else ""]
             for name, s in medians.items()
         ],
-        record={"device": describe(device), "seconds": seconds, "peak_gb": peak},
+        record={"device": describe(device), "seconds": seconds, "peak_gb": peaks},
         json_path=given.json,
     )
 
@@ -81,9 +86,23 @@ def _simulated(
     return simulated, sample, conditioning
 
 
+def _precision(device: torch.device, *, bf16: bool) -> AbstractContextManager[Any]:
+    return torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else nullcontext()
+
+
+def _forget_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _peak_gb(device: torch.device) -> float:
+    """Return the most memory of an NVIDIA GPU since _forget_peak; 0 elsewhere, where torch counts none."""
+    return torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else 0.0
+
+
 def _iteration(network: Any, sample: torch.Tensor, conditioning: Any, device: torch.device) -> float:
     begun = time.perf_counter()
-    call(network, sample, 500.0, conditioning).square().mean().backward()
+    call(network, sample, 500.0, conditioning).float().square().mean().backward()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - begun

@@ -1,38 +1,49 @@
 #!/usr/bin/env bash
 # Everything that a GPU can show, in at most 8 minutes; the figures are kept in gpu-figures/.
 #     bash benchmarks/on_gpu.sh
-# Tests marked `gpu`; calibration of the bundled models on the GPU and on the CPU; an iteration of a network as
-# large as Stable Diffusion 1.5's, float32 and TF32, with its seconds and its memory. A part that fails does not
-# keep the next from running; the script fails in the end.
-set -u
-cd "$(dirname "$0")/.."
+#     REHEARSAL=1 bash benchmarks/on_gpu.sh    # the same parts on the CPU, tiny: does the script run?
+# Tests marked `gpu`; an iteration of a network as large as Stable Diffusion 1.5's in float32, TF32 and bfloat16,
+# with its seconds and its memory; calibration of the bundled models; memory of verify, which is not to grow with
+# the number of images. A part that fails does not keep the next from running; the script fails in the end.
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 1
 python=${PYTHON:-.venv/bin/python}
-out=gpu-figures
+out=${OUT:-gpu-figures}
+device=cuda
+network=(--model sd15 --size 64)
+quick=(--steps 25 --num-trajectories 16 --iterations 8 --shared-iterations 8)
+images=(64 512)
+if [ -n "${REHEARSAL:-}" ]; then
+  device=cpu
+  network=(--model tiny --size 16 --rounds 1)
+  quick=(--steps 2 --num-trajectories 2 --batch-size 1 --iterations 0 --shared-iterations 0 --no-refine --rounding nearest)
+  images=(2 4)
+fi
 mkdir -p "$out"
 failed=0
 
 part() { # NAME SECONDS COMMAND...
-  local name=$1 seconds=$2 begun=$SECONDS
+  local name=$1 seconds=$2 begun=$SECONDS state=passed
   shift 2
   echo "== $name"
-  if timeout "$seconds" "$@" > "$out/$name.txt" 2>&1; then state=passed; else state="FAILED ($?)"; failed=1; fi
-  tail -n 4 "$out/$name.txt"
+  timeout "$seconds" "$@" > "$out/$name.txt" 2>&1 || { state="FAILED ($?)"; failed=1; }
+  tail -n 6 "$out/$name.txt"
   echo "$name: $state, $((SECONDS - begun)) s" | tee -a "$out/summary.txt"
 }
 
 : > "$out/summary.txt"
-"$python" -c "from accuquant.networks.device import choose_device, describe; print(describe(choose_device('cuda')))" \
-  | tee "$out/device.txt" || { echo "No GPU that works: nothing to show."; exit 1; }
+"$python" -c "import sys; from accuquant.networks.device import choose_device, describe
+print(describe(choose_device(sys.argv[1])))" "$device" 2>&1 | tee "$out/device.txt" \
+  || { echo "No GPU that works: nothing to show."; exit 1; }
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv > "$out/driver.txt" 2>&1 || true
 
-part tests 150 "$python" -m pytest -m gpu -q -p no:cacheprovider
-part iteration 120 "$python" benchmarks/device_iteration.py --device cuda --json "$out/iteration.json"
-quick=(--steps 25 --num-trajectories 16 --iterations 8 --shared-iterations 8)
-for model in fashion-ddpm fashion-text; do
-  prompts=()
-  [ "$model" = fashion-text ] && prompts=(--prompts accuquant/data/fashion-text/prompts.txt)
-  part "calibrate-$model" 90 "$python" -m accuquant calibrate "accuquant/data/$model" --device cuda "${quick[@]}" \
-    "${prompts[@]}" -o "$out/$model.safetensors"
-done
+part tests 140 "$python" -m pytest -m gpu -q -p no:cacheprovider
+part iteration 110 "$python" benchmarks/device_iteration.py --device "$device" "${network[@]}" --json "$out/iteration.json"
+part calibrate-fashion-ddpm 70 "$python" -m accuquant calibrate accuquant/data/fashion-ddpm --device "$device" \
+  "${quick[@]}" -o "$out/fashion-ddpm.safetensors"
+part calibrate-fashion-text 80 "$python" -m accuquant calibrate accuquant/data/fashion-text --device "$device" \
+  "${quick[@]}" --prompts accuquant/data/fashion-text/prompts.txt -o "$out/fashion-text.safetensors"
+part verify-memory 70 "$python" benchmarks/verify_memory.py --device "$device" --images "${images[@]}" \
+  --json "$out/verify-memory.json"
 cat "$out/summary.txt"
 exit $failed

@@ -56,7 +56,7 @@ def parse_arguments() -> argparse.Namespace:
 def gather(source: Source, layers: dict[str, nn.Module], task: Task, seed: int) -> dict[str, Tensor]:
     """Return rows [n, d] of each layer's input on trajectories from `seed` on."""
     starter = open_starter(source, task, steps=_STEPS)
-    starts = starter.starts(_TRAJECTORIES, _BATCH, seed=seed)
+    starts = list(starter.starts(_TRAJECTORIES, _BATCH, seed=seed))
     starter.close()
     count, rng = _ROWS // (len(starts) * _STEPS), torch.Generator().manual_seed(seed)
     rows: dict[str, list[Tensor]] = {name: [] for name in layers}

@@ -58,8 +58,8 @@ def prepare(
     What does not fit into memory lies in `folder`/inputs meanwhile.
     """
     process = starter.process
-    starts = starter.starts(
-        settings.num_trajectories, settings.batch_size, seed=settings.seed, progress=shown
+    starts = list(
+        starter.starts(settings.num_trajectories, settings.batch_size, seed=settings.seed, progress=shown)
     )
     starter.close()
     macs = count_macs(source.network, source.signature)

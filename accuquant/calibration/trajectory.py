@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -73,7 +73,7 @@ def record_trajectories(
 def record_from(
     network: nn.Module,
     process: DenoisingProcess,
-    starts: Sequence[Start],
+    starts: Iterable[Start],
     *,
     before_step: Callable[[int], None] | None = None,
 ) -> list[TrajectoryBatch]:

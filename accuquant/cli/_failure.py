@@ -71,6 +71,8 @@ def _explain(error: BaseException) -> tuple[str, int]:
         package = str(error.name).split(".")[0]
         extra = _EXTRAS[package]
         return f"the package {package} is not installed. Run: pip install 'accuquant[{extra}]'.", 1
+    if is_out_of_memory(error) and "CUDA" in str(error):
+        return "out of memory on the GPU. Give --device cpu, or close other programs that use it.", 1
     if is_out_of_memory(error):
         return "out of memory. Give smaller batches, or close other programs.", 1
     number = os_error_number(error)

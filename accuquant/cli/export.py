@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from accuquant.cli._command import Command
-from accuquant.cli._options import Source, existing_file, lora_option, new_path
+from accuquant.cli._first_recipe import is_graph, recipe_of, take_device
+from accuquant.cli._options import Source, device_option, existing_file, lora_option, new_path
 from accuquant.cli._source import loading_options, take_loading
 from accuquant.cli._task import take_options, task_options
 from accuquant.errors import UsageError
@@ -114,6 +115,7 @@ if TYPE_CHECKING:
     metavar="DIR",
     help="Write a Triton Inference Server model repository too; SOURCE is a pipeline.",
 )
+@device_option
 @lora_option("those of the recipe by default")
 @loading_options
 @task_options
@@ -123,7 +125,8 @@ def command(source: str, recipe: Path | None, output: Path, triton: Path | None,
     SOURCE is a diffusers pipeline (a folder or a Hub id): OUTPUT becomes a folder in Optimum's layout.
     Prompts, images and guidance are for the calibration that comes first where no recipe is given.
     Or SOURCE is a float .onnx file of such a network, and OUTPUT an .onnx file. Without --recipe, its scales
-    are then observed in a few calls, which is no calibration over denoising steps.
+    are then observed in a few calls, which is no calibration over denoising steps. --device is where that
+    calibration runs, in PyTorch, or that observation, in ONNX Runtime.
     """
     _check_pipeline(source, {"--triton": triton, "--whole-pipeline": options["whole_pipeline"]})
     run(source, recipe, output, options, triton)
@@ -137,7 +140,7 @@ def command(source: str, recipe: Path | None, output: Path, triton: Path | None,
 
 def _check_pipeline(source: str, given: dict[str, Any]) -> None:
     """Refuse what only a pipeline can have where SOURCE is an .onnx file."""
-    if not _is_graph(source):
+    if not is_graph(source):
         return
     for option, value in given.items():
         if value:
@@ -159,14 +162,15 @@ def run(
     task = take_options(options)
     inputs, loras = options.pop("inputs", None), options.pop("loras", ())
     loading = {name: value for name in ("variant", "without") if (value := options.pop(name, None))}
-    graph = _is_graph(source)
+    computed = take_device(options, recipe)
+    graph = is_graph(source)
     graph_options = _graph_options(inputs, options.pop("input_names", None), graph)
     export = _targeted(ExportOptions(**options))
     if graph or recipe is not None:
         of_pipelines = {"lora": loras, **loading}
         _refuse_task({**task, **{k: v for k, v in of_pipelines.items() if v}} if graph else task)
     _check_outputs(source, output, export, triton)
-    loaded = _recipe(source, recipe, output, graph_options, {**task, "loras": loras, **loading})
+    loaded = recipe_of(source, recipe, output, graph_options, {**task, **computed, "loras": loras, **loading})
     with Bars() as progress:
         if graph:
             choice = _write_graph(source, loaded, output, export, progress, graph_options)
@@ -174,11 +178,6 @@ def run(
             choice = _write_pipeline(source, loaded, output, export, progress, {"loras": loras, **loading})
     if choice is not None:
         click.echo(str(choice))
-
-
-def _is_graph(source: str) -> bool:
-    """Return whether SOURCE is an .onnx file, however its ending is written."""
-    return source.lower().endswith(".onnx")
 
 
 def _graph_options(inputs: Path | None, names: str | None, is_graph: bool) -> dict[str, Any]:
@@ -209,7 +208,7 @@ def _targeted(export: ExportOptions) -> ExportOptions:
 
 def _check_outputs(source: str, output: Path, export: ExportOptions, triton: Path | None) -> None:
     """Refuse what cannot be written, before a calibration of an hour shows it."""
-    if _is_graph(source):
+    if is_graph(source):
         from accuquant.export.write.onnx_file import check_output as check_graph
 
         check_graph(Path(source), output)
@@ -224,19 +223,6 @@ def _check_outputs(source: str, output: Path, export: ExportOptions, triton: Pat
         check_repository(triton)
     if export.whole_pipeline:
         check_parts(pipeline_class_of(source))
-
-
-def _recipe(
-    source: str, recipe: Path | None, output: Path, graph_options: dict[str, Any], task: dict[str, Any]
-) -> Recipe:
-    """Load the recipe, or make one from what there is."""
-    from accuquant.recipe import Recipe
-
-    if recipe is not None:
-        return Recipe.load(recipe)
-    if _is_graph(source):
-        return _observe_first(source, output, graph_options)
-    return _calibrate_first(source, output, task)
 
 
 def _write_graph(
@@ -287,33 +273,3 @@ def _refuse_task(task: dict[str, Any]) -> None:
             expected="a pipeline as SOURCE and no --recipe",
             remedy="Leave it out, or give it to `accuquant calibrate`",
         )
-
-
-def _observe_first(source: str, output: Path, options: dict[str, Any]) -> Recipe:
-    """Observe the graph alone, and keep the recipe beside `output`."""
-    from accuquant.cli._progress import Bars
-    from accuquant.observation.observe_onnx import OBSERVED, observe_onnx
-
-    with Bars() as progress:
-        progress.stage(f"observing {source}", 100)
-        recipe = observe_onnx(Path(source), progress=progress.share, **options)
-    given = f"the inputs in {options['inputs']}" if options["inputs"] else "random inputs"
-    click.echo(f"No --recipe: scales are {OBSERVED}, on {given}.", err=True)
-    click.echo(
-        "For images that stay the same, run `accuquant calibrate` on its pipeline and give --recipe.",
-        err=True,
-    )
-    recipe.save(output.with_name(f"{output.name}.recipe.safetensors"))
-    return recipe
-
-
-def _calibrate_first(source: str, output: Path, task: dict[str, Any]) -> Recipe:
-    """Calibrate with the defaults of `accuquant calibrate`, and keep the recipe beside `output`."""
-    from accuquant.cli.calibrate import print_summary
-    from accuquant.cli.calibrate import run as calibrate
-
-    path = output.with_name(f"{output.name}.recipe.safetensors")
-    click.echo(f"No --recipe: calibrating first, into {path}", err=True)
-    recipe = calibrate(source, path, task)
-    print_summary(recipe, path)
-    return recipe

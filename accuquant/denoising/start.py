@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor
 
 from accuquant.denoising.conditioning import Conditioning
 from accuquant.denoising.process import DenoisingProcess, restored_generators, seeded_generators
+
+_LATENTS, _GENERATORS, _CONDITIONING = "latents", "generators", "conditioning."
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,21 @@ class Start:
         """Return generators that go on where the start was made."""
         return restored_generators(self.generators)
 
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Return one flat dict of tensors; `from_tensors` reads it back."""
+        flat = {f"{_CONDITIONING}{name}": t for name, t in self.conditioning.to_tensors().items()}
+        return {_LATENTS: self.latents, _GENERATORS: torch.stack(self.generators), **flat}
+
+    @classmethod
+    def from_tensors(cls, flat: Mapping[str, Tensor]) -> Start:
+        """Read what `to_tensors` returned."""
+        conditioning = {
+            name.removeprefix(_CONDITIONING): tensor
+            for name, tensor in flat.items()
+            if name.startswith(_CONDITIONING)
+        }
+        return cls(flat[_LATENTS], tuple(flat[_GENERATORS].unbind()), Conditioning.from_tensors(conditioning))
+
 
 def seeded_starts(
     process: DenoisingProcess,
@@ -43,17 +60,15 @@ def seeded_starts(
     batch_size: int,
     seed: int,
     conditioning: Mapping[str, Tensor] | None = None,
-) -> list[Start]:
-    """Return batches of pure noise [*shape]; image k comes from seed + k.
+) -> Iterator[Start]:
+    """Yield batches of pure noise [*shape]; image k comes from seed + k.
 
     `conditioning` holds tensors [count, ...].
     """
     whole = Conditioning.of(conditioning or {})
-    starts = []
     for first in range(0, count, batch_size):
         members = slice(first, min(first + batch_size, count))
         generators = seeded_generators(range(seed + members.start, seed + members.stop))
         latents = process.initial_latents(shape, generators)
         states = tuple(g.get_state() for g in generators)
-        starts.append(Start(latents, states, whole.rows(members)))
-    return starts
+        yield Start(latents, states, whole.rows(members))

@@ -59,11 +59,6 @@ def resolve_backend(name: str = "auto") -> Backend:
     )
 
 
-def installed_backends() -> tuple[Backend, ...]:
-    """Return every usable TensorRT library; nothing is imported."""
-    return tuple(_checked(library) for library in _LIBRARIES if importlib.util.find_spec(library) is not None)
-
-
 def _checked(library: BackendName) -> Backend:
     extra, oldest = _LIBRARIES[library]
     found = _installed_version(library)

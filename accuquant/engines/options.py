@@ -39,11 +39,6 @@ class ShapeRange:
         """Return the range that holds one shape."""
         return cls(shape, shape, shape)
 
-    @property
-    def is_fixed(self) -> bool:
-        """Whether there is one shape."""
-        return self.min == self.max
-
 
 @dataclass(frozen=True)
 class BuildOptions:

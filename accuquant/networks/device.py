@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
-from accuquant.errors import UsageError
+from accuquant._util.device_name import check_device_name, no_tf32, unusable_device
 
 CPU = torch.device("cpu")
-_NAMES = re.compile(r"cpu|mps|cuda(:\d+)?")
 
 
 def choose_device(name: str = "auto", *, tf32: bool = False) -> torch.device:
@@ -23,29 +21,13 @@ def choose_device(name: str = "auto", *, tf32: bool = False) -> torch.device:
     products. Raises UsageError for an unknown name, a device that is not there or does not work, and for
     TF32 where there is none.
     """
-    if name != "auto" and not _NAMES.fullmatch(name):
-        raise UsageError(
-            f"--device {name}",
-            got="an unknown name",
-            expected="auto, cpu, cuda, cuda:N or mps",
-            remedy="Give one of these",
-        )
+    check_device_name(name)
     device = _first_that_works() if name == "auto" else torch.device(name)
     fault = _fault_of(device)
     if fault:
-        raise UsageError(
-            f"--device {name}",
-            got=fault,
-            expected=f"a device that works ({', '.join(_there())})",
-            remedy="Give --device cpu, or another of these",
-        )
+        raise unusable_device(name, fault, ", ".join(_there()))
     if tf32 and device.type != "cuda":
-        raise UsageError(
-            "--tf32",
-            got=f"the device {device}",
-            expected="an NVIDIA GPU, which alone has TF32",
-            remedy="Leave --tf32 out",
-        )
+        raise no_tf32(str(device))
     return device
 
 

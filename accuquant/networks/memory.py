@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from accuquant._util.progress import Progress
-from accuquant.errors import CalibrationError
+from accuquant.errors import AccuQuantError, CalibrationError
 
 #: How torch's own allocators begin, beside torch.OutOfMemoryError.
 _CPU_ALLOCATOR = "DefaultCPUAllocator"
@@ -36,19 +36,29 @@ class StageWatch:
 
 
 @contextmanager
-def memory_named(stages: StageWatch, device: torch.device, batch_size: int) -> Iterator[None]:
-    """Raise CalibrationError, with the stage and what to change, where memory on `device` runs out inside."""
+def memory_named(
+    stages: StageWatch,
+    device: torch.device,
+    batch_size: int,
+    *,
+    error: type[AccuQuantError] = CalibrationError,
+    kept: str = "what is finished is kept",
+) -> Iterator[None]:
+    """Raise `error`, with the stage and what to change, where memory on `device` runs out inside.
+
+    `kept` says what the work so far is good for.
+    """
     try:
         yield
     except (MemoryError, RuntimeError) as fault:
         if not _is_out_of_memory(fault):
             raise
         smaller = f"--batch-size {max(1, batch_size // 2)}" if batch_size > 1 else "a smaller --image-size"
-        raise CalibrationError(
+        raise error(
             f"stage '{stages.name}'",
             got=f"no memory left on {_described(device)} with batches of {batch_size}",
             expected="room for the network and for what one batch leaves behind in it",
-            remedy=f"Give {smaller}, or another --device; what is finished is kept",
+            remedy=f"Give {smaller}, or another --device; {kept}",
         ) from fault
 
 

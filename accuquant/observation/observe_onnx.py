@@ -24,6 +24,7 @@ from accuquant.export.read.onnx_inputs import (
     timestep_values,
 )
 from accuquant.export.read.onnx_source import read_float
+from accuquant.export.read.session_device import SessionDevice
 from accuquant.graph.quantized_family import pairs_in
 from accuquant.groups import StepGroups
 from accuquant.observation.onnx_layers import OnnxLayer, find_layers, place_layers
@@ -36,6 +37,8 @@ OBSERVED = "observed, not calibrated over denoising steps"
 _VALUES_PER_CALL = 16384
 _DEFAULT_CALLS = 8
 _TOP = 1000.0
+#: How ONNX Runtime's arenas end, on the CPU and on CUDA.
+_NO_MEMORY = "Failed to allocate memory"
 
 Samples = dict[str, list[npt.NDArray[np.float32]]]
 
@@ -50,19 +53,22 @@ def observe_onnx(
     observer: str = "mse",
     seed: int = 0,
     input_names: Mapping[str, str] | None = None,
+    device: str = "cpu",
+    tf32: bool = False,
     progress: Share | None = None,
 ) -> Recipe:
     """Return a recipe with one step group for the float graph at `path`.
 
-    Its layers' inputs are recorded in ONNX Runtime over the calls that the .npz `inputs` holds, or over
-    `calls` random ones: normal samples with timesteps spread over [0, 1000). No denoising step is
-    simulated and nothing is learned; `calibration["method"]` says so. `input_names` gives the input that is
-    the "sample" or the "timestep" where its name does not tell. Raises SourceError for a file that
-    is no denoising network or that ONNX Runtime cannot run, UsageError for inputs that do not fit or lead
-    to values that are not finite. A layer that saw only zeros stays float.
+    Its layers' inputs are recorded in ONNX Runtime, on `device` ("auto", "cpu", "cuda", "cuda:1"), over the
+    calls that the .npz `inputs` holds, or over `calls` random ones: normal samples with timesteps spread over
+    [0, 1000). No denoising step is simulated and nothing is learned; `calibration["method"]` says so.
+    `input_names` gives the input that is the "sample" or the "timestep" where its name does not tell. Raises
+    SourceError for a file that is no denoising network or that ONNX Runtime cannot run, UsageError for inputs
+    that do not fit or lead to values that are not finite, and for a device that does not work. A layer that
+    saw only zeros stays float.
     """
     say = progress or (lambda _text, _share: None)
-    path = Path(path)
+    computed, path = SessionDevice(device, tf32), Path(path)
     model = read_float(path)
     wanted = inputs_of(model.graph, path, input_names)
     layers = place_layers(
@@ -77,7 +83,7 @@ def observe_onnx(
             path, found or "no layer with a constant weight between its first and its last"
         )
     feeds = random_feeds(wanted, calls, seed) if inputs is None else load_feeds(inputs, wanted)
-    samples = _record(model, path, layers, feeds, seed, say)
+    samples = _record(model, path, layers, feeds, seed, computed, say)
     layers = [layer for layer in layers if samples[layer.name][0].any()]  # zeros have no scale
     if not layers:
         raise _nothing_to_quantize(path, "nothing but zeros at the input of every layer")
@@ -115,12 +121,18 @@ def _facts(path: Path, inputs: Path | None, calls: int, observer: str, seed: int
 
 
 def _record(
-    model: ir.Model, path: Path, layers: Sequence[OnnxLayer], feeds: list[Feed], seed: int, say: Share
+    model: ir.Model,
+    path: Path,
+    layers: Sequence[OnnxLayer],
+    feeds: list[Feed],
+    seed: int,
+    device: SessionDevice,
+    say: Share,
 ) -> Samples:
     """Run every feed and keep some values, and the extremes, of each layer's input."""
     inputs = {layer.name: _inputs_of(layer) for layer in layers}
     names = list(dict.fromkeys(name for several in inputs.values() for name in several))
-    session = FloatSession(model, path, shown=names)
+    session = FloatSession(model, path, shown=names, device=device)
     rng = np.random.default_rng(seed)
     kept: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in names}
     for number, feed in enumerate(feeds):
@@ -164,6 +176,13 @@ def _run(session: FloatSession, path: Path, names: list[str], feed: Feed) -> lis
     try:
         return session.run(names, feed)
     except Exception as fault:  # ONNX Runtime has exception classes of its own
+        if _NO_MEMORY in str(fault):
+            raise UsageError(
+                f"'{path}'",
+                got=f"no memory left for {sizes_of(feed)} on the device {session.device.name}",
+                expected="room for every tensor that a layer reads",
+                remedy="Give --inputs FILE.npz with a smaller batch, or --device cpu",
+            ) from fault
         raise UsageError(
             f"'{path}'",
             got=f"an error for {sizes_of(feed)} ({last_line(fault)})",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from accuquant._util.facts import FactsError, read_json
 from accuquant.errors import SourceError
 
 #: Keys that say how often something is built, or how many steps a table has.
@@ -23,8 +23,8 @@ def check_numbers(path: Path) -> None:
     A file that is missing or no JSON is left to diffusers, whose error says so.
     """
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        config = read_json(path)
+    except (OSError, FactsError):
         return
     for key, value in _numbers("", config):
         largest = _MOST_REPEATED if any(part in key for part in _REPEATED) else _LARGEST

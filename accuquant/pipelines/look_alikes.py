@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from accuquant._util.facts import FactsError, read_json
 from accuquant.errors import SourceError
 from accuquant.manifest import MANIFEST_NAME, Manifest
 from accuquant.pipelines.loading import weight_files
@@ -72,8 +72,8 @@ def check_part(folder: Path) -> None:
 def _quantization(folder: Path) -> str | None:
     """Return what a part's configuration says of its quantization, None where it is float or unreadable."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        config = read_json(folder / "config.json")
+    except (OSError, FactsError):
         return None  # who loads the part says what is wrong with it
     settings = config.get("quantization_config") if isinstance(config, dict) else None
     if settings is None:

@@ -9,6 +9,7 @@ another sampler than the user's.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
@@ -48,8 +49,8 @@ class Starter(Protocol):
 
     def starts(
         self, count: int, batch_size: int, *, seed: int, progress: Progress | None = None
-    ) -> list[Start]:
-        """Return batches of starts; image k comes from seed + k and takes prompt k."""
+    ) -> Iterator[Start]:
+        """Yield batches of starts; image k comes from seed + k and takes prompt k."""
 
     def close(self) -> None:
         """Free what starts are made with; the process stays."""
@@ -84,8 +85,8 @@ class NoiseStarter:
 
     def starts(
         self, count: int, batch_size: int, *, seed: int, progress: Progress | None = None
-    ) -> list[Start]:
-        """Return batches of starts; image k comes from seed + k."""
+    ) -> Iterator[Start]:
+        """Yield batches of starts; image k comes from seed + k."""
         signature = self._source.signature
         return seeded_starts(
             self.process,
@@ -115,16 +116,15 @@ class PipelineStarter:
 
     def starts(
         self, count: int, batch_size: int, *, seed: int, progress: Progress | None = None
-    ) -> list[Start]:
-        """Return batches of starts; image k comes from seed + k and takes prompt k."""
-        shown, starts = progress or Silent(), []
+    ) -> Iterator[Start]:
+        """Yield batches of starts; image k comes from seed + k and takes prompt k."""
+        shown = progress or Silent()
         shown.stage("prompts and first latents", -(-count // batch_size))
         for first in range(0, count, batch_size):
             members = range(first, min(first + batch_size, count))
             captured = self._capture(members, seed, real=False)
-            starts.append(_start(self._source, captured, self.guidance).to(CPU))
             shown.advance()
-        return starts
+            yield _start(self._source, captured, self.guidance).to(CPU)
 
     def close(self) -> None:
         """Free the text encoders and the decoder."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import partial, reduce
+from functools import reduce
 from pathlib import Path
 
 import torch
@@ -12,10 +12,13 @@ from torch import Tensor, nn
 
 from accuquant._util.progress import Progress, Silent
 from accuquant._util.real_model import real_model
+from accuquant._util.scratch import scratch_folder
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.denoising.start import Start
+from accuquant.errors import VerificationError
 from accuquant.manifest import Manifest
 from accuquant.networks.device import device_of
+from accuquant.networks.memory import StageWatch, memory_named
 from accuquant.networks.network import ConditioningTensors, call
 from accuquant.networks.simulate import simulate
 from accuquant.pipelines.source import Source
@@ -26,10 +29,11 @@ from accuquant.verification.measure.decoder import Decode, load_decoder, unpacke
 from accuquant.verification.measure.features import load_features
 from accuquant.verification.measure.latency import Latency, measure_latencies
 from accuquant.verification.measure.parity import LayerParity, layer_parity
-from accuquant.verification.measure.rollout import Branches, BranchFn, Rollouts, roll_out
+from accuquant.verification.measure.rollout import Branches, BranchFn, NetworkCalls, Rollout, roll_out
 from accuquant.verification.measure.subject import Subject
 from accuquant.verification.report.assemble import assemble
 from accuquant.verification.report.report import Report
+from accuquant.verification.report.tally import Tally
 from accuquant.verification.report.thresholds import Thresholds
 from accuquant.verification.verification_settings import VerificationSettings
 
@@ -65,41 +69,57 @@ def verify(
     tensors [num_images, ...] by name, is for a network without its pipeline. `decode` maps latents to images
     [N, C, H, W] in [0, 1]; the pipeline's own decoder by default. `float_engine` is a float32 engine to time
     beside the others.
-    Raises VerificationError where the folder belongs to another model or scheduler.
+    Memory does not grow with `num_images`: a batch leaves a few numbers an image, and ten pictures.
+    Raises VerificationError where the folder belongs to another model or scheduler, and, with the stage,
+    where memory runs out.
     """
     count = Manifest.load(Path(folder)).steps(steps)
     settings = VerificationSettings(
         engine, num_images, count, seed, batch_size, features, layers, allow_other_scheduler
     )
-    limits, shown = thresholds or Thresholds(), progress or Silent()
+    limits, shown = thresholds or Thresholds(), StageWatch(progress or Silent())
     subject = Subject.load(Path(folder), reference, settings)
-    notes = subject.check()
-    decode = decode or load_decoder(reference)
-    process, starts = subject.begin(task or Task(), conditioning, shown)
-    notes += subject.guidance_notes(process.guidance)
-    images = partial(_images, decode, starts[0])
-    extractor = load_features(features, tuple(images(torch.zeros_like(starts[0].latents[:1])).shape[1:]))
-    limits.check_measurable(
-        fid=extractor is not None and num_images > 1, int8_share=engine == OpenVinoRunner.engine
-    )
-    simulated = simulate(reference.network, subject.recipe)
-    with EngineModel.from_folder(subject.folder, engine, trust_engines=trust_engines) as model:
-        model.activate()
-        branches = Branches(torch_branch(reference.network), torch_branch(simulated), engine_branch(model))
-        _probe(process, starts[0], branches.engine)
-        rollouts = roll_out(process, branches, starts, progress=shown)
-        latencies = _latencies(branches, float_engine, rollouts, engine)
-        int8_use = model.int8_use
+    notes, given = subject.check(), task or Task()
+    with (
+        memory_named(
+            shown,
+            device_of(reference.network),
+            batch_size,
+            error=VerificationError,
+            kept="nothing was written",
+        ),
+        scratch_folder("verify") as scratch,
+    ):
+        decode = decode or load_decoder(reference)
+        process, starts = subject.begin(given, conditioning, scratch, shown)
+        image_shape = _image_shape(decode, starts.first)
+        extractor = load_features(features, image_shape)
+        limits.check_measurable(
+            fid=extractor is not None and num_images > 1, int8_share=engine == OpenVinoRunner.engine
+        )
+        tally, calls = Tally(extractor if num_images > 1 else None), NetworkCalls(_SMALL_BATCH)
+        simulated = simulate(reference.network, subject.recipe)
+        with EngineModel.from_folder(subject.folder, engine, trust_engines=trust_engines) as model:
+            model.activate()
+            branches = Branches(
+                torch_branch(reference.network), torch_branch(simulated), engine_branch(model)
+            )
+            _probe(process, starts.first, branches.engine)
+            for rollout in roll_out(process, branches, starts, calls=calls, progress=shown):
+                tally.add(rollout, _images(decode, rollout))
+            latencies = _latencies(branches, float_engine, process, calls, engine)
+            int8_use = model.int8_use
+        compared = _layers(subject, simulated, process, calls, shown) if layers else None
     return assemble(
         subject,
-        rollouts,
-        {name: images(latents) for name, latents in rollouts.final.items()},
-        prompts=task.prompts if task else (),
-        extractor=extractor if num_images > 1 else None,
+        tally,
+        timesteps=tuple(process.timesteps),
+        image_shape=image_shape,
+        prompts=given.prompts,
         thresholds=limits,
         latencies=latencies,
-        layers=_layers(subject, simulated, rollouts, shown) if layers else None,
-        notes=notes,
+        layers=compared,
+        notes=notes + subject.guidance_notes(process.guidance),
         int8_use=int8_use,
     )
 
@@ -125,8 +145,14 @@ def engine_branch(model: EngineModel) -> BranchFn:
     return run
 
 
-def _images(decode: Decode, start: Start, latents: Tensor) -> Tensor:
-    return decode(unpacked(latents, start.conditioning))
+def _images(decode: Decode, rollout: Rollout) -> dict[str, Tensor]:
+    conditioning = rollout.start.conditioning
+    return {name: decode(unpacked(latents, conditioning)) for name, latents in rollout.final.items()}
+
+
+def _image_shape(decode: Decode, start: Start) -> tuple[int, ...]:
+    latents = torch.zeros_like(start.latents[:1])
+    return tuple(decode(unpacked(latents, start.conditioning)).shape[1:])
 
 
 def _probe(process: DenoisingProcess, start: Start, engine: BranchFn) -> None:
@@ -136,11 +162,15 @@ def _probe(process: DenoisingProcess, start: Start, engine: BranchFn) -> None:
 
 
 def _latencies(
-    branches: Branches, float_engine: BranchFn | None, rollouts: Rollouts, engine: str
+    branches: Branches,
+    float_engine: BranchFn | None,
+    process: DenoisingProcess,
+    calls: NetworkCalls,
+    engine: str,
 ) -> tuple[Latency, ...]:
-    step = len(rollouts.timesteps) // 2
-    sample, rows = rollouts.network_call(step, _SMALL_BATCH)
-    timestep = torch.tensor(rollouts.timesteps[step])
+    step = len(process) // 2
+    sample, rows = calls.at(step)
+    timestep = torch.tensor(process.timesteps[step])
     networks = {"FP32 PyTorch": branches.reference}
     if float_engine is not None:
         networks[f"FP32 {engine}"] = float_engine
@@ -153,20 +183,20 @@ def _latencies(
 
 
 def _layers(
-    subject: Subject, simulated: nn.Module, rollouts: Rollouts, shown: Progress
+    subject: Subject, simulated: nn.Module, process: DenoisingProcess, calls: NetworkCalls, shown: Progress
 ) -> tuple[LayerParity, ...]:
     """Compare the levels at the first, the middle and the last step; each layer's counts are summed.
 
     The exported graph runs in ONNX Runtime: this checks the lowering. What the chosen engine adds shows in
     the lowering loss, since outputs added to a graph change what OpenVINO fuses and so its very levels.
     """
-    graphs, last = subject.manifest.graph_paths(subject.folder), len(rollouts.timesteps) - 1
+    graphs, last = subject.manifest.graph_paths(subject.folder), len(process) - 1
     chosen = sorted({0, last // 2, last})
     shown.stage("layer by layer", len(chosen))
     measured = []
     for step in chosen:
-        timestep = rollouts.timesteps[step]
-        sample, conditioning = rollouts.network_call(step, _SMALL_BATCH)
+        timestep = process.timesteps[step]
+        sample, conditioning = calls.at(step)
         graph = graphs[subject.recipe.groups.find(timestep) if len(graphs) > 1 else 0]
         parity = layer_parity(
             real_model(graph),

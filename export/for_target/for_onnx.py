@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
@@ -14,9 +14,12 @@ from accuquant.export.for_target.candidates import FloatGraph
 from accuquant.export.for_target.settle import keep, settle
 from accuquant.export.read.network_graph import read_network
 from accuquant.export.write import onnx_file
-from accuquant.export.write.compare import Comparison
+from accuquant.export.write.onnx_file import GraphFacts
 from accuquant.export_choice import ExportChoice
 from accuquant.recipe import Recipe
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def export_onnx(
@@ -25,16 +28,14 @@ def export_onnx(
     output: Path,
     options: ExportOptions | None = None,
     *,
-    inputs: Path | None = None,
-    input_names: Mapping[str, str] | None = None,
-    compared: Callable[[Comparison], None] | None = None,
     share: Share | None = None,
     progress: Progress | None = None,
+    **facts: Unpack[GraphFacts],
 ) -> tuple[list[Path], ExportChoice | None]:
     """Quantize the float graph at `path` by `recipe`, as suits the target best -> the files, and the choice.
 
-    The choice is None where the caller named the lowering. Everything else as in export_pipeline;
-    `inputs`, `input_names`, `compared` and the errors are those of write_onnx.
+    The choice is None where the caller named the lowering. Everything else as in export_pipeline; `facts`
+    and the errors are those of write_onnx.
     """
     path, output, shown = Path(path), Path(output), progress or Silent()
     options = options or ExportOptions()
@@ -42,21 +43,12 @@ def export_onnx(
     onnx_file.check_output(path, output)
 
     def read() -> ir.Model:
-        return read_network(path, recipe, min_opset=opset, input_names=input_names)
+        return read_network(path, recipe, min_opset=opset, input_names=facts.get("input_names"))
 
     graph = FloatGraph(read, output.name, f"{output.stem}_", external_data=options.external_data)
     with scratch_beside(output) as scratch:
         settled, chosen = settle(graph, recipe, options, scratch, shown)
         shown.stage(f"exporting {path}", 100)
-        written = onnx_file.write_onnx(
-            path,
-            recipe,
-            output,
-            settled,
-            inputs=inputs,
-            input_names=input_names,
-            compared=compared,
-            progress=share,
-        )
+        written = onnx_file.write_onnx(path, recipe, output, settled, progress=share, **facts)
         keep(chosen, written[0])
     return written, chosen.choice if chosen else None

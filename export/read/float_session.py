@@ -12,7 +12,8 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
-from accuquant.errors import MissingDependencyError, SourceError, last_line
+from accuquant.errors import MissingDependencyError, SourceError, UsageError, last_line
+from accuquant.export.read.session_device import CPU_SESSION, SessionDevice
 
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 _SHAPE_OF = "accuquant/shape_of/"
@@ -35,11 +36,11 @@ def load_onnxruntime() -> Any:
 
 
 class FloatSession:
-    """A graph that read_model gave, in ONNX Runtime on the CPU; its external data is mapped, not copied.
+    """A graph that read_model gave, in ONNX Runtime on `device`; its external data is mapped, not copied.
 
     Inputs and outputs in bfloat16 are float32 here: ONNX Runtime takes no such arrays. `shown` names tensors
     to give out beside the graph's outputs, `shapes_of` tensors whose shapes are wanted. Raises SourceError
-    where ONNX Runtime cannot run the graph.
+    where ONNX Runtime cannot run the graph, UsageError where it cannot run on the device.
     """
 
     def __init__(
@@ -50,8 +51,10 @@ class FloatSession:
         shown: Sequence[str] = (),
         shapes_of: Sequence[str] = (),
         optimized: bool = True,
+        device: SessionDevice = CPU_SESSION,
     ) -> None:
         onnxruntime = load_onnxruntime()
+        self.device = device
         proto = ir.to_proto(model)
         _widen_border(proto.graph)
         self.outputs = [value.name for value in proto.graph.output]
@@ -62,9 +65,9 @@ class FloatSession:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.add_session_config_entry(_EXTERNAL_FOLDER, str(path.parent.resolve()))
         try:
-            self._session: Any = onnxruntime.InferenceSession(
-                proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
+            self._session: Any = device.open(onnxruntime, proto.SerializeToString(), options)
+        except UsageError:
+            raise
         except Exception as fault:  # ONNX Runtime has exception classes of its own
             raise SourceError(
                 f"'{path}'",

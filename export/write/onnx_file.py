@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from accuquant._util.external_data import external_files
 from accuquant._util.lock import only_writer
@@ -24,6 +24,14 @@ from accuquant.recipe import Recipe
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+
+class GraphFacts(TypedDict, total=False):
+    """What write_onnx is told of a graph beside ExportOptions, for those who hand it on."""
+
+    inputs: Path | None
+    input_names: Mapping[str, str] | None
+    compared: Callable[[Comparison], None] | None
 
 
 def write_onnx(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from pretend_device import pretend_device
 
+from accuquant._util.progress import Silent
 from accuquant.calibration import CalibrationSettings, calibrate
+from accuquant.errors import CalibrationError
 from accuquant.networks.device import choose_device
 from accuquant.pipelines.source import Source
 from accuquant.recipe import Recipe
@@ -52,6 +55,34 @@ def test_the_recipe_of_another_device_is_the_cpus_within_float_rounding(
         source = with_network_of_its_own(tiny_source).to(device)
         there = calibrate(source, SETTINGS, output=tmp_path / "there.safetensors")
     compare(there, here)
+
+
+class Interrupting(Silent):
+    """Stops a calibration at its first stage, as Ctrl-C does."""
+
+    def stage(self, name: str, total: int) -> None:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [({"device": "cuda"}, "device: 'cuda' -> 'cpu'"), ({"version": "0.0.1"}, "version: '0.0.1' -> ")],
+)
+def test_what_another_device_or_version_left_is_refused_and_kept(
+    tiny_source: Source, tmp_path: Path, changed: dict[str, str], said: str
+) -> None:
+    output = tmp_path / "recipe.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(tiny_source, SETTINGS, output=output, progress=Interrupting())
+    (marker,) = tmp_path.glob("*.partial/settings.json")
+    marker.write_text(json.dumps(json.loads(marker.read_text()) | changed))
+    kept = marker.with_name("kept.safetensors")
+    kept.write_bytes(b"hours of work")
+    with pytest.raises(CalibrationError, match=rf"other settings \({said}.*delete that folder to start over"):
+        calibrate(tiny_source, SETTINGS, output=output)
+    assert kept.read_bytes() == b"hours of work"
+    assert json.loads(marker.read_text()).items() >= changed.items()
+    assert not output.exists()
 
 
 @pytest.mark.slow

@@ -66,6 +66,34 @@ def test_input_names_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "inputs of the graph: image, level" in capsys.readouterr().err
 
 
+def test_a_device_is_for_what_comes_before_the_export(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = save(tiny_network(), tmp_path / "m.onnx")
+    arguments = ["export", str(source), "-o", str(tmp_path / "int8.onnx"), "--target", "cpu"]
+    assert main([*arguments, "--device", "cpu"]) == 0
+    recipe = tmp_path / "int8.onnx.recipe.safetensors"
+    assert main([*arguments, "--recipe", str(recipe), "--device", "cpu"]) == 2
+    assert "--device: got a choice for a calibration that does not run" in capsys.readouterr().err
+    assert main([*arguments, "--recipe", str(recipe), "--tf32"]) == 2
+    assert "--tf32: got a choice for a calibration" in capsys.readouterr().err
+    for device in ("tpu", "cuda:x"):
+        assert main([*arguments, "--device", device]) == 2
+        assert f"--device {device}: got an unknown name, expected auto, cpu" in capsys.readouterr().err
+    assert main([*arguments, "--device", "cpu", "--tf32"]) == 2
+    assert "--tf32: got the device cpu" in capsys.readouterr().err
+
+
+def test_a_pipeline_without_a_recipe_is_calibrated_on_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Told by what calibration says of a device that no machine has."""
+    folder = tmp_path / "pipeline"
+    folder.mkdir()
+    assert main(["export", str(folder), "-o", str(tmp_path / "out"), "--device", "cuda:99"]) == 2
+    assert "--device cuda:99: got " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", [("--input-names", "sample=a"), ("--inputs", __file__)])
 def test_what_only_a_graph_takes_is_refused_for_a_pipeline(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], option: tuple[str, str]

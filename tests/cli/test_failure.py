@@ -53,6 +53,7 @@ class SafetensorError(Exception):
             "out of m",
         ),
         (RuntimeError("Exception from src/inference: std::bad_alloc"), 1, "out of memory"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), 1, "on the GPU. Give --device cpu"),
         (
             KeyboardInterrupt(),
             130,

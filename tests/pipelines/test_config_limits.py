@@ -42,7 +42,7 @@ def test_a_pipeline_is_refused_before_its_network_is_built(tmp_path: Path, tiny_
     load_source(folder)
 
 
-@pytest.mark.parametrize("text", ["", "[", "[" * 100_000])
+@pytest.mark.parametrize("text", ["", "[", "[" * 100_000, "\x00", '{"a": "\\ud800"}'])
 def test_what_is_no_json_is_left_to_diffusers(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
     check_numbers(tmp_path / "config.json")

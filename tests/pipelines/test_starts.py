@@ -165,7 +165,7 @@ def test_our_loop_is_the_pipelines_own_latent_by_latent(
 ) -> None:
     source, task = opened(name)
     starter = open_starter(source, task, steps=STEPS)
-    starts = starter.starts(3, 2, seed=11)
+    starts = list(starter.starts(3, 2, seed=11))
     assert [len(start) for start in starts] == [2, 1]
     ours = record_from(source.network, starter.process, starts)
     for batch, members in zip(ours, (range(0, 2), range(2, 3)), strict=True):
@@ -395,6 +395,6 @@ def test_the_network_and_the_scheduler_are_left_as_they_were(
     opened: Callable[[str], tuple[Source, Task]],
 ) -> None:
     source, task = opened("text")
-    open_starter(source, task, steps=3).starts(1, 1, seed=0)
+    list(open_starter(source, task, steps=3).starts(1, 1, seed=0))
     assert "forward" not in vars(source.network)
     assert "step" not in vars(source.scheduler)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +14,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import nn
 
+from accuquant.cli.main import main
 from accuquant.errors import UsageError, VerificationError
 from accuquant.groups import StepGroups
 from accuquant.manifest import RECIPE_NAME, Manifest
@@ -220,6 +223,61 @@ def test_features_of_the_user_give_a_distance(folder: Path, source: Source) -> N
 
 def means(images: torch.Tensor) -> torch.Tensor:
     return torch.stack([images.mean((1, 2, 3)), images.std((1, 2, 3))], 1)
+
+
+def live_bytes() -> int:
+    """Return the bytes of all tensors that Python holds."""
+    gc.collect()
+    storages = {x.untyped_storage() for x in gc.get_objects() if type(x) is torch.Tensor}
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def test_nothing_but_a_few_numbers_stays_of_an_image(folder: Path, source: Source) -> None:
+    steps, batch, last = 4, 2, 9
+    calls, taken = itertools.count(), {}
+
+    def decode(latents: torch.Tensor) -> torch.Tensor:
+        call = next(calls) - 1  # the first asks for the shape; then three branches a batch
+        if call in (3 * 5, 3 * last):
+            taken[call // 3] = live_bytes()
+        return (latents / 2 + 0.5).clamp(0, 1)
+
+    report = verify(
+        folder,
+        source,
+        num_images=batch * (last + 1),
+        batch_size=batch,
+        steps=steps,
+        features=f"{__name__}:means",
+        thresholds=NO_LIMITS,
+        decode=decode,
+    )
+    assert len(report.fidelity.psnr) == 20
+    # by the fifth batch the first eight images and the two worst stay, for their pictures
+    numbers = 3 * steps * 8  # three pairs of branches, float64
+    assert taken[last] - taken[5] <= batch * (last - 5) * numbers
+    image = 4 * 16 * 16
+    assert numbers < image / 8
+
+
+def test_memory_that_runs_out_names_the_stage_and_the_batch(folder: Path, source: Source) -> None:
+    def decode(latents: torch.Tensor) -> torch.Tensor:
+        if len(latents) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return latents
+
+    wanted = (
+        r"stage 'denoising with FP32, .*': got no memory left on cpu with batches of 6.*--batch-size 3,.*"
+    )
+    with pytest.raises(VerificationError, match=wanted + "nothing was written"):
+        verify(folder, source, num_images=6, batch_size=6, steps=1, features="none", decode=decode)
+
+
+def test_a_device_that_no_torch_knows_is_refused_before_the_pipeline_is_loaded(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", str(folder), "--reference", "nothing/here", "--device", "tpu"]) == 2
+    assert "--device tpu: got an unknown name, expected auto, cpu" in capsys.readouterr().err
 
 
 def test_another_reference_is_refused(

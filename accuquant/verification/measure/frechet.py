@@ -8,21 +8,67 @@ from accuquant.errors import VerificationError
 from accuquant.qparams import FloatArray
 
 
-def frechet_distance(first: FloatArray, second: FloatArray) -> float:
-    """Return |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) of features [N, D] and [M, D].
+class Moments:
+    """Mean [D] and covariance [D, D] of features that come in batches [N, D] and need not stay.
+
+    Sums are float64 and centred: a batch is merged as Chan, Golub and LeVeque do (1983, eq. 2.1), so that
+    features far from zero lose nothing.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: FloatArray = np.zeros(0)
+        self._scatter: FloatArray = np.zeros((0, 0))
+
+    @classmethod
+    def of(cls, features: FloatArray) -> Moments:
+        """Return the moments of features [N, D]."""
+        moments = cls()
+        moments.add(features)
+        return moments
+
+    @property
+    def covariance(self) -> FloatArray:
+        """The unbiased covariance."""
+        return self._scatter / (self.count - 1)
+
+    def add(self, features: FloatArray) -> None:
+        """Take in features [N, D]. Raises VerificationError where they have another width than before."""
+        values = np.asarray(features, np.float64)
+        if values.ndim != 2 or not len(values) or (self.count and values.shape[1:] != self.mean.shape):
+            raise VerificationError(
+                "Frechet distance",
+                got=f"features of shape {values.shape}",
+                expected=f"[N, {self.mean.size}], as those before" if self.count else "[N, D]",
+                remedy="Return one row of features of one width for each image",
+            )
+        if self.count == 0:
+            self.mean = np.zeros(values.shape[1])
+            self._scatter = np.zeros((values.shape[1], values.shape[1]))
+        total = self.count + len(values)
+        shift = values.mean(0) - self.mean
+        rows = np.vstack([values - values.mean(0), np.sqrt(self.count * len(values) / total) * shift])
+        self._scatter = self._scatter + rows.T @ rows
+        self.mean = self.mean + shift * len(values) / total
+        self.count = total
+
+
+def frechet_distance(first: FloatArray | Moments, second: FloatArray | Moments) -> float:
+    """Return |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) of features [N, D] and [M, D], or their moments.
 
     m and S are the mean and the unbiased covariance (Heusel et al., arXiv 1706.08500, eq. 6). Raises
     VerificationError for fewer than two images or features of other widths.
     """
-    for features in (first, second):
-        if features.ndim != 2 or len(features) < 2 or features.shape[1:] != first.shape[1:]:
-            raise VerificationError(
-                "Frechet distance",
-                got=f"features of shapes {first.shape} and {second.shape}",
-                expected="[N, D] and [M, D] with at least two images each",
-                remedy="Verify with --num-images 2 or more (64 or more for a stable figure)",
-            )
-    return gaussian_frechet_distance(*_moments(first), *_moments(second))
+    one, other = (x if isinstance(x, Moments) else Moments.of(x) for x in (first, second))
+    if min(one.count, other.count) < 2 or one.mean.shape != other.mean.shape:
+        sizes = " and ".join(f"({x.count}, {x.mean.size})" for x in (one, other))
+        raise VerificationError(
+            "Frechet distance",
+            got=f"features of shapes {sizes}",
+            expected="[N, D] and [M, D] with at least two images each",
+            remedy="Verify with --num-images 2 or more (64 or more for a stable figure)",
+        )
+    return gaussian_frechet_distance(one.mean, one.covariance, other.mean, other.covariance)
 
 
 def gaussian_frechet_distance(
@@ -39,11 +85,6 @@ def gaussian_frechet_distance(
     difference = mean1 - mean2
     distance = difference @ difference + np.trace(covariance1) + np.trace(covariance2) - 2.0 * cross
     return float(max(distance, 0.0))
-
-
-def _moments(features: FloatArray) -> tuple[FloatArray, FloatArray]:
-    values = np.asarray(features, np.float64)
-    return values.mean(0), np.atleast_2d(np.cov(values, rowvar=False))
 
 
 def _square_root(matrix: FloatArray) -> FloatArray:

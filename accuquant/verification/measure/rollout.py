@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +18,22 @@ from accuquant.verification.measure.metrics import mse
 
 #: (sample [B, C, H, W], timestep, conditioning by name) -> prediction [B, C, H, W]
 BranchFn = Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
+#: What is compared: the name of the error, the branch, the branch that it is compared with.
+_PAIRS = {
+    "simulated": ("simulated", "reference"),
+    "engine": ("engine", "reference"),
+    "lowering": ("engine", "simulated"),
+}
+
+
+class Starts(Protocol):
+    """Starts that may be made, or read, while they are iterated over; a list is one."""
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+
+    def __iter__(self) -> Iterator[Start]:
+        """Yield the batches."""
 
 
 @dataclass(frozen=True)
@@ -29,80 +46,96 @@ class Branches:
 
 
 @dataclass(frozen=True)
-class Rollouts:
-    """What the branches did from the same N seeds over T steps.
+class Rollout:
+    """What the branches did from the B seeds of one start over T steps.
 
-    `final` maps "reference", "simulated" and "engine" to latents [N, C, H, W]. `errors` maps
+    `final` maps "reference", "simulated" and "engine" to latents [B, C, H, W]. `errors` maps
     "simulated" and "engine" (against the reference) and "lowering" (engine against simulated) to the
-    latent mean squared error after every step [T, N]. `step_errors` [T, n] holds, for the first n
-    seeds, what one step adds: the branch's step against the FP32 network's step from the branch's own
-    latent, so nothing accumulates in it. `inputs` [T, copies * n, C', H, W]: what the reference network was
-    given at each step, scaled and guided, under `conditioning`.
+    latent mean squared error after every step [T, B]. `step_errors` [T, B], of the first start alone, holds
+    what one step adds: the branch's step against the FP32 network's step from the branch's own latent, so
+    nothing accumulates in it.
     """
 
-    timesteps: tuple[float, ...]
+    start: Start
     final: Mapping[str, Tensor]
     errors: Mapping[str, Tensor]
     step_errors: Mapping[str, Tensor]
-    inputs: Tensor
-    conditioning: Conditioning
-
-    def network_call(self, step: int, count: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return sample and conditioning of the network call at loop index `step`, `count` images at most."""
-        copies = self.inputs.shape[1] // self.step_errors["engine"].shape[1]
-        sample = Conditioning.from_batch({"sample": self.inputs[step]}, None, copies)
-        members = slice(0, count)
-        return sample.rows(members).arguments()["sample"], self.conditioning.rows(members).arguments()
 
 
 @dataclass
-class _Batch:
-    """Latents by branch [T + 1, B, C, H, W], the initial ones first, and step errors [T, B]."""
+class NetworkCalls:
+    """What the reference network was given at each step, scaled and guided, for `num_images` at most.
 
-    latents: dict[str, Tensor] = field(default_factory=dict)
-    inputs: list[Tensor] = field(default_factory=list)
-    step_errors: dict[str, Tensor] = field(default_factory=dict)
+    `samples` [T] of [n, copies, C', H, W], under the `conditioning` of the n images.
+    """
+
+    num_images: int
+    samples: list[Tensor] = field(default_factory=list)
+    conditioning: Conditioning = field(default_factory=Conditioning)
+
+    def watched(self, branch: BranchFn, start: Start) -> BranchFn:
+        """Return `branch`, whose calls from `start` are kept."""
+        members = slice(0, self.num_images)
+        self.conditioning = start.conditioning.rows(members)
+
+        def run(sample: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:
+            copies = len(sample) // len(start)
+            batch = Conditioning.from_batch({"sample": sample}, None, copies)
+            self.samples.append(batch.tensors["sample"][members].clone())
+            return branch(sample, timestep, conditioning)
+
+        return run
+
+    def at(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return sample [copies * n, C', H, W] and conditioning of the network call at loop index `step`."""
+        sample = Conditioning({"sample": self.samples[step]}).arguments()["sample"]
+        return sample, self.conditioning.arguments()
 
 
 @torch.no_grad()
 def roll_out(
-    process: DenoisingProcess, branches: Branches, starts: Sequence[Start], *, progress: Progress
-) -> Rollouts:
-    """Sample from `starts` with every branch.
+    process: DenoisingProcess,
+    branches: Branches,
+    starts: Starts,
+    *,
+    calls: NetworkCalls,
+    progress: Progress,
+) -> Iterator[Rollout]:
+    """Sample from each of `starts` with every branch; what a start took is free when the next one begins.
 
-    The step errors come from the first batch. Raises VerificationError where a branch returns values that
-    are not finite.
+    The step errors and `calls` come from the first start. Raises VerificationError where a branch returns
+    values that are not finite.
     """
     progress.stage("denoising with FP32, simulation and engine", len(process) * (3 * len(starts) + 2))
-    batches = [
-        _run_batch(process, branches, start, progress, with_step_errors=start is starts[0])
-        for start in starts
-    ]
-    return _join(process, batches, starts[0].conditioning)
+    for number, start in enumerate(starts):
+        yield _roll_out(process, branches, start, progress, calls if number == 0 else None)
 
 
-def _run_batch(
-    process: DenoisingProcess, branches: Branches, start: Start, progress: Progress, *, with_step_errors: bool
-) -> _Batch:
-    batch = _Batch()
+def _roll_out(
+    process: DenoisingProcess,
+    branches: Branches,
+    start: Start,
+    progress: Progress,
+    calls: NetworkCalls | None,
+) -> Rollout:
+    """Run every branch from `start`; the step errors are measured where `calls` are kept."""
     reference = start.conditioning.bind(branches.reference)
+    latents: dict[str, list[Tensor]] = {}
+    step_errors: dict[str, Tensor] = {}
     for name, branch in vars(branches).items():
-        compared = reference if with_step_errors and name != "reference" else None
-        seen = batch.inputs if with_step_errors and name == "reference" else None
-        network = start.conditioning.bind(branch if seen is None else _watched(branch, seen))
-        trajectory = _Trajectory(name, process, network, compared, progress)
-        batch.latents[name], step_errors = trajectory.run(start)
-        if step_errors:
-            batch.step_errors[name] = torch.stack(step_errors)
-    return batch
-
-
-def _watched(branch: BranchFn, seen: list[Tensor]) -> BranchFn:
-    def run(sample: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:
-        seen.append(sample)
-        return branch(sample, timestep, conditioning)
-
-    return run
+        first, compared = calls is not None, name != "reference"
+        network = calls.watched(branch, start) if calls is not None and not compared else branch
+        bound = start.conditioning.bind(network)
+        trajectory = _Trajectory(name, process, bound, reference if first and compared else None, progress)
+        latents[name], alone = trajectory.run(start)
+        if alone:
+            step_errors[name] = torch.stack(alone)
+    return Rollout(
+        start=start,
+        final={name: kept[-1] for name, kept in latents.items()},
+        errors={pair: _errors(latents[one], latents[other]) for pair, (one, other) in _PAIRS.items()},
+        step_errors=step_errors,
+    )
 
 
 @dataclass(frozen=True)
@@ -113,12 +146,13 @@ class _Trajectory:
     reference: NetworkFn | None
     progress: Progress
 
-    def run(self, start: Start) -> tuple[Tensor, list[Tensor]]:
-        """Return the latents [T + 1, B, C, H, W] and, with a reference, the step errors."""
+    def run(self, start: Start) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the latents [B, C, H, W] after each step and, with a reference, the step errors [B]."""
         process = self.process
         generators, latents = start.fresh_generators(), start.latents
         process.reset()  # a scheduler's history must not go on from the branch before
-        kept, step_errors = [latents], []
+        kept: list[Tensor] = []
+        step_errors: list[Tensor] = []
         for step in range(len(process)):
             state = process.save_state(generators)
             after = process.step(self.network, latents, step, generators)
@@ -132,7 +166,7 @@ class _Trajectory:
             latents = after
             kept.append(after)
             self.progress.advance()
-        return torch.stack(kept), step_errors
+        return kept, step_errors
 
     def _check_finite(self, latents: Tensor, step: int) -> None:
         if not bool(torch.isfinite(latents).all()):
@@ -144,24 +178,5 @@ class _Trajectory:
             )
 
 
-def _join(process: DenoisingProcess, batches: Sequence[_Batch], conditioning: Conditioning) -> Rollouts:
-    pairs = {
-        "simulated": ("simulated", "reference"),
-        "engine": ("engine", "reference"),
-        "lowering": ("engine", "simulated"),
-    }
-    return Rollouts(
-        timesteps=tuple(process.timesteps),
-        final={name: torch.cat([b.latents[name][-1] for b in batches]) for name in batches[0].latents},
-        errors={
-            pair: torch.cat([_errors(b.latents[name], b.latents[other]) for b in batches], dim=1)
-            for pair, (name, other) in pairs.items()
-        },
-        step_errors=batches[0].step_errors,
-        inputs=torch.stack(batches[0].inputs),
-        conditioning=conditioning,
-    )
-
-
-def _errors(latents: Tensor, reference: Tensor) -> Tensor:
-    return torch.stack([mse(x, y) for x, y in zip(latents[1:], reference[1:], strict=True)])
+def _errors(latents: Sequence[Tensor], reference: Sequence[Tensor]) -> Tensor:
+    return torch.stack([mse(x, y) for x, y in zip(latents, reference, strict=True)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from accuquant.pipelines.starts import open_starter
 from accuquant.pipelines.task import Task
 from accuquant.recipe import Recipe
 from accuquant.verification.measure.scheduler_check import check_scheduler, scheduler_config
+from accuquant.verification.measure.stored_starts import StoredStarts
 from accuquant.verification.verification_settings import VerificationSettings
 
 
@@ -86,22 +88,25 @@ class Subject:
         )
 
     def begin(
-        self, task: Task, conditioning: ConditioningTensors | None, progress: Progress
-    ) -> tuple[DenoisingProcess, list[Start]]:
-        """Return the sampler and the starts of all images.
+        self, task: Task, conditioning: ConditioningTensors | None, folder: Path, progress: Progress
+    ) -> tuple[DenoisingProcess, StoredStarts]:
+        """Return the sampler and the starts of all images, which lie in `folder`.
 
         What `task` leaves open is as it was calibrated; `conditioning` holds tensors [num_images, ...] for a
         network that is called without its pipeline.
         """
         settings = self.settings
         if conditioning is not None:
-            return self._begin_with(conditioning)
+            process, starts = self._begin_with(conditioning)
+            return process, StoredStarts(folder, starts)
         whole = task.with_defaults(self.recipe.facts.task)
         starter = open_starter(self.reference, whole, steps=settings.steps)
         starts = starter.starts(
             settings.num_images, settings.batch_size, seed=settings.seed, progress=progress
         )
-        return starter.process, starts
+        stored = StoredStarts(folder, starts)
+        starter.close()
+        return starter.process, stored
 
     def guidance_notes(self, guidance: Guidance) -> tuple[str, ...]:
         """Return a note where the guidance is not the calibrated one."""
@@ -117,7 +122,7 @@ class Subject:
             return ()
         return (f"The guidance is not the calibrated one ({'; '.join(changed)}).",)
 
-    def _begin_with(self, conditioning: ConditioningTensors) -> tuple[DenoisingProcess, list[Start]]:
+    def _begin_with(self, conditioning: ConditioningTensors) -> tuple[DenoisingProcess, Iterator[Start]]:
         settings, signature = self.settings, self.reference.signature
         names = [spec.name for spec in signature.conditioning]
         rows = [len(tensor) for tensor in conditioning.values()]

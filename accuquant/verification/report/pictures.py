@@ -43,43 +43,68 @@ class Gallery:
     pixelated: bool
 
 
-def make_gallery(
-    reference: Tensor,
-    quantized: Tensor,
-    psnr: Tensor,
-    *,
-    seed: int,
-    prompts: Sequence[str] = (),
-    num_first: int = 8,
-    num_worst: int = 2,
-) -> Gallery:
-    """Choose the first seeds and those with the lowest PSNR from images [N, C, H, W] in [0, 1].
+@dataclass(frozen=True)
+class _Pair:
+    """One image of both branches, [C, H, W] in [0, 1]; `index` counts from 0 over all batches."""
 
-    Image k was made from prompt k, counted from the start again where there are fewer prompts.
+    index: int
+    psnr: float
+    reference: Tensor
+    quantized: Tensor
+
+
+class Selection:
+    """The images that a page shows, chosen while batches of them come and go.
+
+    The first `num_first`, whatever they are, and of the others the `num_worst` with the lowest PSNR.
     """
-    first = list(range(min(num_first, len(psnr))))
-    worst = [i for i in torch.argsort(psnr).tolist() if i not in first][:num_worst]
-    shown = first + worst
-    factor = _amplification((quantized - reference)[shown])
 
-    def picture(index: int) -> Picture:
-        pair = [_shrink(images[index]) for images in (reference, quantized)]
-        before, after = (image.permute(1, 2, 0).numpy() for image in pair)
-        return Picture(
-            seed=seed + index,
-            prompt=prompts[index % len(prompts)] if prompts else "",
-            psnr=float(psnr[index]),
-            reference=png(_to_bytes(before)),
-            quantized=png(_to_bytes(after)),
-            difference=png(signed_difference(before, after, factor)),
+    def __init__(self, num_first: int = 8, num_worst: int = 2) -> None:
+        self._num_first, self._num_worst = num_first, num_worst
+        self._seen = 0
+        self._first: list[_Pair] = []
+        self._worst: list[_Pair] = []
+
+    def add(self, reference: Tensor, quantized: Tensor, psnr: Tensor) -> None:
+        """Take in the next images [N, C, H, W] in [0, 1] of both branches, and their PSNR [N]."""
+        for row, decibels in enumerate(psnr.tolist()):
+            index, self._seen = self._seen, self._seen + 1
+            is_first = len(self._first) < self._num_first
+            if not is_first and not self._is_among_worst(decibels):
+                continue
+            # copies: a row would keep its whole batch in memory
+            pair = _Pair(index, decibels, reference[row].clone(), quantized[row].clone())
+            if is_first:
+                self._first.append(pair)
+            else:
+                self._worst = sorted([*self._worst, pair], key=lambda p: p.psnr)[: self._num_worst]
+
+    def gallery(self, *, seed: int, prompts: Sequence[str] = ()) -> Gallery:
+        """Return the pictures. Image k was made from prompt k, counted from the start again where fewer."""
+        shown = [*self._first, *self._worst]
+        factor = _amplification(torch.stack([pair.quantized - pair.reference for pair in shown]))
+
+        def picture(pair: _Pair) -> Picture:
+            shrunk = [_shrink(image) for image in (pair.reference, pair.quantized)]
+            before, after = (image.permute(1, 2, 0).numpy() for image in shrunk)
+            return Picture(
+                seed=seed + pair.index,
+                prompt=prompts[pair.index % len(prompts)] if prompts else "",
+                psnr=pair.psnr,
+                reference=png(_to_bytes(before)),
+                quantized=png(_to_bytes(after)),
+                difference=png(signed_difference(before, after, factor)),
+            )
+
+        return Gallery(
+            first=tuple(map(picture, self._first)),
+            worst=tuple(map(picture, self._worst)),
+            amplification=factor,
+            pixelated=max(shown[0].reference.shape[-2:]) <= MAX_EDGE // 2,
         )
 
-    return Gallery(
-        first=tuple(map(picture, first)),
-        worst=tuple(map(picture, worst)),
-        amplification=factor,
-        pixelated=max(reference.shape[-2:]) <= MAX_EDGE // 2,
-    )
+    def _is_among_worst(self, psnr: float) -> bool:
+        return len(self._worst) < self._num_worst or (self._num_worst > 0 and psnr < self._worst[-1].psnr)
 
 
 def signed_difference(before: FloatArray, after: FloatArray, factor: float) -> npt.NDArray[np.uint8]:

@@ -33,7 +33,8 @@ def test_latents_become_the_pipelines_images(
     task = Task(prompts=prompts, images=pictures, image_size=(24, 16) if kind == "flux" else None)
     conditioning = Conditioning()
     if kind == "flux":
-        conditioning = open_starter(source, task, steps=2).starts(1, 1, seed=1)[0].conditioning
+        (start,) = open_starter(source, task, steps=2).starts(1, 1, seed=1)
+        conditioning = start.conditioning
     pipe = open_pipeline(source, task)
     last: list[Tensor] = []
     step = pipe.scheduler.step

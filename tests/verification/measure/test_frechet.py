@@ -5,7 +5,7 @@ import numpy.typing as npt
 import pytest
 
 from accuquant.errors import VerificationError
-from accuquant.verification.measure.frechet import frechet_distance, gaussian_frechet_distance
+from accuquant.verification.measure.frechet import Moments, frechet_distance, gaussian_frechet_distance
 
 Array = npt.NDArray[np.float64]
 
@@ -60,3 +60,29 @@ def test_one_image_is_refused() -> None:
 def test_features_of_other_widths_are_refused() -> None:
     with pytest.raises(VerificationError, match=r"\(3, 4\) and \(3, 5\)"):
         frechet_distance(np.zeros((3, 4)), np.zeros((3, 5)))
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e6])
+@pytest.mark.parametrize("sizes", [(1,) * 60, (7, 1, 30, 22), (60,)])
+def test_moments_of_batches_are_those_of_all_features(sizes: tuple[int, ...], offset: float) -> None:
+    rng = np.random.default_rng(1)
+    features = rng.normal(size=(60, 5)) @ random_covariance(rng, 5) + offset
+    moments, first = Moments(), 0
+    for size in sizes:
+        moments.add(features[first : first + size])
+        first += size
+    assert moments.count == 60
+    np.testing.assert_allclose(moments.mean, features.mean(0), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(moments.covariance, np.cov(features, rowvar=False), rtol=1e-9, atol=1e-9)
+
+
+def test_moments_and_features_may_be_mixed() -> None:
+    features = np.random.default_rng(0).normal(size=(50, 4))
+    assert frechet_distance(Moments.of(features), features + 1.0) == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize("batch", [np.zeros((3, 4)), np.zeros(5), np.zeros((0, 5))])
+def test_a_batch_of_another_width_is_refused(batch: Array) -> None:
+    moments = Moments.of(np.zeros((2, 5)))
+    with pytest.raises(VerificationError, match=r"expected \[N, 5\], as those before"):
+        moments.add(batch)

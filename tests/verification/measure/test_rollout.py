@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from accuquant._util.progress import Silent
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.denoising.start import seeded_starts
 from accuquant.errors import VerificationError
-from accuquant.verification.measure.rollout import Branches, Rollouts, roll_out
+from accuquant.verification.measure.rollout import Branches, NetworkCalls, Rollout, roll_out
 
 SHAPE = (1, 2, 2)
 BIAS = 0.01
@@ -38,11 +39,29 @@ def ddim(steps: int) -> DenoisingProcess:
     return DenoisingProcess(DDIMScheduler(clip_sample=False), steps)
 
 
-def run(
-    process: DenoisingProcess, branches: Branches, *, num_images: int = 3, batch_size: int = 2
-) -> Rollouts:
-    starts = seeded_starts(process, SHAPE, count=num_images, batch_size=batch_size, seed=5)
-    return roll_out(process, branches, starts, progress=Silent())
+@dataclass(frozen=True)
+class Joined:
+    """The rollouts of all batches, behind one another."""
+
+    final: dict[str, Tensor]
+    errors: dict[str, Tensor]
+    step_errors: dict[str, Tensor]
+    calls: NetworkCalls
+
+
+def join(rollouts: list[Rollout], calls: NetworkCalls) -> Joined:
+    return Joined(
+        {name: torch.cat([r.final[name] for r in rollouts]) for name in rollouts[0].final},
+        {name: torch.cat([r.errors[name] for r in rollouts], 1) for name in rollouts[0].errors},
+        dict(rollouts[0].step_errors),
+        calls,
+    )
+
+
+def run(process: DenoisingProcess, branches: Branches, *, num_images: int = 3, batch_size: int = 2) -> Joined:
+    starts = list(seeded_starts(process, SHAPE, count=num_images, batch_size=batch_size, seed=5))
+    calls = NetworkCalls(4)
+    return join(list(roll_out(process, branches, starts, calls=calls, progress=Silent())), calls)
 
 
 def ddim_coefficients(process: DenoisingProcess) -> list[tuple[float, float]]:
@@ -101,7 +120,7 @@ def test_images_do_not_depend_on_the_batch_size() -> None:
 def test_image_k_starts_from_seed_plus_k() -> None:
     rollouts = run(ddim(2), Branches(zero, zero, zero))
     wanted = torch.randn((1, *SHAPE), generator=torch.Generator().manual_seed(6))
-    torch.testing.assert_close(rollouts.inputs[0, 1], wanted[0])
+    torch.testing.assert_close(rollouts.calls.at(0)[0][1], wanted[0])
 
 
 def test_conditioning_follows_its_image() -> None:
@@ -111,12 +130,35 @@ def test_conditioning_follows_its_image() -> None:
         return torch.zeros_like(sample) + conditioning["class_labels"].view(-1, 1, 1, 1)
 
     process = ddim(1)
-    starts = seeded_starts(
-        process, SHAPE, count=3, batch_size=2, seed=0, conditioning={"class_labels": labels}
+    starts = list(
+        seeded_starts(process, SHAPE, count=3, batch_size=2, seed=0, conditioning={"class_labels": labels})
     )
-    rollouts = roll_out(process, Branches(zero, conditioned, zero), starts, progress=Silent())
+    calls = NetworkCalls(1)
+    branches = Branches(zero, conditioned, zero)
+    rollouts = join(list(roll_out(process, branches, starts, calls=calls, progress=Silent())), calls)
     ((_, b),) = ddim_coefficients(ddim(1))
     assert rollouts.errors["simulated"][0].tolist() == pytest.approx([0.0, b**2, 4 * b**2], rel=1e-4)
+
+
+def test_the_calls_that_are_kept_are_those_of_the_first_images() -> None:
+    process = ddim(3)
+    starts = list(
+        seeded_starts(
+            process, SHAPE, count=5, batch_size=4, seed=5, conditioning={"class_labels": torch.arange(5)}
+        )
+    )
+    calls, seen = NetworkCalls(2), []
+
+    def watched(sample: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:
+        seen.append(sample)
+        return linear(sample, timestep, conditioning)
+
+    list(roll_out(process, Branches(watched, zero, zero), starts, calls=calls, progress=Silent()))
+    assert len(calls.samples) == 3
+    for step in range(3):
+        sample, conditioning = calls.at(step)
+        torch.testing.assert_close(sample, seen[step][:2])
+        assert conditioning["class_labels"].tolist() == [0, 1]
 
 
 def test_values_that_are_not_finite_name_the_branch_and_the_step() -> None:
@@ -135,6 +177,8 @@ def test_progress_reaches_its_total() -> None:
             self.done += units
 
     counter = Counter()
-    starts = seeded_starts(ddim(4), SHAPE, count=3, batch_size=2, seed=0)
-    roll_out(ddim(4), Branches(zero, zero, zero), starts, progress=counter)
+    starts = list(seeded_starts(ddim(4), SHAPE, count=3, batch_size=2, seed=0))
+    calls = NetworkCalls(1)
+    for _ in roll_out(ddim(4), Branches(zero, zero, zero), starts, calls=calls, progress=counter):
+        pass
     assert counter.done == counter.total == 4 * (2 * 3 + 2)

@@ -1,19 +1,39 @@
 from __future__ import annotations
 
 import base64
+import gc
 import io
+import weakref
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
-from accuquant.verification.report.pictures import make_gallery, png, signed_difference
+from accuquant.verification.report.pictures import Gallery, Selection, png, signed_difference
 
 
 def decode(uri: str) -> Image.Image:
     header, data = uri.split(",")
     assert header == "data:image/png;base64"
     return Image.open(io.BytesIO(base64.b64decode(data)))
+
+
+def make_gallery(
+    reference: Tensor,
+    quantized: Tensor,
+    psnr: Tensor,
+    *,
+    seed: int,
+    prompts: tuple[str, ...] = (),
+    num_first: int = 8,
+    num_worst: int = 2,
+    batch_size: int = 2,
+) -> Gallery:
+    selection = Selection(num_first, num_worst)
+    for batch in zip(*(values.split(batch_size) for values in (reference, quantized, psnr)), strict=True):
+        selection.add(*batch)
+    return selection.gallery(seed=seed, prompts=prompts)
 
 
 def test_a_png_keeps_every_pixel() -> None:
@@ -38,6 +58,30 @@ def test_a_gallery_shows_the_first_seeds_and_then_the_worst() -> None:
     assert [p.seed for p in gallery.first] == [100, 101]
     assert [(p.seed, p.psnr) for p in gallery.worst] == [(105, 11.0), (103, 12.0)]
     assert gallery.pixelated
+
+
+def test_the_batches_that_images_come_in_do_not_matter() -> None:
+    generator = torch.Generator().manual_seed(1)
+    reference, quantized = torch.rand(2, 40, 1, 8, 8, generator=generator)
+    psnr = torch.rand(40, generator=generator).mul(4).round()  # many are equal: the earlier one is shown
+    whole = make_gallery(reference, quantized, psnr, seed=5, num_worst=6, batch_size=40)
+    for batch_size in (1, 3, 16):
+        assert whole == make_gallery(reference, quantized, psnr, seed=5, num_worst=6, batch_size=batch_size)
+    order = sorted(range(8, 40), key=lambda k: float(psnr[k]))
+    assert [picture.seed - 5 for picture in whole.worst] == order[:6]
+
+
+def test_pictures_that_are_kept_hold_no_batch_in_memory() -> None:
+    selection = Selection(1, 1)
+    batches = [torch.rand(4, 1, 2, 2) for _ in range(8)]
+    alive = [weakref.ref(batch.untyped_storage()) for batch in batches]
+    for number in range(len(batches)):
+        batch, batches[number] = batches[number], torch.zeros(0)
+        selection.add(batch, batch, torch.linspace(30 - number, 10 - number, 4))
+    del batch
+    gc.collect()
+    assert not any(reference() is not None for reference in alive)
+    assert selection.gallery(seed=0).worst[0].seed == 31
 
 
 def test_each_picture_carries_its_prompt_counted_from_the_start_again() -> None:

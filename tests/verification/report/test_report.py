@@ -16,7 +16,7 @@ from accuquant.verification.measure.latency import Latency
 from accuquant.verification.measure.metrics import Curve
 from accuquant.verification.measure.parity import LayerParity
 from accuquant.verification.report.html import byte_size, significant, write_html
-from accuquant.verification.report.pictures import make_gallery
+from accuquant.verification.report.pictures import Selection
 from accuquant.verification.report.report import Comparison, FidFigure, GroupFigure, LayerSensitivity, Report
 from accuquant.verification.report.thresholds import Thresholds, judge
 
@@ -37,6 +37,8 @@ def comparison(scale: float) -> Comparison:
 
 def make_report(**changes: Any) -> Report:
     images = torch.rand(IMAGES, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    pictures = Selection()
+    pictures.add(images, images.flip(0), torch.linspace(20, 40, IMAGES))
     report = Report(
         verdict=judge({"psnr": 41.2, "lowering_psnr": 33.0}, Thresholds()),
         model={"name": "tiny", "pipeline_class": "DDIMPipeline", "component": "unet", "parameters": 9},
@@ -49,7 +51,7 @@ def make_report(**changes: Any) -> Report:
         fidelity=comparison(1e-4),
         quantization=comparison(1e-4),
         lowering=comparison(1e-6),
-        gallery=make_gallery(images, images.flip(0), torch.linspace(20, 40, IMAGES), seed=7),
+        gallery=pictures.gallery(seed=7),
         fid=FidFigure("fashion", 0.123, 0.12),
         layers=(LayerParity("conv1", 1000, 1, 1), LayerParity("conv2", 1000, 2, 1)),
         sensitivity=(LayerSensitivity("conv_most", 2e-5, False), LayerSensitivity("conv1", 1e-5, True)),

@@ -1,0 +1,93 @@
+"""The figures of a report, taken batch by batch, so that no image and no latent has to stay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from accuquant.verification.measure.features import FeatureExtractor, extract
+from accuquant.verification.measure.frechet import Moments, frechet_distance
+from accuquant.verification.measure.metrics import Curve, cosine, psnr, ssim
+from accuquant.verification.measure.rollout import Rollout
+from accuquant.verification.report.pictures import Selection
+from accuquant.verification.report.report import Comparison, FidFigure
+
+#: Field of `Report`: the errors of a rollout, the branch, the branch that it is compared with.
+_COMPARED = {
+    "fidelity": ("engine", "engine", "reference"),
+    "quantization": ("simulated", "simulated", "reference"),
+    "lowering": ("lowering", "engine", "simulated"),
+}
+_BRANCHES = ("reference", "simulated", "engine")
+
+
+@dataclass
+class _PairTally:
+    """Numbers of one pair of branches: one an image, and [T, B] a batch."""
+
+    psnr: list[float] = field(default_factory=list)
+    ssim: list[float] = field(default_factory=list)
+    cosine: list[float] = field(default_factory=list)
+    errors: list[Tensor] = field(default_factory=list)
+    step_errors: list[Tensor] = field(default_factory=list)
+
+    def comparison(self) -> Comparison:
+        """Return the figures of all images."""
+        errors = torch.cat(self.errors, dim=1)
+        alone = Curve.of(torch.cat(self.step_errors, dim=1).numpy()) if self.step_errors else None
+        return Comparison(
+            psnr=tuple(self.psnr),
+            ssim=tuple(self.ssim),
+            cosine=tuple(self.cosine),
+            latent_mse=tuple(errors[-1].tolist()),
+            by_step=Curve.of(errors.numpy()),
+            step_error=alone,
+        )
+
+
+class Tally:
+    """What a report says of the images; `extractor` None measures no FID2FP32.
+
+    What stays of an image is a few numbers: four metrics of each pair of branches, its latent error at each
+    step. Features stay as their moments, and pictures only where the page shows them.
+    """
+
+    def __init__(self, extractor: FeatureExtractor | None) -> None:
+        self.pictures = Selection()
+        self._extractor = extractor
+        self._pairs = {name: _PairTally() for name in _COMPARED}
+        self._moments = {name: Moments() for name in _BRANCHES}
+
+    def add(self, rollout: Rollout, images: Mapping[str, Tensor]) -> None:
+        """Take in a rollout, whose final latents became `images` [B, C, H, W] in [0, 1] by branch."""
+        for pair, (errors, name, other) in _COMPARED.items():
+            tally = self._pairs[pair]
+            decibels = psnr(images[name], images[other])
+            tally.psnr += decibels.tolist()
+            tally.ssim += ssim(images[name], images[other]).tolist()
+            tally.cosine += cosine(rollout.final[name], rollout.final[other]).tolist()
+            tally.errors.append(rollout.errors[errors])
+            if errors in rollout.step_errors:
+                tally.step_errors.append(rollout.step_errors[errors])
+            if pair == "fidelity":
+                self.pictures.add(images["reference"], images["engine"], decibels)
+        if self._extractor is not None:
+            for name, moments in self._moments.items():
+                moments.add(extract(self._extractor, images[name]))
+
+    def comparisons(self) -> dict[str, Comparison]:
+        """Return "fidelity", "quantization" and "lowering": which pair is compared says `Report`."""
+        return {name: tally.comparison() for name, tally in self._pairs.items()}
+
+    def fid(self) -> FidFigure | None:
+        """Return FID2FP32 of the engine and of the simulation; None where it is not measured."""
+        if self._extractor is None:
+            return None
+        reference = self._moments["reference"]
+        distances = {
+            name: frechet_distance(reference, self._moments[name]) for name in ("engine", "simulated")
+        }
+        return FidFigure(self._extractor.name, **distances)
