@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 
 import torch
 
@@ -84,7 +85,7 @@ def describe(device: torch.device) -> str:
 
 def device_of(network: torch.nn.Module) -> torch.device:
     """Return where the weights of `network` are."""
-    return next(network.parameters()).device
+    return next(chain(network.parameters(), network.buffers())).device
 
 
 def _first_that_works() -> torch.device:

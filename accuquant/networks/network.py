@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -69,10 +69,34 @@ def quantizable_layers(network: nn.Module) -> dict[str, nn.Module]:
     return {name: m for name, m in network.named_modules() if layer_kind(m) is not None}
 
 
-def float_weights(network: nn.Module) -> dict[str, FloatArray]:
-    """Return the weight of every quantizable layer as a numpy array, by module name."""
-    layers = quantizable_layers(network)
-    return {name: weight_of(layer).detach().cpu().numpy() for name, layer in layers.items()}
+class FloatWeights(Mapping[str, FloatArray]):
+    """The weight of every quantizable layer in float32, by module name: one at a time, when it is asked for."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self._layers = quantizable_layers(network)
+
+    def __getitem__(self, name: str) -> FloatArray:
+        return float_weight(self._layers[name])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._layers
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+
+def float_weights(network: nn.Module) -> FloatWeights:
+    """Return the weights of the quantizable layers as numpy arrays, by module name."""
+    return FloatWeights(network)
+
+
+def float_weight(layer: nn.Module) -> FloatArray:
+    """Return a layer's weight in float32: its own memory where it is float32 on the CPU."""
+    array: FloatArray = weight_of(layer).float().cpu().numpy()
+    return array
 
 
 def weight_of(layer: nn.Module) -> Tensor:
