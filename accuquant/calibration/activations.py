@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from accuquant.errors import CalibrationError
-from accuquant.networks.network import layer_kind, quantizable_layers, weight_of
+from accuquant.networks.network import float_weight, layer_kind, quantizable_layers
 from accuquant.qparams import WEIGHT_AXIS, LayerQParams, fingerprint
 from accuquant.scales.observer import choose_zero_point, observer_named, weight_scale
 
@@ -106,7 +106,7 @@ def initial_qparams(
     for name, groups in samples.items():
         kind = layer_kind(layers[name])
         assert kind is not None
-        weight = weight_of(layers[name]).detach().cpu().numpy()
+        weight = float_weight(layers[name])
         zero_point = choose_zero_point(groups, activation_bits) if affine else 0
         scales = [find_scale(values, activation_bits, zero_point) for values in groups]
         qparams[name] = LayerQParams(

@@ -24,7 +24,7 @@ class OutputCorrection(nn.Module):
 
     def __init__(self, layer: QuantizedLayer) -> None:
         super().__init__()
-        channels, device = len(layer.qparams.weight_scale), layer.levels.device
+        channels, device = len(layer.qparams.weight_scale), layer.scale.device
         # a transposed convolution's groups share their weight scales, and so their gains
         self._groups = layer.product.groups if layer.product.transposed else 1
         self.log_gain = nn.Parameter(torch.zeros(channels, device=device))

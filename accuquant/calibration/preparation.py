@@ -16,7 +16,7 @@ from accuquant._util.progress import Progress
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.denoising.start import Start
 from accuquant.groups import StepGroups
-from accuquant.networks.network import count_macs, model_hash, quantizable_layers
+from accuquant.networks.network import count_macs, quantizable_layers
 from accuquant.pipelines.diffusers_internals import VOLATILE_CONFIG
 from accuquant.pipelines.source import Source
 from accuquant.pipelines.starts import Starter
@@ -88,7 +88,7 @@ def prepare(
         layers={name: qparams[name] for name in placement.quantized},
         signature=source.signature,
         scheduler=plain_config(dict(source.scheduler.config)),
-        model_hash=model_hash(source.network),
+        model_hash=source.model_hash,
         calibration={
             "settings": settings.to_dict(),
             "task": task.to_dict(),

@@ -50,6 +50,18 @@ def choose_device(name: str = "auto", *, tf32: bool = False) -> torch.device:
     return device
 
 
+def check_offload(device: torch.device) -> None:
+    """Raise UsageError where --offload has nothing to keep weights off."""
+    if device.type == "cpu":
+        raise UsageError(
+            "--offload",
+            got=f"the device {device}",
+            expected="a device with memory of its own, whose layers fetch their weights from the CPU's",
+            remedy="Leave --offload out: on the CPU weights are mapped from their files, and the system drops "
+            "what it has no room for",
+        )
+
+
 @contextmanager
 def repeatable(device: torch.device, *, tf32: bool = False) -> Iterator[None]:
     """Make what runs on `device` inside the block the same bit for bit each time, in full float32 or in TF32.

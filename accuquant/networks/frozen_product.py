@@ -45,11 +45,12 @@ class FrozenProduct:
                 transposed=True,
             )
         around = tuple(layer._reversed_padding_repeated_twice)
-        right, left, lower, upper = (*around[:2], *around[2:])
-        if layer.padding_mode == "zeros" and left == right and upper == lower:
-            return cls(**shared, padding=(upper, left))  # type: ignore[arg-type]
-        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-        return cls(**shared, padded=around, padding_mode=mode)  # type: ignore[arg-type]
+        if layer.padding_mode != "zeros":
+            return cls(**shared, padded=around, padding_mode=layer.padding_mode)  # type: ignore[arg-type]
+        left, right, upper, lower = around
+        # "same" may need more on one side, which torch puts there first
+        more = (0, right - left, 0, lower - upper) if (left, upper) != (right, lower) else ()
+        return cls(**shared, padding=(upper, left), padded=more)  # type: ignore[arg-type]
 
     def __call__(self, x: Tensor, make_weight: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
         """Return the layer's output for x [B, C, H, W] or [..., C] and a weight and bias that do not learn.

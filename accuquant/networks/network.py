@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from accuquant.networks.architectures import read_signature, timestep_divisor
 from accuquant.networks.signature import Signature
+from accuquant.networks.stored_weights import named_weights
 from accuquant.qparams import FloatArray
 
 #: torch layer class -> the kind that a recipe stores.
@@ -106,6 +107,13 @@ def weight_of(layer: nn.Module) -> Tensor:
     return weight.detach()
 
 
+def bias_of(layer: nn.Module) -> Tensor | None:
+    """Return the bias of a layer, None where it has none."""
+    bias = layer.bias
+    assert bias is None or isinstance(bias, Tensor)
+    return None if bias is None else bias.detach()
+
+
 def signature_of(network: nn.Module) -> Signature:
     """Read the call signature of a diffusers network from its configuration.
 
@@ -116,15 +124,19 @@ def signature_of(network: nn.Module) -> Signature:
 
 
 def model_hash(network: nn.Module) -> str:
-    """Return a SHA-256 over every parameter and buffer (name and float16 value) of `network`."""
+    """Return a SHA-256 over every parameter and buffer (name and float16 value) of `network`.
+
+    The same for a network in float32 and for one whose weights are held in half precision. Tensors are
+    converted one at a time.
+    """
     import hashlib
 
     from accuquant.qparams import fingerprint
 
     digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
+    for name, tensor in sorted(named_weights(network).items()):
         digest.update(name.encode())
-        digest.update(fingerprint(tensor.float().detach().cpu().numpy()).encode())
+        digest.update(fingerprint(tensor.detach().float().half().cpu().numpy()).encode())
     return digest.hexdigest()
 
 

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from accuquant.errors import RecipeError
 from accuquant.groups import StepGroups
 from accuquant.networks.architectures import timestep_divisor
-from accuquant.networks.device import device_of
+from accuquant.networks.device import CPU, device_of
 from accuquant.networks.fake_quantize import fake_quantize
 from accuquant.networks.frozen_product import FrozenProduct
-from accuquant.networks.network import float_weight, float_weights, quantizable_layers
+from accuquant.networks.network import bias_of, float_weight, float_weights, quantizable_layers
+from accuquant.networks.stored_weights import is_offloaded
 from accuquant.qparams import LayerQParams, along_axis, level_bounds
 from accuquant.recipe import Recipe
 
@@ -59,13 +60,22 @@ class QuantizedLayer(nn.Module):
     weight_scale: Tensor
     bias: nn.Parameter | None
 
-    def __init__(self, layer: nn.Module, qparams: LayerQParams, active: ActiveGroup) -> None:
-        """Make what stands for `layer`, which stays as it is."""
+    def __init__(
+        self,
+        layer: nn.Module,
+        qparams: LayerQParams,
+        active: ActiveGroup,
+        device: torch.device | None = None,
+    ) -> None:
+        """Make what stands for `layer`, which stays as it is, on `device`, by default the layer's.
+
+        The levels of a layer whose weight is offloaded stay on the CPU too.
+        """
         super().__init__()
         self.qparams = qparams
         self.active = active
         self.qmin, self.qmax = level_bounds(qparams.activation_bits)
-        device = device_of(layer)
+        device = device or device_of(layer)
         self.log_scale = nn.Parameter(torch.from_numpy(np.log(qparams.activation_scale)).to(device))
         # exp(log(s)) is not s in float32: the engine must see the very scale that was evaluated
         self.register_buffer("scale", torch.tensor(qparams.activation_scale).to(device))
@@ -74,15 +84,15 @@ class QuantizedLayer(nn.Module):
         levels = qparams.weight_levels
         if levels is None:
             levels = qparams.quantized_weight(float_weight(layer))
-        self.register_buffer("levels", _in_place(levels).to(device))
+        self.register_buffer("levels", _in_place(levels).to(CPU if is_offloaded(layer) else device))
         scale = along_axis(qparams.weight_scale, levels.ndim, qparams.axis)
         self.register_buffer("weight_scale", torch.tensor(scale).to(device))
-        self.bias = _corrected_bias(layer, qparams)
+        self.bias = _corrected_bias(layer, qparams, device)
 
     @property
     def weight(self) -> Tensor:
-        """The dequantized weight, made anew; diffusers reads its dtype."""
-        return self.levels.float().mul_(self.weight_scale)
+        """The dequantized weight, made anew where the scales are; diffusers reads its dtype."""
+        return self.levels.to(self.weight_scale.device).float().mul_(self.weight_scale)
 
     def current_scale(self) -> Tensor:
         """Return the activation scale (0-d) of the active group, differentiable while learning."""
@@ -133,10 +143,12 @@ def quantize_network(network: nn.Module, layers: Iterable[LayerQParams], groups:
 
     Layers that stay in float share the tensors of `network`: nothing of them is copied.
     """
-    active = ActiveGroup(groups)
+    active, device = ActiveGroup(groups), device_of(network)
     modules = quantizable_layers(network)
     # what deepcopy takes for already copied
-    memo: dict[int, Any] = {id(modules[q.name]): QuantizedLayer(modules[q.name], q, active) for q in layers}
+    memo: dict[int, Any] = {
+        id(modules[q.name]): QuantizedLayer(modules[q.name], q, active, device) for q in layers
+    }
     memo |= {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in network.parameters()}
     memo |= {id(buffer): buffer for buffer in network.buffers()}
     quantized = copy.deepcopy(network, memo)
@@ -168,14 +180,13 @@ def _select_group(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
     first.active.select(timestep * divisor if divisor != 1 else timestep)
 
 
-def _corrected_bias(layer: nn.Module, qparams: LayerQParams) -> nn.Parameter | None:
+def _corrected_bias(layer: nn.Module, qparams: LayerQParams, device: torch.device) -> nn.Parameter | None:
     """Return the layer's bias, the very tensor where nothing is added to it."""
-    bias = layer.bias
-    assert bias is None or isinstance(bias, Tensor)
+    bias = bias_of(layer)
     if qparams.bias_correction is not None:
-        added = torch.tensor(qparams.bias_correction).to(device_of(layer))
-        bias = added if bias is None else bias.detach() + added
-    return None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        added = torch.tensor(qparams.bias_correction).to(device)
+        bias = added if bias is None else bias + added
+    return None if bias is None else nn.Parameter(bias, requires_grad=False)
 
 
 def _in_place(levels: np.ndarray) -> Tensor:
