@@ -57,7 +57,7 @@ def fingerprint(weight: FloatArray) -> str:
     with np.errstate(over="ignore"):
         half = np.ascontiguousarray(np.asarray(weight, np.float16))
     digest = hashlib.sha256(repr(half.shape).encode())
-    digest.update(half.reshape(-1).view(np.uint8))
+    digest.update(half.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 

@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from report import add_json_option, print_report
@@ -120,7 +121,8 @@ def write(arguments: argparse.Namespace, folder: Path, blocks: int) -> float:
         changes = {"sample_size": arguments.size}
     code = (
         "import sys, torch; from pathlib import Path; from large_networks import write_pipeline; "
-        f"write_pipeline({arguments.model!r}, Path(sys.argv[1]), dtype=torch.{arguments.dtype}, **{changes!r})"
+        f"write_pipeline({arguments.model!r}, Path(sys.argv[1]), dtype=torch.{arguments.dtype}, "
+        f"**{changes!r})"
     )
     if not (folder / "model_index.json").is_file():
         subprocess.run([sys.executable, "-c", code, str(folder)], check=True, cwd=Path(__file__).parent)
@@ -179,7 +181,7 @@ def _rows(title: str, stages: list[Stage], weights: float) -> list[list[str]]:
             f"  {stage.name}", f"{after.began - stage.began:.0f}", f"{stage.peak / _GB:.2f}",
             f"{stage.anonymous / _GB:.2f}", f"{stage.peak / weights:.2f}",
         ]
-        for stage, after in zip(stages, stages[1:], strict=False)
+        for stage, after in pairwise(stages)
     ]  # fmt: skip
     peak, anonymous = max(s.peak for s in stages), max(s.anonymous for s in stages)
     whole = f"{title} ({weights / _GB:.2f} GB in fp32)"

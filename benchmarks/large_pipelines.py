@@ -1,4 +1,4 @@
-"""What stands around a full-size network in its pipeline's folder: schedulers, and tiny text encoders and decoders."""
+"""What stands around a full-size network in its pipeline: a scheduler, tiny encoders and decoders."""
 
 from __future__ import annotations
 
@@ -63,9 +63,7 @@ def _flux(folder: Path, name: str) -> tuple[str, dict[str, Any]]:
 
     tokenizer, encoder = _clip(folder / "words", 768)
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((x, -3.0) for x in _LETTERS)]
-    config = transformers.T5Config(
-        vocab_size=64, d_model=4096, d_kv=8, d_ff=16, num_layers=1, num_heads=2
-    )
+    config = transformers.T5Config(vocab_size=64, d_model=4096, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
     return "FluxPipeline", {
         "vae": _vae(16), "tokenizer": tokenizer, "text_encoder": encoder,
         "tokenizer_2": transformers.T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=512),

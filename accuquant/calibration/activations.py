@@ -66,7 +66,16 @@ class ActivationSampler:
 
     def samples(self) -> Samples:
         """Return for each layer one array [N] for each step group: random values and extremes, shuffled."""
-        return {n: [_merged(calls) for calls in groups] for n, groups in self._kept.items()}
+        merged: dict[tuple[int, ...], npt.NDArray[np.float32]] = {}
+
+        def once(calls: Sequence[Tensor]) -> npt.NDArray[np.float32]:
+            """Merge what several layers share (to_q, to_k, to_v) a single time."""
+            key = tuple(map(id, calls))
+            if key not in merged:
+                merged[key] = _merged(calls)
+            return merged[key]
+
+        return {n: [once(calls) for calls in groups] for n, groups in self._kept.items()}
 
 
 def _diverged(layer: str, place: str) -> CalibrationError:

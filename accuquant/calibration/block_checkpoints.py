@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,13 +30,14 @@ def checkpoint_blocks(
     A recomputed block quantizes with the step group of the last call: a gradient must not run through steps
     of several groups at once (`exact` over a group and `checkpoint` over a trajectory do not).
     """
-    if not hasattr(network, "enable_gradient_checkpointing"):
+    enable: Any = getattr(network, "enable_gradient_checkpointing", None)
+    if enable is None:
         return False
     if choice is None:
         free = free_bytes(device_of(network))
         choice = free is not None and bytes_kept(network, process, batch) > _SHARE * free
     if choice:
-        network.enable_gradient_checkpointing()
+        enable()
     return choice
 
 

@@ -46,8 +46,9 @@ def calibrate(
     `task` holds the prompts, images and guidance that the pipeline is sampled with; seeds alone otherwise.
     The network runs where it is (`source.to("cuda")`); all random numbers are drawn on the CPU, and products
     are in float32 unless `tf32`. `checkpoint` computes activations twice in place of keeping them, by default
-    where memory is short (`checkpoint_blocks`): it changes no figure. The same settings and device give the same file bit for bit. Finished parts
-    are kept in `<output>.partial/`; a run that was interrupted goes on at its first unfinished step group.
+    where memory is short (`checkpoint_blocks`): it changes no figure. The same settings and device give the
+    same file bit for bit. Finished parts are kept in `<output>.partial/`; a run that was interrupted goes on
+    at its first unfinished step group.
     AccuQuant (arXiv 2510.20348): both branches fork from the full-precision latent at the start of a group,
     the loss compares the end points. Raises UsageError where `output` is a folder, or where another process
     calibrates into it, CalibrationError with the stage where memory runs out.
@@ -120,7 +121,9 @@ def _learn(
     shown: Progress,
 ) -> Recipe:
     learned_from, held_out = _split(batches)
-    initial = _learn_shared(source, settings, process, initial, (learned_from, held_out), work, checkpoint, shown)
+    initial = _learn_shared(
+        source, settings, process, initial, (learned_from, held_out), work, checkpoint, shown
+    )
     network = quantize_network(source.network, initial.layers.values(), initial.groups)
     checkpoint_blocks(network, process, batches[0], checkpoint)
     layers = quantized_layers(network)

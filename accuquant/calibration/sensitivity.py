@@ -88,7 +88,9 @@ def _step_error(
 @contextmanager
 def _quantized(network: nn.Module, qparams: LayerQParams, active: ActiveGroup) -> Iterator[None]:
     layer = quantizable_layers(network)[qparams.name]
-    network.set_submodule(qparams.name, QuantizedLayer(layer, qparams, active, device_of(network)), strict=True)
+    network.set_submodule(
+        qparams.name, QuantizedLayer(layer, qparams, active, device_of(network)), strict=True
+    )
     try:
         yield
     finally:

@@ -114,7 +114,7 @@ _COUNT = click.IntRange(min=1)
     "checkpoint",
     default=None,
     show_default="as the free memory says",
-    help="Compute activations twice while learning, in a third more time, or keep them; the figures are the same.",
+    help="Compute activations twice while learning, in a third more time, or keep them: the same figures.",
 )
 @device_option
 @weights_options

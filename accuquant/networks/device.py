@@ -57,8 +57,8 @@ def check_offload(device: torch.device) -> None:
             "--offload",
             got=f"the device {device}",
             expected="a device with memory of its own, whose layers fetch their weights from the CPU's",
-            remedy="Leave --offload out: on the CPU weights are mapped from their files, and the system drops "
-            "what it has no room for",
+            remedy="Leave --offload out: on the CPU weights are mapped from their files, and the system "
+            "drops what it has no room for",
         )
 
 

@@ -43,11 +43,12 @@ def memory_named(stages: StageWatch, device: torch.device, batch_size: int) -> I
         if not is_out_of_memory(fault):
             raise
         smaller = f"--batch-size {max(1, batch_size // 2)}" if batch_size > 1 else "a smaller --image-size"
+        further = "--checkpoint-blocks" if device.type == "cpu" else "--checkpoint-blocks, --offload"
         raise CalibrationError(
             f"stage '{stages.name}'",
             got=f"no memory left on {_described(device)} with batches of {batch_size}",
             expected="room for the network and for what one batch leaves behind in it",
-            remedy=f"Give {smaller}, or another --device; what is finished is kept",
+            remedy=f"Give {smaller}, {further}, or another --device; what is finished is kept",
         ) from fault
 
 

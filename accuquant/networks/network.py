@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from accuquant.networks.architectures import read_signature, timestep_divisor
 from accuquant.networks.signature import Signature
-from accuquant.networks.stored_weights import named_weights
+from accuquant.networks.stored_weights import StoredLayer, named_weights
 from accuquant.qparams import FloatArray
 
 #: torch layer class -> the kind that a recipe stores.
@@ -71,7 +71,7 @@ def quantizable_layers(network: nn.Module) -> dict[str, nn.Module]:
 
 
 class FloatWeights(Mapping[str, FloatArray]):
-    """The weight of every quantizable layer in float32, by module name: one at a time, when it is asked for."""
+    """The weights of the quantizable layers in float32, by module name, each when it is asked for."""
 
     def __init__(self, network: nn.Module) -> None:
         self._layers = quantizable_layers(network)
@@ -105,6 +105,11 @@ def weight_of(layer: nn.Module) -> Tensor:
     weight = layer.weight
     assert isinstance(weight, Tensor)
     return weight.detach()
+
+
+def weight_shape(layer: nn.Module) -> torch.Size:
+    """Return the shape of a layer's weight, which is not made for it."""
+    return layer.stored.shape if isinstance(layer, StoredLayer) else weight_of(layer).shape
 
 
 def bias_of(layer: nn.Module) -> Tensor | None:
@@ -149,11 +154,9 @@ def count_macs(network: nn.Module, signature: Signature) -> dict[str, int]:
     macs: dict[str, int] = {}
 
     def count(name: str, layer: nn.Module, output: Tensor, inputs: Tensor) -> None:
-        weight = weight_of(layer)
-        if isinstance(layer, nn.ConvTranspose2d):
-            macs[name] = macs.get(name, 0) + inputs.numel() * weight.numel() // weight.shape[0]
-        else:
-            macs[name] = macs.get(name, 0) + output.numel() * weight.numel() // weight.shape[0]
+        shape = weight_shape(layer)
+        counted = inputs if isinstance(layer, nn.ConvTranspose2d) else output
+        macs[name] = macs.get(name, 0) + counted.numel() * shape.numel() // shape[0]
 
     hooks = [
         layer.register_forward_hook(lambda m, args, out, name=name: count(name, m, out, args[0]))

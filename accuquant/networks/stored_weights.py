@@ -24,7 +24,6 @@ class StoredLayer(nn.Module):
     """
 
     stored: Tensor
-    bias: Tensor | None
     product: FrozenProduct
     offloaded: bool
 
@@ -35,7 +34,7 @@ class StoredLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output for x [B, C, H, W] or [..., C] in float32."""
-        return self.product(x, lambda: self.stored.to(x.device).float(), self.bias)
+        return self.product(x, lambda: self.stored.to(x.device).float(), self.bias)  # type: ignore[arg-type]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> StoredLayer:
         stays = self.stored
@@ -45,15 +44,16 @@ class StoredLayer(nn.Module):
         return self
 
 
-class _StoredLinear(StoredLayer, nn.Linear):
+# torch declares the weight, which is made here, and other arguments of a transposed convolution's forward
+class _StoredLinear(StoredLayer, nn.Linear):  # type: ignore[override]
     pass
 
 
-class _StoredConv2d(StoredLayer, nn.Conv2d):
+class _StoredConv2d(StoredLayer, nn.Conv2d):  # type: ignore[override]
     pass
 
 
-class _StoredConvTranspose2d(StoredLayer, nn.ConvTranspose2d):
+class _StoredConvTranspose2d(StoredLayer, nn.ConvTranspose2d):  # type: ignore[override, misc]
     pass
 
 
@@ -120,7 +120,9 @@ def named_weights(network: nn.Module) -> dict[str, Tensor]:
 
 def _kind_of(module: nn.Module) -> type[StoredLayer] | None:
     """Return the class that stores the weight of a module of torch's own; None for all others."""
-    if isinstance(module, StoredLayer) or not isinstance(module.__dict__["_parameters"].get("weight"), Tensor):
+    if isinstance(module, StoredLayer) or not isinstance(
+        module.__dict__["_parameters"].get("weight"), Tensor
+    ):
         return None
     return next((kind for plain, kind in _KINDS.items() if isinstance(module, plain)), None)
 
@@ -133,15 +135,16 @@ def _store(module: nn.Module) -> None:
     assert isinstance(weight, Tensor)
     del module.weight
     module.__class__ = kind
+    assert isinstance(module, StoredLayer)
     module.register_buffer("stored", weight.detach())
     module.product, module.offloaded = product, False
 
 
 def _plain(layer: StoredLayer) -> nn.Module:
     """Return the float32 layer that a StoredLayer stands for."""
-    plain = copy.copy(layer)
+    plain: nn.Module = copy.copy(layer)
     plain.__class__ = next(cls for cls, kind in _KINDS.items() if isinstance(layer, kind))
-    plain._parameters, plain._buffers = dict(layer._parameters), dict(layer._buffers)
+    weight = nn.Parameter(layer.weight, requires_grad=False)
+    plain._parameters, plain._buffers = {"weight": weight, **layer._parameters}, dict(layer._buffers)
     del plain._buffers["stored"], plain.__dict__["product"], plain.__dict__["offloaded"]
-    plain.register_parameter("weight", nn.Parameter(layer.weight, requires_grad=False))
     return plain

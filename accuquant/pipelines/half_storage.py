@@ -24,6 +24,6 @@ def half_type_of(files: Iterable[Path]) -> torch.dtype | None:
 
 
 def half_type_of_part(folder: Path, variant: str | None) -> torch.dtype | None:
-    """Return the type that all weights of a part have in the files of `variant`; None for float32 or a mix."""
+    """Return the half-precision type of all weights in a part's files of `variant`; None for others."""
     files = [path for path, kind in weight_files(folder).items() if kind == variant]
     return half_type_of(path for path in files if path.suffix == ".safetensors")

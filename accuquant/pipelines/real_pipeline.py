@@ -124,7 +124,9 @@ def _half_types(source: Source, index: dict[str, Any]) -> dict[str, torch.dtype]
     for part in encoders:
         if part in source.loading.without:
             continue
-        types[part] = half_type_of_part(source.folder / part, variant_of(source.folder / part, source.loading))
+        types[part] = half_type_of_part(
+            source.folder / part, variant_of(source.folder / part, source.loading)
+        )
     return {part: half for part, half in types.items() if half is not None}
 
 

@@ -117,8 +117,8 @@ def weight_scale(weight: FloatArray, bits: int, axis: int) -> Float32:
 
 
 def _searched_scales(rows: Float32, limit: Float32, qmin: int, qmax: int) -> Float32:
-    best, least = limit.copy(), np.full(limit.shape, np.inf)
-    error = np.empty_like(rows)
+    best: Float32 = limit.copy()
+    least, error = np.full(limit.shape, np.inf), np.empty_like(rows)
     for index, share in enumerate(np.linspace(0.3, 1.0, 80, dtype=np.float32)[::-1]):
         scale = limit * share
         column = along_axis(scale, 2, 0)

@@ -65,7 +65,9 @@ class MatchLayersPass(ir.passes.InPlacePass):
     def _is_rounded(self, graph: ir.Graph, layer: LayerQParams) -> bool:
         """Return whether the graph has weights of a layer's shape, all of which bfloat16 could hold."""
         weights = [constant_weight(node) for node in graph if LAYER_KINDS.get(node.op_type) == layer.kind]
-        alike = [weight.load() for weight in weights if weight is not None and weight.shape == layer.weight_shape]
+        alike = [
+            weight.load() for weight in weights if weight is not None and weight.shape == layer.weight_shape
+        ]
         return bool(alike) and all(map(_is_bfloat16, alike))
 
     def _layer_of(self, node: ir.Node) -> LayerQParams | None:
@@ -134,7 +136,7 @@ def _rounded(layer: LayerQParams) -> ExportError:
     return ExportError(
         f"layer '{layer.name}'",
         got="a graph whose weights were rounded to bfloat16",
-        expected="the weights that were calibrated: a graph in float32 or float16 has them, bfloat16 does not",
+        expected="the weights that were calibrated, which float32 and float16 hold and bfloat16 does not",
         remedy="Export the network in float32 or float16; or save the pipeline with its weights in bfloat16, "
         "and calibrate that",
     )

@@ -1,4 +1,4 @@
-"""Weights that stay in half precision, or off the device: the products of the float32 network, bit for bit."""
+"""Weights that stay in half precision, or off the device: the float32 network's products, bit for bit."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ LAYERS: list[tuple[Callable[[], nn.Module], tuple[int, ...]]] = [
 
 
 def half_and_float(half: torch.dtype, network: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """Return a network as diffusers loads it in half precision, and the float32 network of the same values."""
+    """Return a network as diffusers loads it in half precision, and one with its values in float32."""
     stored = copy.deepcopy(network).requires_grad_(False)  # as load_source gives them: torch computes
     for tensor in (*stored.parameters(), *stored.buffers()):  # products with weights that learn otherwise
         tensor.data = tensor.data.to(half)
