@@ -14,6 +14,7 @@ from accuquant._util.progress import Progress, Silent
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.groups import StepGroups
 from accuquant.networks.device import device_of, repeatable
+from accuquant.networks.mapped_pages import give_back_weights
 from accuquant.networks.memory import StageWatch, memory_named
 from accuquant.networks.simulate import quantize_network, quantized_layers
 from accuquant.pipelines.source import Source
@@ -121,10 +122,13 @@ def _learn(
     shown: Progress,
 ) -> Recipe:
     learned_from, held_out = _split(batches)
+        held_weight(weights[name]) for name in initial.layers
+    )  # from here on their levels stand for them
     initial = _learn_shared(
         source, settings, process, initial, (learned_from, held_out), work, checkpoint, shown
     )
     network = quantize_network(source.network, initial.layers.values(), initial.groups)
+    give_back_weights(source.network, initial.layers)
     checkpoint_blocks(network, process, batches[0], checkpoint)
     layers = quantized_layers(network)
     learning = LearningSettings(settings.gradient, settings.iterations, settings.learning_rate)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.networks.device import device_of
+from accuquant.networks.mapped_pages import give_back_weights
 from accuquant.networks.network import quantizable_layers
 from accuquant.networks.simulate import QuantizedLayer, quantize_network, quantized_layers
 from accuquant.recipe import GroupResult, Recipe
@@ -56,6 +57,7 @@ def learn_shared(
     if settings.gradient == "exact":
         settings = replace(settings, gradient="checkpoint")
     simulated = quantize_network(network, recipe.layers.values(), recipe.groups)
+    give_back_weights(network, recipe.layers)
     checkpoint_blocks(simulated, process, batches[0], checkpoint)
     layers = quantized_layers(simulated)
     steps = range(len(process))

@@ -107,9 +107,14 @@ def weight_of(layer: nn.Module) -> Tensor:
     return weight.detach()
 
 
+def held_weight(layer: nn.Module) -> Tensor:
+    """Return a layer's weight as it is held: in the type of its file, where it is stored."""
+    return layer.stored if isinstance(layer, StoredLayer) else weight_of(layer)
+
+
 def weight_shape(layer: nn.Module) -> torch.Size:
     """Return the shape of a layer's weight, which is not made for it."""
-    return layer.stored.shape if isinstance(layer, StoredLayer) else weight_of(layer).shape
+    return held_weight(layer).shape
 
 
 def bias_of(layer: nn.Module) -> Tensor | None:
