@@ -122,8 +122,6 @@ def _learn(
     shown: Progress,
 ) -> Recipe:
     learned_from, held_out = _split(batches)
-        held_weight(weights[name]) for name in initial.layers
-    )  # from here on their levels stand for them
     initial = _learn_shared(
         source, settings, process, initial, (learned_from, held_out), work, checkpoint, shown
     )

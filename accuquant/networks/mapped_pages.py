@@ -16,7 +16,7 @@ _MADV_PAGEOUT = 21
 
 
 def give_back_weights(network: nn.Module, names: Iterable[str]) -> None:
-    """Let the system drop the float weights of the named layers, whose levels stand for them while learning."""
+    """Let the system drop the float weights of the named layers: levels stand for them while learning."""
     layers = quantizable_layers(network)
     give_back(held_weight(layers[name]) for name in names)
 
