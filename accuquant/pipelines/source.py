@@ -16,7 +16,7 @@ from accuquant.hub.repository import Repository
 from accuquant.networks.image_sides import side_multiple
 from accuquant.networks.network import model_hash, signature_of
 from accuquant.networks.signature import Signature
-from accuquant.networks.stored_weights import compute_in_float32
+from accuquant.networks.stored_weights import compute_in_float32, named_weights
 from accuquant.networks.stored_weights import offload as offload_weights
 from accuquant.pipelines.config_limits import check_numbers
 from accuquant.pipelines.diffusers_internals import check_version
@@ -141,7 +141,7 @@ def _check_own_size(signature: Signature, network: Any) -> None:
 
 def _check_finite(name: str, component: str, network: nn.Module) -> None:
     """Raise SourceError for a weight that is NaN or infinite; every image would be, too."""
-    for tensor_name, tensor in network.state_dict().items():
+    for tensor_name, tensor in named_weights(network).items():
         if (
             tensor.is_floating_point()
             and tensor.numel()
