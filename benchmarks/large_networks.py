@@ -1,4 +1,4 @@
-"""Full-size networks of Stable Diffusion with random weights, and recipes from one small forward."""
+"""Full-size networks with random weights, and recipes from one small forward."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -48,16 +47,23 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "addition_time_embed_dim": 256,
         "projection_class_embeddings_input_dim": 2816,
     },
+    "flux": {"guidance_embeds": True},
 }
 _SHARD_BYTES = 1_000_000_000
 _TOKENS = 77
 
 
-def write_pipeline(name: str, folder: Path) -> Path:
-    """Write a pipeline folder with random float32 weights, a shard at a time, and return it."""
+def write_pipeline(name: str, folder: Path, *, dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
+    """Write a whole pipeline folder with random weights in `dtype`, a shard at a time, and return it.
+
+    `changes` are changes of the network's configuration. Text encoders and decoder are tiny.
+    """
+    from large_pipelines import CLASSES, COMPONENT, write_small_parts
+
+    component = COMPONENT[name]
     with torch.device("meta"):
-        network = UNet2DConditionModel(**CONFIGURATIONS[name])
-    part = folder / "unet"
+        network = CLASSES[name](**(CONFIGURATIONS[name] | changes))
+    part = folder / component
     network.save_config(part)
     rng = torch.Generator().manual_seed(0)
     shards: list[dict[str, Tensor]] = [{}]
@@ -68,20 +74,13 @@ def write_pipeline(name: str, folder: Path) -> Path:
             _save_shard(part, len(shards), shards[-1])
             shards[-1].clear()
             shards.append({})
-        shards[-1][key] = _random_weight(key, value, rng)
+        shards[-1][key] = _random_weight(key, value, rng).to(dtype)
         weight_map[key] = _shard_name(len(shards))
-        total += value.numel() * 4
+        total += shards[-1][key].nbytes
     _save_shard(part, len(shards), shards[-1])
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (part / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
-    DDIMScheduler().save_pretrained(folder / "scheduler")
-    classes = {
-        "_class_name": "StableDiffusionPipeline",
-        "_diffusers_version": "0.30.0",
-        "scheduler": ["diffusers", "DDIMScheduler"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-    }
-    (folder / "model_index.json").write_text(json.dumps(classes))
+    write_small_parts(name, folder)
     return folder
 
 

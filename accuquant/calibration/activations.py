@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from accuquant.errors import CalibrationError
-from accuquant.networks.network import layer_kind, quantizable_layers, weight_of
+from accuquant.networks.network import float_weight, layer_kind, quantizable_layers
 from accuquant.qparams import WEIGHT_AXIS, LayerQParams, fingerprint
 from accuquant.scales.observer import choose_zero_point, observer_named, weight_scale
 
@@ -66,7 +66,16 @@ class ActivationSampler:
 
     def samples(self) -> Samples:
         """Return for each layer one array [N] for each step group: random values and extremes, shuffled."""
-        return {n: [_merged(calls) for calls in groups] for n, groups in self._kept.items()}
+        merged: dict[tuple[int, ...], npt.NDArray[np.float32]] = {}
+
+        def once(calls: Sequence[Tensor]) -> npt.NDArray[np.float32]:
+            """Merge what several layers share (to_q, to_k, to_v) a single time."""
+            key = tuple(map(id, calls))
+            if key not in merged:
+                merged[key] = _merged(calls)
+            return merged[key]
+
+        return {n: [once(calls) for calls in groups] for n, groups in self._kept.items()}
 
 
 def _diverged(layer: str, place: str) -> CalibrationError:
@@ -106,7 +115,7 @@ def initial_qparams(
     for name, groups in samples.items():
         kind = layer_kind(layers[name])
         assert kind is not None
-        weight = weight_of(layers[name]).detach().cpu().numpy()
+        weight = float_weight(layers[name])
         zero_point = choose_zero_point(groups, activation_bits) if affine else 0
         scales = [find_scale(values, activation_bits, zero_point) for values in groups]
         qparams[name] = LayerQParams(

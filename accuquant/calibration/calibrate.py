@@ -14,14 +14,15 @@ from accuquant._util.progress import Progress, Silent
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.groups import StepGroups
 from accuquant.networks.device import device_of, repeatable
+from accuquant.networks.mapped_pages import give_back_weights
 from accuquant.networks.memory import StageWatch, memory_named
-from accuquant.networks.network import model_hash
 from accuquant.networks.simulate import quantize_network, quantized_layers
 from accuquant.pipelines.source import Source
 from accuquant.pipelines.starts import open_starter
 from accuquant.pipelines.task import Task
 from accuquant.recipe import GroupResult, Recipe
 
+from .block_checkpoints import checkpoint_blocks
 from .calibration_settings import CalibrationSettings
 from .descent import LearningSettings
 from .learning import learn_group
@@ -38,14 +39,17 @@ def calibrate(
     output: Path,
     task: Task | None = None,
     tf32: bool = False,
+    checkpoint: bool | None = None,
     progress: Progress | None = None,
 ) -> Recipe:
     """Learn the quantization parameters of `source` and write them to `output`.
 
     `task` holds the prompts, images and guidance that the pipeline is sampled with; seeds alone otherwise.
     The network runs where it is (`source.to("cuda")`); all random numbers are drawn on the CPU, and products
-    are in float32 unless `tf32`. The same settings and device give the same file bit for bit. Finished parts
-    are kept in `<output>.partial/`; a run that was interrupted goes on at its first unfinished step group.
+    are in float32 unless `tf32`. `checkpoint` computes activations twice in place of keeping them, by default
+    where memory is short (`checkpoint_blocks`): it changes no figure. The same settings and device give the
+    same file bit for bit. Finished parts are kept in `<output>.partial/`; a run that was interrupted goes on
+    at its first unfinished step group.
     AccuQuant (arXiv 2510.20348): both branches fork from the full-precision latent at the start of a group,
     the loss compares the end points. Raises UsageError where `output` is a folder, or where another process
     calibrates into it, CalibrationError with the stage where memory runs out.
@@ -57,11 +61,17 @@ def calibrate(
         repeatable(device, tf32=tf32),
         memory_named(shown, device, settings.batch_size),
     ):
-        return _calibrate(source, settings, Path(output), task or Task(), tf32, shown)
+        return _calibrate(source, settings, Path(output), task or Task(), tf32, checkpoint, shown)
 
 
 def _calibrate(
-    source: Source, settings: CalibrationSettings, output: Path, task: Task, tf32: bool, shown: Progress
+    source: Source,
+    settings: CalibrationSettings,
+    output: Path,
+    task: Task,
+    tf32: bool,
+    checkpoint: bool | None,
+    shown: Progress,
 ) -> Recipe:
     starter = open_starter(source, task, steps=settings.steps)
     process = starter.process
@@ -78,7 +88,7 @@ def _calibrate(
         work.save_trajectories(batches)
         initial.save(work.initial)
     starter.close()
-    recipe = _learn(source, settings, process, initial, batches, work, shown)
+    recipe = _learn(source, settings, process, initial, batches, work, checkpoint, shown)
     recipe.save(output)
     work.remove()
     return recipe
@@ -90,7 +100,7 @@ def _identity(source: Source, settings: CalibrationSettings, task: Task) -> dict
         "task": task.to_dict(),
         "loras": [lora.to_dict() for lora in source.loras],
         "without": list(source.loading.without),
-        "model_hash": model_hash(source.network),
+        "model_hash": source.model_hash,
         "scheduler": plain_config(dict(source.scheduler.config)),
         "version": accuquant.__version__,
     }
@@ -108,11 +118,16 @@ def _learn(
     initial: Recipe,
     batches: Sequence[TrajectoryBatch],
     work: WorkFolder,
+    checkpoint: bool | None,
     shown: Progress,
 ) -> Recipe:
     learned_from, held_out = _split(batches)
-    initial = _learn_shared(source, settings, process, initial, (learned_from, held_out), work, shown)
+    initial = _learn_shared(
+        source, settings, process, initial, (learned_from, held_out), work, checkpoint, shown
+    )
     network = quantize_network(source.network, initial.layers.values(), initial.groups)
+    give_back_weights(source.network, initial.layers)
+    checkpoint_blocks(network, process, batches[0], checkpoint)
     layers = quantized_layers(network)
     learning = LearningSettings(settings.gradient, settings.iterations, settings.learning_rate)
     results: list[GroupResult] = []
@@ -149,6 +164,7 @@ def _learn_shared(
     initial: Recipe,
     batches: tuple[Sequence[TrajectoryBatch], Sequence[TrajectoryBatch]],
     work: WorkFolder,
+    checkpoint: bool | None,
     shown: Progress,
 ) -> Recipe:
     """Return `initial` with learned weight scales and biases; `batches` are learned from, and held out."""
@@ -162,6 +178,7 @@ def _learn_shared(
         source.network, process, initial, *batches,
         LearningSettings(settings.gradient, settings.shared_iterations, settings.shared_learning_rate),
         seed=settings.seed * 10_007 + len(initial.groups), progress=shown.advance,
+        checkpoint=checkpoint,
     )  # fmt: skip
     shown.message(f"weight scales and biases: {_describe(result)}")
     recipe = replace(recipe, calibration={**recipe.calibration, "shared_learning": vars(result)})

@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import nn
 
-from accuquant.networks.network import weight_of
+from accuquant.networks.network import weight_shape
 
 from .input_moments import Moments
 from .rounding import blocks_of, shrinkage
-from .unfolding import as_matrices
+from .unfolding import group_count, input_width
 
 #: Names that a line gives; the recipe has all.
 _NAMED = 4
@@ -25,7 +25,8 @@ def rounding_facts(layer: nn.Module, moments: Moments) -> dict[str, float]:
     `inputs` of an output, `groups` of the layer, `blocks` that a group's inputs fell into; `rows` of inputs
     that were looked at, how many of them were `distinct`, and the `shrinkage` of the covariance.
     """
-    groups, outputs, inputs = as_matrices(layer, weight_of(layer)).shape
+    groups, inputs = group_count(layer), input_width(layer)
+    outputs = weight_shape(layer).numel() // (groups * inputs)
     return {
         "inputs": inputs,
         "groups": groups,

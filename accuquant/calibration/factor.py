@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +29,18 @@ class Factor:
         """
         order = torch.argsort(covariance.diagonal(), stable=True)
         return cls(cholesky_(reorder_(covariance, order)), order)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that products with the factor are computed in."""
+        return self.lower.dtype
+
+    def panels(self) -> Iterator[tuple[int, Tensor]]:
+        """Yield where each panel of columns starts, and L[start:, start:stop]: one panel, all of L."""
+        yield 0, self.lower
+
+    def delete(self) -> None:
+        """Do nothing: there are no files."""
 
     def solve(self, right: Tensor) -> Tensor:
         """Return C^-1 right for right [d, n]."""

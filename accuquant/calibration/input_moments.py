@@ -10,13 +10,16 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from accuquant.networks.network import weight_shape
+
 from .row_store import PRECISE_WIDTH, RowFile, RowSums
 from .unfolding import group_count, input_width, random_rows
 
 #: Rows gathered for each layer over the whole recording; wider layers get one for each of their inputs.
 ROWS = 8192
-#: Sums that all layers together may keep in memory, in bytes; the widest layers' rows go to files instead.
-MEMORY = 2**30
+#: Bytes that sums and rows of all layers together may take, at most and at least, and as a share of the
+#: network's weights in float32; the widest layers' rows go to files instead.
+MEMORY, _LEAST, _SHARE = 2**30, 2**28, 0.125
 _BLOCK = 512
 
 
@@ -90,13 +93,19 @@ class MomentSampler:
             self._pending[name] = []
 
 
+def memory_of(layers: Mapping[str, nn.Module]) -> int:
+    """Return how many bytes the sums for `layers` may take: an eighth of their weights, within bounds."""
+    weights = sum(4 * weight_shape(layer).numel() for layer in layers.values())
+    return int(min(MEMORY, max(_LEAST, _SHARE * weights)))
+
+
 def _stores(layers: Mapping[str, nn.Module], folder: Path) -> dict[str, RowSums | RowFile]:
     """Return where each layer's rows go: sums in memory for the narrowest, files for what is left."""
     stores: dict[str, RowSums | RowFile] = {}
-    left = MEMORY
+    left = memory_of(layers)
     for name in sorted(layers, key=lambda name: input_width(layers[name])):
         groups, width = group_count(layers[name]), input_width(layers[name])
-        left -= 8 * groups * width**2
+        left -= groups * width * (8 * width + 4 * _BLOCK)  # the sums, and the rows on their way to them
         if left >= 0 and width <= PRECISE_WIDTH:
             stores[name] = RowSums(groups, width)
         else:

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from accuquant.networks.network import weight_of
 from accuquant.networks.simulate import QuantizedLayer
 from accuquant.qparams import FloatArray, LayerQParams
 
@@ -25,9 +24,9 @@ class OutputCorrection(nn.Module):
 
     def __init__(self, layer: QuantizedLayer) -> None:
         super().__init__()
-        channels, device = len(layer.qparams.weight_scale), layer.weight.device
+        channels, device = len(layer.qparams.weight_scale), layer.scale.device
         # a transposed convolution's groups share their weight scales, and so their gains
-        self._groups = layer.layer.groups if isinstance(layer.layer, nn.ConvTranspose2d) else 1
+        self._groups = layer.product.groups if layer.product.transposed else 1
         self.log_gain = nn.Parameter(torch.zeros(channels, device=device))
         self.shift = nn.Parameter(torch.zeros(self._groups * channels, device=device))
         self.unit = 0.0
@@ -48,13 +47,13 @@ class OutputCorrection(nn.Module):
         """
         gain = self.log_gain.detach().double().exp().cpu().numpy()
         bias = (
-            np.tile(gain, self._groups) * _bias_of(layer.layer)
+            np.tile(gain, self._groups) * _bias_of(layer)
             + (self.shift.detach().double() * self.unit).cpu().numpy()
         )
         return replace(
             qparams,
             weight_scale=(qparams.weight_scale * gain).astype(np.float32),
-            weight_levels=qparams.quantized_weight(weight_of(float_layer).detach().cpu().numpy()),
+            weight_levels=layer.levels.cpu().numpy(),
             bias_correction=(bias - _bias_of(float_layer)).astype(np.float32),
         )
 

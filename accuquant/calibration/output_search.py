@@ -16,7 +16,8 @@ from accuquant.denoising.process import DenoisingProcess
 from accuquant.groups import StepGroups
 from accuquant.networks.device import device_of
 from accuquant.networks.fake_quantize import fake_quantize
-from accuquant.networks.network import quantizable_layers
+from accuquant.networks.frozen_product import FrozenProduct
+from accuquant.networks.network import bias_of, quantizable_layers, weight_of
 from accuquant.qparams import LayerQParams, level_bounds
 
 from .trajectory import TrajectoryBatch
@@ -94,9 +95,10 @@ def _measured(
     def hook(layer: nn.Module, args: tuple[Any, ...], output: Tensor, name: str) -> None:
         # the next layers see the float output: every layer is judged by itself
         power = float(output.square().mean()) or 1.0
+        product, weight, bias = FrozenProduct.of(layer), weight_of(layer).to(output.device), bias_of(layer)
         for index, quantized in enumerate(_candidates(args[0], qparams[name], group)):
-            # forward itself, not a call: a call would come back to this hook
-            difference = layer.forward(quantized) - output
+            # the product itself: a call of the layer would come back to this hook
+            difference = product(quantized, lambda weight=weight: weight, bias) - output  # type: ignore[misc]
             errors[name][index] += float(difference.square().mean()) / power
 
     hooks = [

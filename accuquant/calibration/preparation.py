@@ -16,7 +16,7 @@ from accuquant._util.progress import Progress
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.denoising.start import Start
 from accuquant.groups import StepGroups
-from accuquant.networks.network import count_macs, model_hash, quantizable_layers
+from accuquant.networks.network import count_macs, quantizable_layers
 from accuquant.pipelines.diffusers_internals import VOLATILE_CONFIG
 from accuquant.pipelines.source import Source
 from accuquant.pipelines.starts import Starter
@@ -33,6 +33,7 @@ from .placement import Placement, place
 from .rounding import compensate
 from .sensitivity import measure_sensitivity, spend_float_budget
 from .trajectory import TrajectoryBatch, place_of, record_from
+from .unfolding import input_width
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def prepare(
         layers={name: qparams[name] for name in placement.quantized},
         signature=source.signature,
         scheduler=plain_config(dict(source.scheduler.config)),
-        model_hash=model_hash(source.network),
+        model_hash=source.model_hash,
         calibration={
             "settings": settings.to_dict(),
             "task": task.to_dict(),
@@ -127,13 +128,15 @@ def _initial_qparams(
         observer=settings.observer,
         affine=settings.affine,
     )
+    recording.samples.clear()  # 0.1 MB a layer and step group, which nobody needs any more
     if settings.refine:
         shown.stage("refined scales", count_calls(len(groups), len(recording.batches)))
         qparams = refine_scales(source.network, process, groups, qparams, recording.batches, progress=shown)
     names, layers = recording.moments.names(), quantizable_layers(source.network)
     facts = {}
     shown.stage("weight rounding", len(names))
-    for name in names:
+    # the widest first: the memory that its covariance takes is the levels' of all others later
+    for name in sorted(names, key=lambda name: -input_width(layers[name])):
         moments = recording.moments.take(name)
         qparams[name] = compensate(layers[name], qparams[name], moments)
         facts[name] = rounding_facts(layers[name], moments)

@@ -14,13 +14,15 @@ from accuquant.networks.network import weight_of
 from accuquant.qparams import LayerQParams, level_bounds
 
 from .factor import Factor
+from .filed_factor import FiledFactor
 from .input_moments import Moments
+from .row_store import PRECISE_WIDTH, FiledMoments
 from .unfolding import as_matrices, from_matrices
 
 ROUNDINGS = ("gptq", "nearest")
 #: What every direction carries at least, as a share of the mean input's variance; see `shrinkage`.
 SHRINKAGE = 0.05
-#: The widest covariance that is factored as a whole, 2.4 GB. Wider inputs fall into blocks.
+#: The widest covariance that is factored as a whole, 1.2 GB of files. Wider inputs fall into blocks.
 MAX_WIDTH = 24576
 _BLOCK = 128
 #: Outputs whose errors are computed at once, in float64.
@@ -50,11 +52,14 @@ def compensate(layer: nn.Module, qparams: LayerQParams, moments: Moments) -> Lay
     noise = float(np.square(qparams.activation_scale, dtype=np.float64).mean()) / 12
     scale = torch.from_numpy(qparams.weight_scale).reshape(-1, weight.shape[1]).expand(weight.shape[:2])
     levels = torch.empty(weight.shape, dtype=torch.int8)
-    for group, outputs, columns in blocks_of(*weight.shape):
-        block = group, outputs, columns
+    for group, _, columns in blocks_of(*weight.shape):
         share = shrinkage(weight.shape[2], moments.distinct)
-        factor = _factor(moments.covariance(group, columns), share, noise, qparams.name)
-        levels[block] = gptq(weight[block], scale[group], factor, qparams.weight_bits)
+        factor = _factor(moments, group, columns, share, noise, qparams.name)
+        for some in _parts(weight.shape[1], factor):
+            levels[group, some, columns] = gptq(
+                weight[group, some, columns], scale[group, some], factor, qparams.weight_bits
+            )
+        factor.delete()
         del factor  # before the next one is made
     correction = [_mean_errors(*group) for group in zip(weight, levels, scale, moments.mean, strict=True)]
     return replace(
@@ -82,11 +87,21 @@ def blocks_of(groups: int, outputs: int, width: int) -> list[tuple[int, slice, s
     ]
 
 
-def _factor(covariance: Tensor, share: float, noise: float, name: str) -> Factor:
-    """Return the factor of the noisy, shrunk `covariance`, which is overwritten."""
-    power = float(covariance.diagonal().mean())
-    covariance.diagonal().add_(share * power + noise)
+def _factor(
+    moments: Moments, group: int, columns: slice, share: float, noise: float, name: str
+) -> Factor | FiledFactor:
+    """Return the factor of the noisy, shrunk covariance of a group's inputs: in files above PRECISE_WIDTH."""
+    power = 0.0
     try:
+        if isinstance(moments, FiledMoments) and columns.stop - columns.start > PRECISE_WIDTH:
+            variances = moments.variances(group, columns)
+            power = float(variances.mean())
+            return FiledFactor.of(
+                lambda: moments.scaled_rows(group, columns), variances, share * power + noise, moments.folder
+            )
+        covariance = moments.covariance(group, columns)
+        power = float(covariance.diagonal().mean())
+        covariance.diagonal().add_(share * power + noise)
         return Factor.of_(covariance)
     except ArithmeticError as error:
         raise CalibrationError(
@@ -97,6 +112,12 @@ def _factor(covariance: Tensor, share: float, noise: float, name: str) -> Factor
         ) from error
 
 
+def _parts(outputs: int, factor: Factor | FiledFactor) -> list[slice]:
+    """Return which outputs are rounded at once: all, or some where all of them would take much memory."""
+    size = outputs if isinstance(factor, Factor) else _OUTPUTS
+    return [slice(start, start + size) for start in range(0, outputs, size)]
+
+
 def _mean_errors(weight: Tensor, levels: Tensor, scale: Tensor, mean: Tensor) -> Tensor:
     """Return (W - W^) E[x] [O] in float64 for weight and levels [O, d], scale [O] and mean [d]."""
     parts = [slice(start, start + _OUTPUTS) for start in range(0, len(weight), _OUTPUTS)]
@@ -105,7 +126,7 @@ def _mean_errors(weight: Tensor, levels: Tensor, scale: Tensor, mean: Tensor) ->
     )
 
 
-def gptq(weight: Tensor, scale: Tensor, factor: Factor, bits: int) -> Tensor:
+def gptq(weight: Tensor, scale: Tensor, factor: Factor | FiledFactor, bits: int) -> Tensor:
     """Return int8 levels [O, d] at the scales [O] for `weight` [O, d], given the factor of its inputs.
 
     Columns are rounded one after the other, those with the most input power first, and each makes up for the
@@ -114,20 +135,22 @@ def gptq(weight: Tensor, scale: Tensor, factor: Factor, bits: int) -> Tensor:
     earlier ones: q_j = round(w_j + sum_{i > j} e_i L_ij / L_jj). That needs no inverse of C.
     """
     qmin, qmax = level_bounds(bits)
-    free = weight.T.to(factor.lower.dtype)[factor.order]
+    free = weight.T.to(factor.dtype)[factor.order]
     scale = scale.to(free.dtype)
     errors = torch.empty_like(free)
     levels = torch.empty(free.shape, dtype=torch.int8)
-    for stop in range(len(free), 0, -_BLOCK):
-        start = max(stop - _BLOCK, 0)
-        block = factor.lower[start:stop, start:stop]
-        earlier = factor.lower[stop:, start:stop].T @ errors[stop:]
-        for row in reversed(range(stop - start)):
-            at = start + row
-            owed = earlier[row] + block[row + 1 :, row] @ errors[at + 1 : stop]
-            level = ((free[at] + owed / block[row, row]) / scale).round_().clamp_(qmin, qmax)
-            errors[at] = free[at] - level * scale
-            levels[at] = level.to(torch.int8)
+    for first, panel in factor.panels():
+        for stop in range(first + panel.shape[1], first, -_BLOCK):
+            start = max(stop - _BLOCK, first)
+            columns = slice(start - first, stop - first)
+            block = panel[columns, columns]
+            earlier = panel[stop - first :, columns].T @ errors[stop:]
+            for row in reversed(range(stop - start)):
+                at = start + row
+                owed = earlier[row] + block[row + 1 :, row] @ errors[at + 1 : stop]
+                level = ((free[at] + owed / block[row, row]) / scale).round_().clamp_(qmin, qmax)
+                errors[at] = free[at] - level * scale
+                levels[at] = level.to(torch.int8)
     restored = torch.empty_like(levels)
     restored[factor.order] = levels
     return restored.T

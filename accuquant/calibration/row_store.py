@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 #: Wider covariances are computed with in float32; in float64, one of 6144 inputs takes 0.3 GB.
 PRECISE_WIDTH = 6144
-_CHUNK = 512
+#: Rows, and numbers, that are read at once.
+_CHUNK, _NUMBERS = 512, 2**22
 _COLUMNS = 1024
 
 
@@ -108,6 +111,23 @@ class FiledMoments:
             total[start:stop, stop:] = total[stop:, start:stop].T
         return total.div_(self.rows)
 
+    @property
+    def folder(self) -> Path:
+        """Where a factor may lie meanwhile."""
+        return self.path.with_suffix(".factor")
+
+    def variances(self, group: int, columns: slice) -> Tensor:
+        """Return the variances of some of a group's inputs, in float64."""
+        return torch.stack([rows.double().square().sum(0) for rows in self.scaled_rows(group, columns)]).sum(
+            0
+        )
+
+    def scaled_rows(self, group: int, columns: slice) -> Iterator[Tensor]:
+        """Yield rows [n, d] whose products add up to the covariance of some of a group's inputs."""
+        mean, root = self.mean[group, columns], math.sqrt(self.rows)
+        for rows in read_rows(self.path, *self.mean.shape):
+            yield ((rows[:, group, columns] - mean) / root).float()
+
 
 def _precision(width: int) -> torch.dtype:
     return torch.float64 if width <= PRECISE_WIDTH else torch.float32
@@ -115,22 +135,23 @@ def _precision(width: int) -> torch.dtype:
 
 def read_rows(path: Path, groups: int, width: int) -> Iterator[Tensor]:
     """Yield the rows of a RowFile's file in chunks [n, G, d]."""
+    count = max(1, min(_CHUNK, _NUMBERS // (groups * width)))
     with path.open("rb") as file:
-        while len(values := np.fromfile(file, np.float32, _CHUNK * groups * width)):
+        while len(values := np.fromfile(file, np.float32, count * groups * width)):
             yield torch.from_numpy(values).reshape(-1, groups, width)
 
 
 class _Distinct:
-    """Counts rows, and how many of them differ from all others."""
+    """Counts rows, and how many of them differ from all others, by eight bytes a row."""
 
     def __init__(self) -> None:
         self.count = 0
-        self._seen: set[int] = set()
+        self._seen: list[npt.NDArray[np.int64]] = []
 
     @property
     def distinct(self) -> int:
-        return len(self._seen)
+        return len(np.unique(np.concatenate(self._seen))) if self._seen else 0
 
     def add(self, rows: Tensor) -> None:
         self.count += len(rows)
-        self._seen.update(hash(row.tobytes()) for row in rows.numpy())
+        self._seen.append(np.array([hash(row.tobytes()) for row in rows.numpy()], np.int64))

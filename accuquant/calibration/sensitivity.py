@@ -88,10 +88,10 @@ def _step_error(
 @contextmanager
 def _quantized(network: nn.Module, qparams: LayerQParams, active: ActiveGroup) -> Iterator[None]:
     layer = quantizable_layers(network)[qparams.name]
-    saved = layer.weight, layer.bias
-    network.set_submodule(qparams.name, QuantizedLayer(layer, qparams, active), strict=True)
+    network.set_submodule(
+        qparams.name, QuantizedLayer(layer, qparams, active, device_of(network)), strict=True
+    )
     try:
         yield
     finally:
-        layer.weight, layer.bias = saved
         network.set_submodule(qparams.name, layer, strict=True)

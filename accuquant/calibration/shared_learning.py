@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.networks.device import device_of
+from accuquant.networks.mapped_pages import give_back_weights
 from accuquant.networks.network import quantizable_layers
 from accuquant.networks.simulate import QuantizedLayer, quantize_network, quantized_layers
 from accuquant.recipe import GroupResult, Recipe
 
+from .block_checkpoints import checkpoint_blocks
 from .descent import HeldOutJudge, LearningSettings, descend, draw_segments
 from .learning import end_point_loss, held_out_errors
 from .output_correction import OutputCorrection, corrected
@@ -37,6 +39,7 @@ def learn_shared(
     *,
     seed: int,
     progress: Callable[[int], None] | None = None,
+    checkpoint: bool | None = None,
 ) -> tuple[Recipe, GroupResult]:
     """Learn the weight scales and biases of `recipe`, and with them the activation scales of all groups.
 
@@ -49,10 +52,13 @@ def learn_shared(
     `settings.gradient` "exact" is computed as "checkpoint": the same gradient, in memory that does not grow
     with the number of steps. The learning rate counts in the relative error that quantization leaves at
     first: 0.01 moves scales by 0.03 % an iteration where the latents err by 3 %, and by 0.01 % where by 1 %.
+    `checkpoint` is as in `checkpoint_blocks`.
     """
     if settings.gradient == "exact":
         settings = replace(settings, gradient="checkpoint")
     simulated = quantize_network(network, recipe.layers.values(), recipe.groups)
+    give_back_weights(network, recipe.layers)
+    checkpoint_blocks(simulated, process, batches[0], checkpoint)
     layers = quantized_layers(simulated)
     steps = range(len(process))
     with corrected(layers) as corrections:

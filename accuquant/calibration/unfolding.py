@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from accuquant.networks.network import weight_of
+from accuquant.networks.network import weight_shape
 
 
 def group_count(layer: nn.Module) -> int:
@@ -29,7 +29,7 @@ def as_matrices(layer: nn.Module, weight: Tensor) -> Tensor:
 
 def from_matrices(layer: nn.Module, matrices: Tensor) -> Tensor:
     """Return what `as_matrices` made of a weight as a tensor of the weight's shape again."""
-    shape = weight_of(layer).shape
+    shape = weight_shape(layer)
     if not isinstance(layer, nn.ConvTranspose2d):
         return matrices.reshape(shape)
     groups, outputs = matrices.shape[:2]
@@ -38,11 +38,9 @@ def from_matrices(layer: nn.Module, matrices: Tensor) -> Tensor:
 
 def input_width(layer: nn.Module) -> int:
     """Return how many numbers an output is a sum over: d of `as_matrices`."""
-    weight = weight_of(layer)
-    outputs = (
-        weight.shape[1] if isinstance(layer, nn.ConvTranspose2d) else weight.shape[0] // group_count(layer)
-    )
-    return weight.numel() // (group_count(layer) * outputs)
+    shape = weight_shape(layer)
+    outputs = shape[1] if isinstance(layer, nn.ConvTranspose2d) else shape[0] // group_count(layer)
+    return shape.numel() // (group_count(layer) * outputs)
 
 
 def random_rows(layer: nn.Module, x: Tensor, count: int, rng: torch.Generator) -> Tensor:

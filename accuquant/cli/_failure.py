@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import errno
-import os
-import re
 
 import click
 
+from accuquant._util.system_errors import is_out_of_memory, os_error_number
 from accuquant.cli._signals import Terminated
 from accuquant.errors import AccuQuantError, printable
 
@@ -36,16 +35,6 @@ _OS_REMEDIES = {
 }
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-#: What libraries say when memory is short.
-_NO_MEMORY = (
-    "can't allocate memory",
-    "not enough memory",
-    "std::bad_alloc",
-    "bad allocation",
-    "Failed to allocate memory",
-    "out of memory",
-    "can't start new thread",
-)
 _LONGEST = 4000
 
 
@@ -89,34 +78,6 @@ def _explain(error: BaseException) -> tuple[str, int]:
         "and please report it.",
         1,
     )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether memory was short: torch, OpenVINO and ONNX Runtime have exceptions of their own."""
-    if isinstance(error, MemoryError) or os_error_number(error) == errno.ENOMEM:
-        return True
-    return isinstance(error, RuntimeError | OSError) and any(sign in str(error) for sign in _NO_MEMORY)
-
-
-def os_error_number(error: BaseException) -> int | None:
-    """Return the errno that an exception, or the one that it was raised from, carries or quotes.
-
-    safetensors and onnx report a full disk through exceptions of their own.
-    """
-    seen: BaseException | None = error
-    for _ in range(8):
-        if seen is None:
-            return None
-        if isinstance(seen, OSError) and seen.errno is not None:
-            return seen.errno
-        quoted = re.search(r"\(os error (\d+)\)", str(seen))
-        if quoted:
-            return int(quoted.group(1))
-        for number in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.ENOMEM):
-            if os.strerror(number) in str(seen):
-                return number
-        seen = seen.__cause__ or seen.__context__
-    return None
 
 
 def _explain_click(error: click.ClickException) -> str:

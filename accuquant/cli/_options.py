@@ -127,6 +127,31 @@ def device_option(function: Function) -> Function:
     )(function)
 
 
+def weights_options(function: Function) -> Function:
+    """Add --weight-dtype and --offload."""
+    function = click.option(
+        "--offload",
+        is_flag=True,
+        help="Keep weights in the CPU's memory; each goes to the device when its layer runs.",
+    )(function)
+    return click.option(
+        "--weight-dtype",
+        type=click.Choice(("files", "float32")),
+        default="files",
+        show_default=True,
+        help="How weights are held: in the type of their files, or widened; sums are float32 either way, and "
+        "the figures the same. With --lora they are widened.",
+    )(function)
+
+
+def take_weights_options(options: dict[str, Any]) -> dict[str, bool]:
+    """Take the two out of `options`, as load_source and Source.to have them: `as_stored` and `offload`."""
+    return {
+        "as_stored": options.pop("weight_dtype", "files") == "files",
+        "offload": options.pop("offload", False),
+    }
+
+
 def steps_option(function: Function) -> Function:
     """Add --steps."""
     return click.option(

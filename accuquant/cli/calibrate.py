@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from accuquant.cli._command import Command
-from accuquant.cli._options import Source, device_option, lora_option, new_file
+from accuquant.cli._options import (
+    Source,
+    device_option,
+    lora_option,
+    new_file,
+    take_weights_options,
+    weights_options,
+)
 from accuquant.cli._source import loading_options, take_loading
 from accuquant.cli._task import take_task, task_options
 
@@ -102,7 +109,15 @@ _COUNT = click.IntRange(min=1)
 @click.option(
     "--seed", type=click.IntRange(0, 2**31 - 1), default=0, help="The same seed gives the same recipe."
 )
+@click.option(
+    "--checkpoint-blocks/--keep-activations",
+    "checkpoint",
+    default=None,
+    show_default="as the free memory says",
+    help="Compute activations twice while learning, in a third more time, or keep them: the same figures.",
+)
 @device_option
+@weights_options
 @lora_option("none by default")
 @loading_options
 @task_options
@@ -124,7 +139,7 @@ def run(source: str, output: Path, settings: dict[str, Any]) -> Recipe:
     from accuquant._util.files import check_new_file
     from accuquant.calibration import CalibrationSettings, calibrate
     from accuquant.cli._progress import Bars
-    from accuquant.networks.device import choose_device, describe
+    from accuquant.networks.device import check_offload, choose_device, describe
     from accuquant.pipelines.lora import find_loras
     from accuquant.pipelines.source import load_source
 
@@ -133,11 +148,17 @@ def run(source: str, output: Path, settings: dict[str, Any]) -> Recipe:
     loras = find_loras(settings.pop("loras", ()))
     loading, tf32 = take_loading(settings), settings.pop("tf32", False)
     device = choose_device(settings.pop("device", "auto"), tf32=tf32)
+    weights, checkpoint = take_weights_options(settings), settings.pop("checkpoint", None)
+    if weights["offload"]:
+        check_offload(device)
     checked = CalibrationSettings(**settings)
     with Bars() as progress:
         progress.message(f"Device: {describe(device)}")
-        loaded = load_source(source, loras, **vars(loading)).to(device)
-        return calibrate(loaded, checked, output=output, task=task, tf32=tf32, progress=progress)
+        loaded = load_source(source, loras, **vars(loading), as_stored=weights["as_stored"])
+        loaded = loaded.to(device, offload=weights["offload"])
+        return calibrate(
+            loaded, checked, output=output, task=task, tf32=tf32, checkpoint=checkpoint, progress=progress
+        )
 
 
 def print_summary(recipe: Recipe, output: Path) -> None:

@@ -19,7 +19,9 @@ from accuquant.cli._options import (
     num_images_option,
     seed_option,
     steps_option,
+    take_weights_options,
     trust_option,
+    weights_options,
 )
 from accuquant.cli._output import console_beside_json, json_option, print_table, write_json
 from accuquant.cli._source import loading_options, take_loading
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
     "--allow-other-scheduler", is_flag=True, help="Go on with a scheduler other than the calibrated one."
 )
 @device_option
+@weights_options
 @lora_option("those that OUT was calibrated with by default")
 @loading_options
 @task_options
@@ -99,7 +102,7 @@ def run(folder: Path, reference: str, options: dict[str, Any]) -> Report:
     """Verify with progress on stderr; `options` are those of the command."""
     from accuquant.cli._progress import Bars
     from accuquant.manifest import RECIPE_NAME, Manifest
-    from accuquant.networks.device import choose_device, repeatable
+    from accuquant.networks.device import check_offload, choose_device, repeatable
     from accuquant.pipelines.lora import find_loras, loras_of_recipe
     from accuquant.pipelines.source import load_source
     from accuquant.recipe import Recipe
@@ -114,8 +117,12 @@ def run(folder: Path, reference: str, options: dict[str, Any]) -> Report:
     loras, loading = loras_of_recipe(calibrated.loras, given), take_loading(options, calibrated.loading)
     tf32 = options.pop("tf32", False)
     device = choose_device(options.pop("device", "auto"), tf32=tf32)
+    weights = take_weights_options(options)
+    if weights["offload"]:
+        check_offload(device)
     with Bars() as progress, repeatable(device, tf32=tf32):
-        source = load_source(reference, loras, **vars(loading)).to(device)
+        source = load_source(reference, loras, **vars(loading), as_stored=weights["as_stored"])
+        source = source.to(device, offload=weights["offload"])
         return verify(folder, source, task=task, thresholds=thresholds, progress=progress, **options)
 
 

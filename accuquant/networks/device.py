@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 
 import torch
 
@@ -29,6 +30,18 @@ def choose_device(name: str = "auto", *, tf32: bool = False) -> torch.device:
     if tf32 and device.type != "cuda":
         raise no_tf32(str(device))
     return device
+
+
+def check_offload(device: torch.device) -> None:
+    """Raise UsageError where --offload has nothing to keep weights off."""
+    if device.type == "cpu":
+        raise UsageError(
+            "--offload",
+            got=f"the device {device}",
+            expected="a device with memory of its own, whose layers fetch their weights from the CPU's",
+            remedy="Leave --offload out: on the CPU weights are mapped from their files, and the system "
+            "drops what it has no room for",
+        )
 
 
 @contextmanager
@@ -66,7 +79,7 @@ def describe(device: torch.device) -> str:
 
 def device_of(network: torch.nn.Module) -> torch.device:
     """Return where the weights of `network` are."""
-    return next(network.parameters()).device
+    return next(chain(network.parameters(), network.buffers())).device
 
 
 def _first_that_works() -> torch.device:

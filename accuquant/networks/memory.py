@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
 from accuquant._util.progress import Progress
+from accuquant._util.system_errors import is_out_of_memory
 from accuquant.errors import AccuQuantError, CalibrationError
-
-#: How torch's own allocators begin, beside torch.OutOfMemoryError.
-_CPU_ALLOCATOR = "DefaultCPUAllocator"
 
 
 class StageWatch:
@@ -51,19 +50,29 @@ def memory_named(
     try:
         yield
     except (MemoryError, RuntimeError) as fault:
-        if not _is_out_of_memory(fault):
+        if not is_out_of_memory(fault):
             raise
         smaller = f"--batch-size {max(1, batch_size // 2)}" if batch_size > 1 else "a smaller --image-size"
+        options = [smaller]
+        options += ["--checkpoint-blocks"] if error is CalibrationError else []
+        options += ["--offload"] if device.type != "cpu" else []
         raise error(
             f"stage '{stages.name}'",
             got=f"no memory left on {_described(device)} with batches of {batch_size}",
             expected="room for the network and for what one batch leaves behind in it",
-            remedy=f"Give {smaller}, or another --device; {kept}",
+            remedy=f"Give {', '.join(options)}, or another --device; {kept}",
         ) from fault
 
 
-def _is_out_of_memory(fault: Exception) -> bool:
-    return isinstance(fault, MemoryError | torch.OutOfMemoryError) or _CPU_ALLOCATOR in str(fault)
+def free_bytes(device: torch.device) -> int | None:
+    """Return how much memory `device` has left, None where it does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    facts = Path("/proc/meminfo")
+    if device.type != "cpu" or not facts.is_file():
+        return None
+    lines = dict(line.split(":") for line in facts.read_text().splitlines())
+    return 1024 * int(lines["MemAvailable"].split()[0])
 
 
 def _described(device: torch.device) -> str:

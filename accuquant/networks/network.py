@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from accuquant.networks.architectures import read_signature, timestep_divisor
 from accuquant.networks.signature import Signature
+from accuquant.networks.stored_weights import StoredLayer, named_weights
 from accuquant.qparams import FloatArray
 
 #: torch layer class -> the kind that a recipe stores.
@@ -69,10 +70,34 @@ def quantizable_layers(network: nn.Module) -> dict[str, nn.Module]:
     return {name: m for name, m in network.named_modules() if layer_kind(m) is not None}
 
 
-def float_weights(network: nn.Module) -> dict[str, FloatArray]:
-    """Return the weight of every quantizable layer as a numpy array, by module name."""
-    layers = quantizable_layers(network)
-    return {name: weight_of(layer).detach().cpu().numpy() for name, layer in layers.items()}
+class FloatWeights(Mapping[str, FloatArray]):
+    """The weights of the quantizable layers in float32, by module name, each when it is asked for."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self._layers = quantizable_layers(network)
+
+    def __getitem__(self, name: str) -> FloatArray:
+        return float_weight(self._layers[name])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._layers
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+
+def float_weights(network: nn.Module) -> FloatWeights:
+    """Return the weights of the quantizable layers as numpy arrays, by module name."""
+    return FloatWeights(network)
+
+
+def float_weight(layer: nn.Module) -> FloatArray:
+    """Return a layer's weight in float32: its own memory where it is float32 on the CPU."""
+    array: FloatArray = weight_of(layer).float().cpu().numpy()
+    return array
 
 
 def weight_of(layer: nn.Module) -> Tensor:
@@ -80,6 +105,23 @@ def weight_of(layer: nn.Module) -> Tensor:
     weight = layer.weight
     assert isinstance(weight, Tensor)
     return weight.detach()
+
+
+def held_weight(layer: nn.Module) -> Tensor:
+    """Return a layer's weight as it is held: in the type of its file, where it is stored."""
+    return layer.stored if isinstance(layer, StoredLayer) else weight_of(layer)
+
+
+def weight_shape(layer: nn.Module) -> torch.Size:
+    """Return the shape of a layer's weight, which is not made for it."""
+    return held_weight(layer).shape
+
+
+def bias_of(layer: nn.Module) -> Tensor | None:
+    """Return the bias of a layer, None where it has none."""
+    bias = layer.bias
+    assert bias is None or isinstance(bias, Tensor)
+    return None if bias is None else bias.detach()
 
 
 def signature_of(network: nn.Module) -> Signature:
@@ -92,15 +134,19 @@ def signature_of(network: nn.Module) -> Signature:
 
 
 def model_hash(network: nn.Module) -> str:
-    """Return a SHA-256 over every parameter and buffer (name and float16 value) of `network`."""
+    """Return a SHA-256 over every parameter and buffer (name and float16 value) of `network`.
+
+    The same for a network in float32 and for one whose weights are held in half precision. Tensors are
+    converted one at a time.
+    """
     import hashlib
 
     from accuquant.qparams import fingerprint
 
     digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
+    for name, tensor in sorted(named_weights(network).items()):
         digest.update(name.encode())
-        digest.update(fingerprint(tensor.float().detach().cpu().numpy()).encode())
+        digest.update(fingerprint(tensor.detach().float().half().cpu().numpy()).encode())
     return digest.hexdigest()
 
 
@@ -113,11 +159,9 @@ def count_macs(network: nn.Module, signature: Signature) -> dict[str, int]:
     macs: dict[str, int] = {}
 
     def count(name: str, layer: nn.Module, output: Tensor, inputs: Tensor) -> None:
-        weight = weight_of(layer)
-        if isinstance(layer, nn.ConvTranspose2d):
-            macs[name] = macs.get(name, 0) + inputs.numel() * weight.numel() // weight.shape[0]
-        else:
-            macs[name] = macs.get(name, 0) + output.numel() * weight.numel() // weight.shape[0]
+        shape = weight_shape(layer)
+        counted = inputs if isinstance(layer, nn.ConvTranspose2d) else output
+        macs[name] = macs.get(name, 0) + counted.numel() * shape.numel() // shape[0]
 
     hooks = [
         layer.register_forward_hook(lambda m, args, out, name=name: count(name, m, out, args[0]))

@@ -5,19 +5,22 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from accuquant.errors import RecipeError
 from accuquant.groups import StepGroups
 from accuquant.networks.architectures import timestep_divisor
+from accuquant.networks.device import CPU, device_of
 from accuquant.networks.fake_quantize import fake_quantize
-from accuquant.networks.network import float_weights, quantizable_layers, weight_of
+from accuquant.networks.frozen_product import FrozenProduct
+from accuquant.networks.network import bias_of, float_weight, float_weights, quantizable_layers
+from accuquant.networks.stored_weights import is_offloaded
 from accuquant.qparams import LayerQParams, along_axis, level_bounds
 from accuquant.recipe import Recipe
 
@@ -48,44 +51,48 @@ class QuantizedLayer(nn.Module):
     """A Conv2d, Linear or ConvTranspose2d with a fake-quantized input and weight.
 
     `log_scale` [G] is the learnable logarithm of the activation scale, so that a scale stays above
-    zero. The weight is stored dequantized: levels * weight_scale.
+    zero. The weight is held as int8 `levels`, in the memory of the qparams where they have them, and is
+    levels * weight_scale in float32 while the layer runs.
     """
 
     scale: Tensor
+    levels: Tensor
+    weight_scale: Tensor
+    bias: nn.Parameter | None
 
-    def __init__(self, layer: nn.Module, qparams: LayerQParams, active: ActiveGroup) -> None:
+    def __init__(
+        self,
+        layer: nn.Module,
+        qparams: LayerQParams,
+        active: ActiveGroup,
+        device: torch.device | None = None,
+    ) -> None:
+        """Make what stands for `layer`, which stays as it is, on `device`, by default the layer's.
+
+        The levels of a layer whose weight is offloaded stay on the CPU too.
+        """
         super().__init__()
-        self.layer = layer
         self.qparams = qparams
         self.active = active
         self.qmin, self.qmax = level_bounds(qparams.activation_bits)
-        device = weight_of(layer).device
+        device = device or device_of(layer)
         self.log_scale = nn.Parameter(torch.from_numpy(np.log(qparams.activation_scale)).to(device))
         # exp(log(s)) is not s in float32: the engine must see the very scale that was evaluated
         self.register_buffer("scale", torch.tensor(qparams.activation_scale).to(device))
         self.learning = False
-        levels = qparams.quantized_weight(weight_of(layer).detach().cpu().numpy())
-        self.set_weight(_dequantize(levels, qparams))
-        self._correct_bias()
+        self.product = FrozenProduct.of(layer)
+        levels = qparams.weight_levels
+        if levels is None:
+            levels = qparams.quantized_weight(float_weight(layer))
+        self.register_buffer("levels", _in_place(levels).to(CPU if is_offloaded(layer) else device))
+        scale = along_axis(qparams.weight_scale, levels.ndim, qparams.axis)
+        self.register_buffer("weight_scale", torch.tensor(scale).to(device))
+        self.bias = _corrected_bias(layer, qparams, device)
 
     @property
     def weight(self) -> Tensor:
-        """The dequantized weight; diffusers reads its dtype."""
-        return weight_of(self.layer)
-
-    def set_weight(self, weight: np.ndarray) -> None:
-        """Replace the weight by `weight`, already on its grid."""
-        old = weight_of(self.layer)
-        self.layer.weight = nn.Parameter(torch.from_numpy(weight).to(old.device), requires_grad=False)
-
-    def _correct_bias(self) -> None:
-        correction = self.qparams.bias_correction
-        if correction is None:
-            return
-        added = torch.from_numpy(correction).to(self.weight.device)
-        bias = self.layer.bias
-        corrected = added if bias is None else bias.detach() + added  # type: ignore[operator]
-        self.layer.bias = nn.Parameter(corrected, requires_grad=False)
+        """The dequantized weight, made anew where the scales are; diffusers reads its dtype."""
+        return self.levels.to(self.weight_scale.device).float().mul_(self.weight_scale)
 
     def current_scale(self) -> Tensor:
         """Return the activation scale (0-d) of the active group, differentiable while learning."""
@@ -96,15 +103,7 @@ class QuantizedLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Run the layer on x [B, C, H, W] or [..., C]."""
         x = fake_quantize(x, self.current_scale(), self.qparams.zero_point, self.qmin, self.qmax)
-        layer = self.layer
-        if isinstance(layer, nn.Conv2d):
-            # the layer's own forward would be the same, without a second module call
-            output: Tensor = layer._conv_forward(x, layer.weight, layer.bias)
-        elif isinstance(layer, nn.Linear):
-            output = functional.linear(x, layer.weight, layer.bias)
-        else:
-            output = layer(x)
-        return output
+        return self.product(x, lambda: self.weight, self.bias)
 
     def scale_of(self, group: int) -> float:
         """Return the activation scale of `group`."""
@@ -140,14 +139,19 @@ def simulate(network: nn.Module, recipe: Recipe) -> nn.Module:
 
 
 def quantize_network(network: nn.Module, layers: Iterable[LayerQParams], groups: StepGroups) -> nn.Module:
-    """Return a copy of `network` with the named layers replaced by QuantizedLayer."""
-    quantized = copy.deepcopy(network).requires_grad_(False)
-    active = ActiveGroup(groups)
-    modules = quantizable_layers(quantized)
-    for qparams in layers:
-        quantized.set_submodule(
-            qparams.name, QuantizedLayer(modules[qparams.name], qparams, active), strict=True
-        )
+    """Return a network like `network` with the named layers replaced by QuantizedLayer.
+
+    Layers that stay in float share the tensors of `network`: nothing of them is copied.
+    """
+    active, device = ActiveGroup(groups), device_of(network)
+    modules = quantizable_layers(network)
+    # what deepcopy takes for already copied
+    memo: dict[int, Any] = {
+        id(modules[q.name]): QuantizedLayer(modules[q.name], q, active, device) for q in layers
+    }
+    memo |= {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in network.parameters()}
+    memo |= {id(buffer): buffer for buffer in network.buffers()}
+    quantized = copy.deepcopy(network, memo)
     _tie_scales(quantized_layers(quantized).values())
     quantized.register_forward_pre_hook(_select_group, with_kwargs=True)
     return quantized.eval()
@@ -176,6 +180,18 @@ def _select_group(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
     first.active.select(timestep * divisor if divisor != 1 else timestep)
 
 
-def _dequantize(levels: np.ndarray, qparams: LayerQParams) -> np.ndarray:
-    scale = along_axis(qparams.weight_scale, levels.ndim, qparams.axis)
-    return levels.astype(np.float32) * scale
+def _corrected_bias(layer: nn.Module, qparams: LayerQParams, device: torch.device) -> nn.Parameter | None:
+    """Return the layer's bias, the very tensor where nothing is added to it."""
+    bias = bias_of(layer)
+    if qparams.bias_correction is not None:
+        added = torch.tensor(qparams.bias_correction).to(device)
+        bias = added if bias is None else bias + added
+    return None if bias is None else nn.Parameter(bias, requires_grad=False)
+
+
+def _in_place(levels: np.ndarray) -> Tensor:
+    """Return a tensor in the memory of `levels`; nobody writes to it."""
+    with warnings.catch_warnings():
+        # levels that were read from a file may be read-only, which torch cannot express
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(levels)

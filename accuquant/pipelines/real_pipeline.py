@@ -11,11 +11,12 @@ import torch
 
 from accuquant.errors import CalibrationError, SourceError, UsageError
 from accuquant.networks.device import CPU
+from accuquant.networks.stored_weights import compute_in_float32, is_offloaded, offload
 from accuquant.pipelines.diffusers_internals import check_version
 from accuquant.pipelines.families import FAMILIES, SEEDED, Family, family_of
 from accuquant.pipelines.fuse_lora import fuse_into_text_encoders
-from accuquant.pipelines.half_storage import compute_in_float32, half_type_of
-from accuquant.pipelines.loading import Loading, variant_of, weight_files
+from accuquant.pipelines.half_storage import half_type_of_part
+from accuquant.pipelines.loading import Loading, variant_of
 from accuquant.pipelines.look_alikes import check_part
 from accuquant.pipelines.model_index import check_classes, read_index
 from accuquant.pipelines.quiet import quiet_libraries
@@ -28,7 +29,7 @@ def open_pipeline(source: Source, task: Task, device: torch.device = CPU) -> Any
 
     A text-to-image pipeline that is given images becomes the image-to-image pipeline of the same components,
     and the inpainting one where it is given masks. The LoRAs of `source` are fused into the text encoders.
-    All parts go to `device`.
+    All parts go to `device`; weights of text encoders stay where they are if those of the network do.
     """
     import diffusers
 
@@ -67,6 +68,10 @@ def open_pipeline(source: Source, task: Task, device: torch.device = CPU) -> Any
     fuse_into_text_encoders(pipe, source.network, source.component, source.pipeline_class, source.loras)
     for part in halves:
         compute_in_float32(getattr(pipe, part))
+    if any(map(is_offloaded, source.network.modules())):
+        for part in filter(lambda name: name.startswith("text_encoder"), _of_transformers(index)):
+            if getattr(pipe, part) is not None:
+                offload(getattr(pipe, part))
     pipe.set_progress_bar_config(disable=True)
     changed = _for_task(pipe, task)
     changed.set_progress_bar_config(disable=True)
@@ -119,9 +124,9 @@ def _half_types(source: Source, index: dict[str, Any]) -> dict[str, torch.dtype]
     for part in encoders:
         if part in source.loading.without:
             continue
-        variant = variant_of(source.folder / part, source.loading)
-        files = [path for path, kind in weight_files(source.folder / part).items() if kind == variant]
-        types[part] = half_type_of(path for path in files if path.suffix == ".safetensors")
+        types[part] = half_type_of_part(
+            source.folder / part, variant_of(source.folder / part, source.loading)
+        )
     return {part: half for part, half in types.items() if half is not None}
 
 

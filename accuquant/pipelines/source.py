@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ from torch import nn
 from accuquant.errors import SourceError
 from accuquant.hub.repository import Repository
 from accuquant.networks.image_sides import side_multiple
-from accuquant.networks.network import signature_of
+from accuquant.networks.network import model_hash, signature_of
 from accuquant.networks.signature import Signature
+from accuquant.networks.stored_weights import compute_in_float32, named_weights
+from accuquant.networks.stored_weights import offload as offload_weights
 from accuquant.pipelines.config_limits import check_numbers
 from accuquant.pipelines.diffusers_internals import check_version
 from accuquant.pipelines.fuse_lora import fuse_into_network
+from accuquant.pipelines.half_storage import half_type_of_part
 from accuquant.pipelines.loading import Loading, variant_of
 from accuquant.pipelines.look_alikes import check_file, check_folder, check_part
 from accuquant.pipelines.lora import Lora
@@ -30,7 +34,7 @@ COMPONENTS = ("unet", "transformer")
 
 @dataclass(frozen=True)
 class Source:
-    """A trained pipeline: its denoising network (float32, eval), its scheduler, where it lies.
+    """A trained pipeline: its denoising network (computes in float32, eval), its scheduler, where it lies.
 
     `loras` are fused into the network, and into the text encoders when they are loaded; `loading` says how.
     """
@@ -45,11 +49,19 @@ class Source:
     loras: tuple[Lora, ...] = ()
     loading: Loading = field(default_factory=Loading)
 
-    def to(self, device: torch.device | str) -> Source:
+    @cached_property
+    def model_hash(self) -> str:
+        """The SHA-256 that names the network's weights, computed once."""
+        return model_hash(self.network)
+
+    def to(self, device: torch.device | str, *, offload: bool = False) -> Source:
         """Return this source with its network on `device`, where it is calibrated and verified.
 
-        The network is moved, not copied. The pipeline's other networks follow it when they are loaded.
+        The network is moved, not copied. The pipeline's other networks follow it when they are loaded. With
+        `offload` the weights of its layers stay where they are, and each goes to `device` when it runs.
         """
+        if offload:
+            offload_weights(self.network)
         return replace(self, network=self.network.to(device))
 
 
@@ -60,13 +72,16 @@ def load_source(
     variant: str | None = None,
     without: Sequence[str] = (),
     revision: str | None = None,
+    as_stored: bool = False,
 ) -> Source:
     """Load the network and the scheduler of a diffusers pipeline, and fuse `loras` into the network.
 
     `source` is a folder with a model_index.json, or a Hub id; "user/name@revision" or `revision` pin what is
     fetched from there. `variant` is that of the weights' files, such as "fp16"; `without` names parts that
-    are not loaded, such as "text_encoder_3". Raises SourceError where the pipeline is missing, corrupt or not
-    supported, and for a LoRA that does not fit it.
+    are not loaded, such as "text_encoder_3". `as_stored` keeps the network's weights in half precision where
+    its files have them so and no LoRA changes them: half of the memory, and the same products bit for bit.
+    Raises SourceError where the pipeline is missing, corrupt or not supported, and for a LoRA that does not
+    fit it.
     """
     check_version()
     loading = Loading(variant, tuple(without))
@@ -86,7 +101,9 @@ def load_source(
             remedy="Use a diffusion pipeline",
         )
     pipeline_class = str(index.get("_class_name", "DiffusionPipeline"))
-    network = _load_part(folder, index, component, loading, required=True).eval().requires_grad_(False)
+    keep = as_stored and not loras
+    network = _load_part(folder, index, component, loading, required=True, as_stored=keep)
+    network.eval().requires_grad_(False)
     signature = signature_of(network)
     _check_own_size(signature, network)
     fuse_into_network(network, component, pipeline_class, loras)
@@ -124,7 +141,7 @@ def _check_own_size(signature: Signature, network: Any) -> None:
 
 def _check_finite(name: str, component: str, network: nn.Module) -> None:
     """Raise SourceError for a weight that is NaN or infinite; every image would be, too."""
-    for tensor_name, tensor in network.state_dict().items():
+    for tensor_name, tensor in named_weights(network).items():
         if (
             tensor.is_floating_point()
             and tensor.numel()
@@ -195,7 +212,13 @@ def _download(repository: Repository, loading: Loading) -> Path:
 
 
 def _load_part(
-    folder: Path, index: Mapping[str, Any], part: str, loading: Loading, *, required: bool = False
+    folder: Path,
+    index: Mapping[str, Any],
+    part: str,
+    loading: Loading,
+    *,
+    required: bool = False,
+    as_stored: bool = False,
 ) -> Any:
     """Load a model or a scheduler of diffusers; a model that is `required` has the chosen variant."""
     cls = diffusers_class(folder, part, index.get(part))
@@ -208,12 +231,15 @@ def _load_part(
     try:
         if not issubclass(cls, nn.Module):
             return cls.from_pretrained(folder, **arguments)  # type: ignore[attr-defined]
+        half = half_type_of_part(folder / part, variant) if as_stored else None
         loaded, info = cls.from_pretrained(  # type: ignore[attr-defined]
-            folder, torch_dtype=torch.float32, output_loading_info=True, variant=variant, **arguments
+            folder, torch_dtype=half or torch.float32, output_loading_info=True, variant=variant, **arguments
         )
         missing = info["missing_keys"]
     except Exception as fault:  # diffusers and safetensors raise many unrelated kinds on damage
         raise corrupt(folder / part, fault) from fault
     if missing:  # diffusers would go on with random values
         raise corrupt(folder / part, ValueError(f"no weights for {', '.join(sorted(missing)[:3])}"))
+    if half is not None:
+        compute_in_float32(loaded)
     return loaded

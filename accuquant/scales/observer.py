@@ -16,6 +16,10 @@ Float32 = npt.NDArray[np.float32]
 #: (values [N], bits, zero_point) -> scale
 Observer = Callable[[FloatArray, int, int], float]
 
+#: Values of a weight that are searched at once: they stay in the processor's cache.
+_AT_ONCE = 1 << 16
+#: The search for a scale asks after so many candidates whether any other can be better.
+_ASKED = 4
 _TINY = float(np.finfo(np.float32).tiny) * 1e6
 _CANDIDATES = 80
 _PERCENTILE = 99.99
@@ -104,16 +108,34 @@ def weight_scale(weight: FloatArray, bits: int, axis: int) -> Float32:
     limit = np.maximum(rows.max(1) / qmax, rows.min(1) / qmin)
     live = limit > _TINY
     limit = np.where(live, limit, 1.0).astype(np.float32)
-    best: Float32 = limit.copy()
-    least = np.full(limit.shape, np.inf)
-    for share in np.linspace(0.3, 1.0, 80, dtype=np.float32)[::-1]:
-        scale = limit * share
-        column = along_axis(scale, 2, 0)
-        error = np.square(np.clip(np.rint(rows / column), qmin, qmax) * column - rows).sum(1)
-        better = error < least
-        best[better], least[better] = scale[better], error[better]
+    size = max(1, _AT_ONCE // rows.shape[1])
+    parts = [slice(start, start + size) for start in range(0, len(rows), size)]
+    best: Float32 = np.concatenate([_searched_scales(rows[p], limit[p], qmin, qmax) for p in parts])
     if live.any():
         best[~live] = best[live].min()
+    return best
+
+
+def _searched_scales(rows: Float32, limit: Float32, qmin: int, qmax: int) -> Float32:
+    best: Float32 = limit.copy()
+    least, error = np.full(limit.shape, np.inf), np.empty_like(rows)
+    for index, share in enumerate(np.linspace(0.3, 1.0, 80, dtype=np.float32)[::-1]):
+        scale = limit * share
+        column = along_axis(scale, 2, 0)
+        if index % _ASKED == _ASKED - 1:
+            # what is clipped errs more with every smaller scale: where that alone is too much, all is found
+            np.clip(rows, qmin * column, qmax * column, out=error)
+            error -= rows
+            if (np.square(error, out=error).sum(1) > 1.001 * least).all():
+                break
+        np.divide(rows, column, out=error)
+        np.rint(error, out=error)
+        np.clip(error, qmin, qmax, out=error)
+        error *= column
+        error -= rows
+        total = np.square(error, out=error).sum(1)
+        better = total < least
+        best[better], least[better] = scale[better], total[better]
     return best
 
 

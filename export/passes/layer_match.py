@@ -50,7 +50,10 @@ class MatchLayersPass(ir.passes.InPlacePass):
                 found.add(layer.name)
         missing = [name for name in self.layers if name not in found and not self._has_alike(name, found)]
         if missing:
-            raise _no_node(missing, self.layers[missing[0]], len(self.layers))
+            layer = self.layers[missing[0]]
+            if self._is_rounded(model.graph, layer):
+                raise _rounded(layer)
+            raise _no_node(missing, layer, len(self.layers))
         return ir.passes.PassResult(model, modified=bool(found))
 
     def _has_alike(self, name: str, found: Container[str]) -> bool:
@@ -58,6 +61,14 @@ class MatchLayersPass(ir.passes.InPlacePass):
         layer = self.layers[name]
         others = self._by_content[layer.kind, layer.fingerprint]
         return any(other.name in found and _all_alike((layer, other)) for other in others)
+
+    def _is_rounded(self, graph: ir.Graph, layer: LayerQParams) -> bool:
+        """Return whether the graph has weights of a layer's shape, all of which bfloat16 could hold."""
+        weights = [constant_weight(node) for node in graph if LAYER_KINDS.get(node.op_type) == layer.kind]
+        alike = [
+            weight.load() for weight in weights if weight is not None and weight.shape == layer.weight_shape
+        ]
+        return bool(alike) and all(map(_is_bfloat16, alike))
 
     def _layer_of(self, node: ir.Node) -> LayerQParams | None:
         kind = LAYER_KINDS.get(node.op_type)
@@ -113,6 +124,22 @@ def _same(one: npt.NDArray[Any] | None, other: npt.NDArray[Any] | None) -> bool:
     if one is None or other is None:
         return one is other
     return np.array_equal(one, other)
+
+
+def _is_bfloat16(weight: npt.NDArray[Any]) -> bool:
+    """Return whether bfloat16 holds every value: float32 with its lower half zero."""
+    bits = np.ascontiguousarray(weight, np.float32).view(np.uint32)
+    return not np.any(bits & 0xFFFF)
+
+
+def _rounded(layer: LayerQParams) -> ExportError:
+    return ExportError(
+        f"layer '{layer.name}'",
+        got="a graph whose weights were rounded to bfloat16",
+        expected="the weights that were calibrated, which float32 and float16 hold and bfloat16 does not",
+        remedy="Export the network in float32 or float16; or save the pipeline with its weights in bfloat16, "
+        "and calibrate that",
+    )
 
 
 def _no_node(missing: list[str], layer: LayerQParams, total: int) -> ExportError:

@@ -16,6 +16,7 @@ from accuquant.errors import ExportError
 from accuquant.networks.image_sides import side_multiple
 from accuquant.networks.network import call_directly
 from accuquant.networks.signature import Signature, TensorSpec
+from accuquant.networks.stored_weights import widened
 from accuquant.pipelines.diffusers_internals import every_size
 
 _SPATIAL = ("height", "width")
@@ -40,8 +41,8 @@ def trace(network: nn.Module, signature: Signature, *, opset: int = 21, dynamic:
 
     With `dynamic` every named extent of the signature may vary; else they are the signature's sizes.
     Images may have every size that the network takes: where its levels do not divide a side, it upsamples to
-    the size of the skip connection. The model refers to the network's own weights without a copy. Raises
-    ExportError where torch cannot trace the network.
+    the size of the skip connection. The model refers to the network's own weights without a copy; what is
+    held in half precision becomes float32. Raises ExportError where torch cannot trace the network.
     """
     config = getattr(network, "config", {})
     sizes = _example_sizes(signature, config) if dynamic else dict(signature.sizes)
@@ -49,7 +50,7 @@ def trace(network: nn.Module, signature: Signature, *, opset: int = 21, dynamic:
     multiple = side_multiple(type(network).__name__, config)
     with every_size(network) if dynamic else nullcontext():
         model = trace_module(
-            _Positional(network, signature),
+            _Positional(widened(network), signature),
             example,
             _dynamic_shapes(signature, multiple) if dynamic else None,
             inputs=[spec.name for spec in signature.inputs],

@@ -44,7 +44,8 @@ def test_the_widest_layers_go_to_files_and_come_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layers = {"b": nn.Linear(8, 1), "a": nn.Linear(20, 1), "c": nn.Conv2d(2, 2, 1, groups=2)}
-    monkeypatch.setattr(input_moments, "MEMORY", 8 * (8**2 + 2))
+    # sums, and up to 512 rows on their way to them: of one layer with 8 inputs, and of two groups of one
+    monkeypatch.setattr(input_moments, "MEMORY", (8 * 8**2 + 4 * 512 * 8) + 2 * (8 + 4 * 512))
     sampler = MomentSampler(layers, 100_000, 0, tmp_path)
     assert sampler.names() == ["b", "a", "c"]
     with sampler.watch():
@@ -62,3 +63,13 @@ def test_a_layer_too_wide_for_float64_sums_goes_to_a_file(tmp_path: Path) -> Non
     with sampler.watch():
         wide(torch.randn(2, wide.in_features))
     assert (tmp_path / "0.rows").stat().st_size == 8 * wide.in_features * 4
+
+
+@pytest.mark.parametrize(
+    ("outputs", "expected"),
+    [(1, 2**28), (2**20, 2**28), (2**21, 2**29), (2**24, 2**30)],
+)
+def test_sums_take_an_eighth_of_the_weights_within_bounds(outputs: int, expected: int) -> None:
+    with torch.device("meta"):  # 2 KiB an output
+        layers = {"a": nn.Linear(256, outputs, bias=False), "b": nn.Linear(outputs, 256, bias=False)}
+    assert input_moments.memory_of(layers) == expected

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from accuquant.calibration import CalibrationSettings
+from accuquant.calibration import calibrate as library_calibrate
 from accuquant.cli import calibrate, verify
 from accuquant.cli._limits import LIMITS, limit
-from accuquant.cli._options import ENGINES
+from accuquant.cli._options import ENGINES, take_weights_options
 from accuquant.cli._source import take_loading
 from accuquant.cli._task import take_task
 from accuquant.errors import UsageError
@@ -28,6 +29,8 @@ def test_calibrate_has_the_defaults_of_the_library() -> None:
     assert given.pop("loras") == ()
     assert take_loading(given) == Loading()
     assert (given.pop("device"), given.pop("tf32")) == ("auto", False)
+    assert take_weights_options(given) == {"as_stored": True, "offload": False}
+    assert given.pop("checkpoint") is inspect.signature(library_calibrate).parameters["checkpoint"].default
     assert CalibrationSettings(**given) == CalibrationSettings()
     assert given == vars(CalibrationSettings())
 
@@ -63,6 +66,7 @@ def test_verify_has_the_defaults_of_the_library(tmp_path: Path) -> None:
     assert given.pop("loras") == ()
     assert take_loading(given) == Loading()
     assert (given.pop("device"), given.pop("tf32")) == ("auto", False)
+    assert take_weights_options(given) == {"as_stored": True, "offload": False}
     parameters = inspect.signature(library_verify).parameters
     for name in set(given) - {"folder", "reference", "json_file", "html_file"}:
         assert given[name] == parameters[name].default, name

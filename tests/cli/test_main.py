@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -91,3 +92,14 @@ def test_accuquant_export_is_the_export_command(capsys: pytest.CaptureFixture[st
     alone = capsys.readouterr().out
     assert main(["export", "--help"]) == 0
     assert alone.replace("accuquant-export", "accuquant export") == capsys.readouterr().out
+
+
+def test_offload_beside_a_cpu_is_one_line_with_the_remedy(
+    tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "recipe.safetensors"
+    assert main(["calibrate", str(tiny_pipeline), "-o", str(output), "--device", "cpu", "--offload"]) == 2
+    said = capsys.readouterr().err
+    assert "--offload: got the device cpu" in said
+    assert "Leave --offload out" in said
+    assert not output.exists()

@@ -14,13 +14,14 @@ from accuquant.audit.audit_model import FP16
 from accuquant.bundled import FASHION_DDPM
 from accuquant.calibration import CalibrationSettings
 from accuquant.cli._names import COMMANDS
-from accuquant.cli._options import LocalPath, NewPath, Source
+from accuquant.cli._options import LocalPath, NewPath, Source, take_weights_options
 from accuquant.cli.demo import DEMOS
 from accuquant.cli.main import main
 from accuquant.engines import BuildOptions, Target
 from accuquant.engines.backend import resolve_backend
 from accuquant.errors import MissingDependencyError, UsageError
 from accuquant.export.export_options import CHOICES, ExportOptions
+from accuquant.pipelines.source import load_source
 from accuquant.runtime.open_runner import make_runner
 
 
@@ -51,6 +52,11 @@ def _backend(name: str) -> None:
     resolve_backend(name)
 
 
+def _loaded(name: str) -> None:
+    weights = take_weights_options({"weight_dtype": name})
+    assert load_source(FASHION_DDPM, as_stored=weights["as_stored"]).network
+
+
 def _compiled(**options: Any) -> None:
     """Take the value as the compiler does: as a name of the library's enumerations."""
     from accuquant.engines._compiler import _COMPATIBILITY
@@ -74,6 +80,7 @@ RECEIVERS: dict[str, Callable[[str], object]] = {
     "--precision": lambda name: ExportOptions(precision=name),  # type: ignore[arg-type]
     "--affine": lambda name: ExportOptions(affine=name),  # type: ignore[arg-type]
     "--weight-storage": lambda name: ExportOptions(weight_storage=name),  # type: ignore[arg-type]
+    "--weight-dtype": _loaded,
     "--float-weights": lambda name: ExportOptions(float_weights=name),  # type: ignore[arg-type]
     "--profilingVerbosity": lambda name: _compiled(profiling_verbosity=name),
     "--hardwareCompatibilityLevel": lambda name: _compiled(hardware_compatibility=name),

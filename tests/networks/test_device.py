@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 
 from accuquant._util.progress import Silent
 from accuquant.errors import CalibrationError, UsageError
-from accuquant.networks.device import choose_device, repeatable
-from accuquant.networks.memory import StageWatch, memory_named
+from accuquant.networks.device import CPU, check_offload, choose_device, repeatable
+from accuquant.networks.memory import StageWatch, free_bytes, memory_named
 
 without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
@@ -102,3 +103,17 @@ def test_other_faults_pass_through() -> None:
         memory_named(StageWatch(Silent()), torch.device("cpu"), 8),
     ):
         raise RuntimeError("shapes do not match")
+
+
+def test_offload_needs_a_device_with_memory_of_its_own() -> None:
+    with pytest.raises(UsageError, match=r"--offload: got the device cpu.*Leave --offload out"):
+        check_offload(CPU)
+    check_offload(torch.device("cuda:1"))
+
+
+def test_the_free_memory_of_a_cpu_is_what_the_system_says() -> None:
+    free = free_bytes(CPU)
+    if Path("/proc/meminfo").is_file():
+        assert free is not None
+        assert 2**20 < free < 2**50
+    assert free_bytes(torch.device("mps")) is None

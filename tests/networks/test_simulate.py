@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from accuquant.errors import RecipeError, UsageError
 from accuquant.groups import StepGroups
+from accuquant.networks.fake_quantize import fake_quantize
 from accuquant.networks.network import call, float_weights, model_hash, signature_of
 from accuquant.networks.simulate import (
     ActiveGroup,
@@ -338,3 +339,61 @@ def test_simulate_refuses_another_checkpoint(make_unet: Callable[..., nn.Module]
     assert len(quantized_layers(simulate(unet, recipe))) == 1
     with pytest.raises(RecipeError, match=r"calibrated from another checkpoint"):
         simulate(make_unet(seed=1), recipe)
+
+
+def place(tensor: Tensor | None) -> int:
+    assert tensor is not None
+    return tensor.untyped_storage().data_ptr()
+
+
+def test_a_simulated_network_shares_every_float_tensor_and_holds_no_float_copy_of_a_weight(
+    make_unet: Callable[..., nn.Module],
+) -> None:
+    unet = make_unet()
+    modules = dict(unet.named_modules())
+    names = [name for name in float_weights(unet) if "conv_in" not in name]
+    simulated = quantize_network(unet, [qparams_of(name, modules[name]) for name in names], GROUPS)
+    floats, held = unet.state_dict(), simulated.state_dict()
+    shared = [name for name in floats if name in held]
+    assert {f"{name}.weight" for name in names}.isdisjoint(held)
+    assert {*floats} - {*shared} == {f"{name}.weight" for name in names}
+    for name in shared:
+        assert place(held[name]) == place(floats[name]), name
+    own = sum(t.nbytes for name, t in held.items() if name not in shared)
+    assert own < 0.35 * sum(floats[f"{name}.weight"].nbytes for name in names)
+
+
+def test_learned_levels_are_held_once_in_the_memory_of_the_qparams(network: TwoLayers) -> None:
+    levels = np.ones((4, 4), np.int8)
+    read_only = np.ones((2, 2, 1, 1), np.int8)
+    read_only.flags.writeable = False
+    qparams = [
+        qparams_of("conv", network.conv, weight_levels=read_only),
+        qparams_of("block.1", network.block[1], weight_levels=levels),
+    ]
+    layers = quantized_layers(quantize_network(network, qparams, GROUPS))
+    assert layers["block.1"].levels.data_ptr() == levels.ctypes.data
+    assert layers["conv"].levels.data_ptr() == read_only.ctypes.data
+
+
+@pytest.mark.parametrize(("make", "shape", "run"), LAYERS)
+def test_gradients_are_those_of_a_layer_that_keeps_its_dequantized_weight(
+    make: Callable[[], nn.Module], shape: tuple[int, ...], run: Callable[..., Tensor]
+) -> None:
+    torch.manual_seed(0)
+    layer = make().requires_grad_(False)
+    qparams = qparams_of("l", layer)
+    quantized = QuantizedLayer(layer, qparams, ActiveGroup(GROUPS))
+    quantized.learning = True
+    x = torch.randn(shape, requires_grad=True)
+    same, log_scale = x.detach().clone().requires_grad_(True), torch.tensor(np.log(np.float32(0.05)))
+    log_scale.requires_grad_(True)
+    kept = torch.from_numpy(weight_by_hand(qparams, layer.get_parameter("weight").numpy()))
+    expected = run(fake_quantize(same, log_scale.exp(), 0, -128, 127), kept, layer.bias)
+    output = quantized(x)
+    torch.testing.assert_close(output, expected, rtol=0, atol=0)
+    output.square().sum().backward()
+    expected.square().sum().backward()
+    torch.testing.assert_close(x.grad, same.grad, rtol=1e-6, atol=1e-6)
+    assert quantized.log_scale.grad is not None
+    torch.testing.assert_close(quantized.log_scale.grad[0], log_scale.grad, rtol=1e-5, atol=1e-6)

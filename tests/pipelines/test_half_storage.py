@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_pipelines import save_pipeline
 
-from accuquant.pipelines.half_storage import compute_in_float32, half_type_of
+from accuquant.networks.stored_weights import compute_in_float32
+from accuquant.pipelines.half_storage import half_type_of
 from accuquant.pipelines.lora import find_loras
 from accuquant.pipelines.real_pipeline import open_pipeline
 from accuquant.pipelines.source import load_source
@@ -23,8 +24,8 @@ HALVES = [torch.float16, torch.bfloat16]
 def stored(encoder: Any) -> dict[torch.dtype, int]:
     """Return the number of values that a model holds, by type."""
     counts: dict[torch.dtype, int] = {}
-    for parameter in encoder.parameters():
-        counts[parameter.dtype] = counts.get(parameter.dtype, 0) + parameter.numel()
+    for tensor in encoder.state_dict().values():
+        counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel()
     return counts
 
 

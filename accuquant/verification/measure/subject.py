@@ -14,7 +14,7 @@ from accuquant.denoising.process import DenoisingProcess
 from accuquant.denoising.start import Start, seeded_starts
 from accuquant.errors import VerificationError
 from accuquant.manifest import RECIPE_NAME, Manifest
-from accuquant.networks.network import ConditioningTensors, model_hash
+from accuquant.networks.network import ConditioningTensors
 from accuquant.pipelines.lora import check_loras
 from accuquant.pipelines.source import Source
 from accuquant.pipelines.starts import open_starter
@@ -43,7 +43,7 @@ class Subject:
     def check(self) -> tuple[str, ...]:
         """Raise VerificationError unless folder and reference belong together; return notes."""
         check_loras(self.recipe.facts.loras, self.reference.loras)
-        if model_hash(self.reference.network) != self.manifest.model_hash:
+        if self.reference.model_hash != self.manifest.model_hash:
             raise VerificationError(
                 f"reference '{self.reference.name}'",
                 got="weights other than those that were exported",

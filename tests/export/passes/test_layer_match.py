@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -64,6 +65,20 @@ def test_names_the_layer_that_has_no_node(one_layer: Any, recipe_of: Any, tmp_pa
     with pytest.raises(ExportError, match=r"'mid_block\.conv'.*no node.*calibrated weight \[6, 4, 3, 3\]"):
         write_onnx(network.path, recipe_of(network.layer(), other), tmp_path / "out.onnx")
     assert not (tmp_path / "out.onnx").exists()
+
+
+def test_a_graph_that_was_rounded_to_bfloat16_is_told_so(
+    one_layer: Any, recipe_of: Any, tmp_path: Path
+) -> None:
+    network = one_layer("conv")
+    recipe = recipe_of(network.layer())
+    weight = numpy_helper.to_array(
+        next(t for t in onnx.load(network.path).graph.initializer if t.name == "w")
+    )
+    rounded = weight.astype(ml_dtypes.bfloat16).astype(np.float32)
+    rewrite(network.path, rounded, "Identity")
+    with pytest.raises(ExportError, match=r"'block\.layer'.*rounded to bfloat16.*float32 or float16"):
+        write_onnx(network.path, recipe, tmp_path / "out.onnx")
 
 
 def test_a_transposed_square_weight_is_another_layer(one_layer: Any, recipe_of: Any, tmp_path: Path) -> None:
