@@ -11,6 +11,7 @@ from itertools import chain
 import torch
 
 from accuquant._util.device_name import check_device_name, no_tf32, unusable_device
+from accuquant.errors import UsageError
 
 CPU = torch.device("cpu")
 
