@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -9,10 +10,13 @@ from typing import Any, Literal
 
 from accuquant.errors import EngineError, MissingDependencyError
 from accuquant.networks.signature import TensorSpec
+from accuquant.runtime.cpu_forms.form import CpuForm, FloatPrecision
+from accuquant.runtime.cpu_forms.form_choice import FormChoice
 from accuquant.runtime.runner import ANY_EXTENT, Array, ModelSpecs, Runner
 
 #: Sets of input shapes that stay compiled: a run of images has one, and often a smaller last batch.
 _SHAPES_KEPT = 2
+_logger = logging.getLogger(__name__)
 
 
 class OpenVinoRunner(Runner):
@@ -25,8 +29,14 @@ class OpenVinoRunner(Runner):
     A model with dynamic extents is compiled for the shapes of a call, at the first call with them:
     OpenVINO computes the same with extents that it knows in fewer and faster kernels. The two latest
     sets of shapes stay compiled. `num_threads` None uses all cores. `cache_dir` keeps compiled
-    models, keyed by their content and shapes. `precision` "bf16" lets what is float run in bfloat16,
-    for comparisons: activate() raises EngineError on a processor without it.
+    models, keyed by their content and shapes.
+
+    A file that `accuquant export` wrote is rewritten in memory into the `form` that suits this processor,
+    which computes the same function; None chooses it at the first call (cpu_forms.select), and `choice`
+    says what and why.
+
+    `precision` "bf16" lets what is float run in bfloat16: activate() raises EngineError on a processor
+    without it. "auto" does where `accuquant verify` found here that it is faster and that images keep.
     """
 
     engine = "openvino"
@@ -38,12 +48,15 @@ class OpenVinoRunner(Runner):
         name: str | None = None,
         num_threads: int | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
-        precision: Literal["fp32", "bf16"] = "fp32",
+        precision: FloatPrecision | Literal["auto"] = "fp32",
+        form: CpuForm | None = None,
     ) -> None:
         super().__init__(path, name=name)
         self.num_threads = num_threads
         self.cache_dir = cache_dir
         self.precision = precision
+        self.form = form
+        self.choice: FormChoice | None = None
         self._core: Any = None
         self._model: Any = None
         self._requests: OrderedDict[tuple[tuple[int, ...], ...], Any] = OrderedDict()
@@ -81,10 +94,15 @@ class OpenVinoRunner(Runner):
         )
         return {spec.name: results[index] for index, spec in enumerate(self.output_specs)}
 
+    @property
+    def chosen(self) -> str | None:
+        """The form that the model runs in, and why; None before it is compiled."""
+        return None if self.choice is None else f"{self.name}: {self.choice}"
+
     def deactivate_impl(self) -> None:
         """Release the model and what was compiled from it."""
         self._requests.clear()
-        self._core = self._model = None
+        self._core = self._model = self.choice = None
 
     def _request_for(self, shapes: tuple[tuple[int, ...], ...]) -> Any:
         """Return the infer request of the model compiled for inputs of `shapes`."""
@@ -93,10 +111,39 @@ class OpenVinoRunner(Runner):
             while len(self._requests) >= _SHAPES_KEPT:
                 self._requests.popitem(last=False)
             self._model.reshape(dict(enumerate(shapes)))
-            compiled = self._core.compile_model(self._model, "CPU", self._properties())
-            request = self._requests[shapes] = compiled.create_infer_request()
+            request = self._requests[shapes] = self._chosen_request()
         self._requests.move_to_end(shapes)
         return request
+
+    def _chosen_request(self) -> Any:
+        """Return an infer request of the model, whose shapes are set; the first call chooses its form."""
+        made: dict[CpuForm, Any] = {}
+
+        def compile_form(form: CpuForm) -> Any:
+            made[form] = self._compile(form)
+            return made[form]
+
+        if self.choice is None:
+            from accuquant.runtime.cpu_forms.select import select_form
+
+            self.choice = select_form(
+                self.path,
+                self._core,
+                self._model,
+                compile_form,
+                form=self.form,
+                precision=self.precision,
+                threads=self.num_threads,
+            )
+            _logger.info("%s", self.chosen)
+        return made.get(self.choice.form) or self._compile(self.choice.form)
+
+    def _compile(self, form: CpuForm) -> Any:
+        """Return an infer request of the model, whose shapes are set, in `form`."""
+        from accuquant.runtime.cpu_forms.rewrite import rewrite
+
+        model = rewrite(self._model, form)
+        return self._core.compile_model(model, "CPU", self._properties(form)).create_infer_request()
 
     def _require_bfloat16(self) -> None:
         """Raise EngineError where OpenVINO has no kernels for bfloat16: it would go on in float32."""
@@ -109,10 +156,10 @@ class OpenVinoRunner(Runner):
                 remedy="Use fp32 here",
             )
 
-    def _properties(self) -> dict[str, Any]:
+    def _properties(self, form: CpuForm) -> dict[str, Any]:
         properties: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "bf16" if self.precision == "bf16" else "f32",
+            "INFERENCE_PRECISION_HINT": "bf16" if form.precision == "bf16" else "f32",
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
         }
         if self.num_threads is not None:
