@@ -56,8 +56,8 @@ class EngineModel:
 
         `options` go to the engine, e.g. `num_threads=4`; `precision` "fp32" or "bf16" is what OpenVINO
         computes in around int8, "auto" by default (OpenVinoRunner). With `check_hashes` every file must have
-        the bytes that were exported. A TensorRT engine is executable code: one that came with a download is run
-        with `trust_engines` only, and else one that `accuquant build` made here. Raises UsageError for an
+        the bytes that were exported. A TensorRT engine is executable code: one that came with a download is
+        run with `trust_engines` only, and else one that `accuquant build` made here. Raises UsageError for an
         unknown engine or option, EngineError where a file is missing, damaged, or would make the engine read
         outside the folder.
         """
