@@ -180,19 +180,9 @@ def open_call(
     if engine == "torch":
         make = partial(compiled_int8, calls=graphs.calls()) if graph == "int8" else compiled_float
         return make(copy.deepcopy(source.network), feeds)
-    if options.get("precision", getattr(options.get("form"), "precision", "fp32")) == "bf16":
-        require_bfloat16()
     runner = open_runner(graphs.path(graph), engine, num_threads=threads, **options)
     stack.callback(runner.deactivate)
     return network_call(runner, feeds)
-
-
-def require_bfloat16() -> None:
-    """Raise ImportError where OpenVINO has no kernels for bfloat16: it would compute in float32."""
-    import openvino
-
-    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        raise ImportError("the processor has no bfloat16")
 
 
 def main() -> None:

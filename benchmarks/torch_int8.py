@@ -26,7 +26,8 @@ class _Prediction(nn.Module):
 def compiled_float(network: nn.Module, feeds: dict[str, Any]) -> Callable[[], Any]:
     """Return a call of the float network through torch.compile, channels-last."""
     sample, timestep = _tensors(feeds)
-    compiled = torch.compile(_Prediction(network).to(memory_format=torch.channels_last))
+    channels_last: Any = _Prediction(network)
+    compiled = torch.compile(channels_last.to(memory_format=torch.channels_last))
     return _without_gradients(lambda: compiled(sample, timestep).numpy())
 
 

@@ -6,9 +6,10 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
-from accuquant.errors import EngineError, MissingDependencyError
+from accuquant.errors import EngineError, MissingDependencyError, unknown_name
 from accuquant.networks.signature import TensorSpec
 from accuquant.runtime.cpu_forms.form import CpuForm, FloatPrecision
 from accuquant.runtime.cpu_forms.form_choice import FormChoice
@@ -16,6 +17,7 @@ from accuquant.runtime.runner import ANY_EXTENT, Array, ModelSpecs, Runner
 
 #: Sets of input shapes that stay compiled: a run of images has one, and often a smaller last batch.
 _SHAPES_KEPT = 2
+_PRECISIONS = ("auto", "fp32", "bf16")
 _logger = logging.getLogger(__name__)
 
 
@@ -52,6 +54,8 @@ class OpenVinoRunner(Runner):
         form: CpuForm | None = None,
     ) -> None:
         super().__init__(path, name=name)
+        if precision not in _PRECISIONS:
+            raise unknown_name("OpenVINO precision", str(precision), _PRECISIONS)
         self.num_threads = num_threads
         self.cache_dir = cache_dir
         self.precision = precision
@@ -59,6 +63,7 @@ class OpenVinoRunner(Runner):
         self.choice: FormChoice | None = None
         self._core: Any = None
         self._model: Any = None
+        self._file: tuple[int, int] | None = None
         self._requests: OrderedDict[tuple[tuple[int, ...], ...], Any] = OrderedDict()
 
     def activate_impl(self) -> ModelSpecs:
@@ -73,17 +78,19 @@ class OpenVinoRunner(Runner):
                 remedy="Install it: pip install openvino",
             ) from fault
         self._core = openvino.Core()
-        if self.precision == "bf16":
+        if "bf16" in (self.precision, self.form and self.form.precision):
             self._require_bfloat16()
+        self._file = _stamp(self.path)
         # Compiling the model object rather than its path keys the cache by content: an export that
         # replaces the file cannot meet a stale engine.
         self._model = self._core.read_model(self.path)
-        if not self._model.is_dynamic():
-            self._request_for(tuple(tuple(port.shape) for port in self._model.inputs))
-        return ModelSpecs(
+        specs = ModelSpecs(
             inputs=tuple(_spec(port) for port in self._model.inputs),
             outputs=tuple(_spec(port) for port in self._model.outputs),
         )
+        if not self._model.is_dynamic():
+            self._request_for(tuple(tuple(port.shape) for port in self._model.inputs))
+        return specs
 
     def infer_impl(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Read the inputs in place; copy the outputs out of the request's buffers."""
@@ -110,10 +117,25 @@ class OpenVinoRunner(Runner):
         if request is None:
             while len(self._requests) >= _SHAPES_KEPT:
                 self._requests.popitem(last=False)
+            if self._model is None:
+                self._model = self._read_again()
             self._model.reshape(dict(enumerate(shapes)))
             request = self._requests[shapes] = self._chosen_request()
+            # What was compiled has its own weights: the model's would be a second copy of the file.
+            self._model = None
         self._requests.move_to_end(shapes)
         return request
+
+    def _read_again(self) -> Any:
+        """Return the model for other shapes. Raises EngineError where the file is another one by now."""
+        if _stamp(self.path) != self._file:
+            raise EngineError(
+                f"model '{self.path}'",
+                got="a file that changed since it was loaded",
+                expected="the same file, to compile it for other shapes",
+                remedy="Close the engine and load it again",
+            )
+        return self._core.read_model(self.path)
 
     def _chosen_request(self) -> Any:
         """Return an infer request of the model, whose shapes are set; the first call chooses its form."""
@@ -167,6 +189,12 @@ class OpenVinoRunner(Runner):
         if self.cache_dir is not None:
             properties["CACHE_DIR"] = os.fspath(self.cache_dir)
         return properties
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Return what changes when a file is replaced: its time and its size."""
+    found = path.stat()
+    return found.st_mtime_ns, found.st_size
 
 
 def _spec(port: Any) -> TensorSpec:

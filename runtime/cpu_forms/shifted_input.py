@@ -38,21 +38,6 @@ class ShiftedInput:
     scale: float
     layers: tuple[ShiftedLayer, ...]
 
-    @property
-    def quantize(self) -> Any:
-        """The node that rounds."""
-        return self.pair[0]
-
-    @property
-    def subtract(self) -> Any:
-        """The node that takes the pair's own zero-point off."""
-        return self.pair[-2]
-
-    def infer_shapes(self) -> None:
-        """Let the nodes of the pair have the shapes that follow from what it reads now."""
-        for node in self.pair:
-            node.validate()
-
 
 def find_shifted_inputs(model: Any) -> list[ShiftedInput]:
     """Return what of a graph has the exact form that the export writes; everything else is left out."""

@@ -32,12 +32,14 @@ def move_zero_points_inside(model: Any) -> int:
         sums = [weight_sum(layer.node) for layer in found.layers]
         if any(total is None for total in sums):
             continue
-        _quantize_unshifted(found)
+        pair = _new_pair(found, found.shift.input_value(0), found.zero_point)
         for layer, total in zip(found.layers, sums, strict=True):
             assert total is not None
             _restore_bias(found, layer, total)
-            if found.pad is not None:
-                replace(layer.node, _padding(layer.node, found.pad))
+            if found.pad is None:
+                layer.node.input(0).replace_source_output(pair.output(0))
+            else:
+                replace(layer.node, _padding(layer.node, pair, found.pad))
         moved += 1
     return moved
 
@@ -56,11 +58,10 @@ def pad_with_zeros(model: Any) -> int:
         if found.pad is None or any(total is None for total in sums):
             continue
         image = tuple(found.shift.output(0).get_shape())[2:]
-        found.quantize.input(0).replace_source_output(found.pad.input_value(0))
-        found.infer_shapes()
+        pair = _new_pair(found, found.pad.input_value(0), 0)
         for layer, total in zip(found.layers, sums, strict=True):
             assert total is not None
-            padding = _padding(layer.node, found.pad)
+            padding = _padding(layer.node, pair, found.pad)
             get = layer.node.get_attributes()
             missing = missing_taps(total, image, pads_of(padding), get["strides"], get["dilations"])
             correction = (found.zero_point * found.scale * missing)[None].astype(np.float32)
@@ -72,17 +73,24 @@ def pad_with_zeros(model: Any) -> int:
     return moved
 
 
-def _quantize_unshifted(found: ShiftedInput) -> None:
-    amount = np.float32(found.zero_point * found.scale)
-    for index in (1, 2):
-        limit = constant_of(found.quantize.input_value(index))
-        assert limit is not None, "a pair's limits are constants"
-        moved = ov.constant((limit - amount).astype(np.float32))
-        found.quantize.input(index).replace_source_output(moved.output(0))
-    found.quantize.input(0).replace_source_output(found.shift.input_value(0))
-    zero_point = ov.convert(ov.constant(np.array(found.zero_point, np.int8)), "f32")
-    found.subtract.input(1).replace_source_output(zero_point.output(0))
-    found.infer_shapes()
+def _new_pair(found: ShiftedInput, x: Any, zero_point: int) -> Any:
+    """Return a pair of the same levels that reads `x` and has `zero_point`, in place of the one that was found."""
+    quantize, levels, *_, restore = found.pair
+    amount = np.float32(zero_point * found.scale)
+    limits = [constant_of(quantize.input_value(index)) for index in (1, 2)]
+    rounded = ov.fake_quantize(
+        x,
+        *(ov.constant((limit - amount).astype(np.float32)) for limit in limits if limit is not None),
+        quantize.input_value(3),
+        quantize.input_value(4),
+        quantize.get_attributes()["levels"],
+    )
+    integer = ov.convert(rounded, "i8")
+    integer.set_friendly_name(levels.get_friendly_name())
+    zero = ov.convert(ov.constant(np.array(zero_point, np.int8)), "f32")
+    value = ov.multiply(ov.subtract(ov.convert(integer, "f32"), zero), restore.input_value(1))
+    value.set_friendly_name(restore.get_friendly_name())
+    return value
 
 
 def _restore_bias(found: ShiftedInput, layer: ShiftedLayer, total: Any) -> None:
@@ -92,14 +100,12 @@ def _restore_bias(found: ShiftedInput, layer: ShiftedLayer, total: Any) -> None:
     layer.bias.replace_source_output(ov.constant(bias.astype(np.float32)).output(0))
 
 
-def _padding(node: Any, pad: Any) -> Any:
-    """Return the convolution `node` with what `pad` adds to its input as padding of its own."""
+def _padding(node: Any, x: Any, pad: Any) -> Any:
+    """Return the convolution `node` of `x`, with what `pad` adds as padding of its own."""
     get = node.get_attributes()
     starts, ends = (constant_of(pad.input_value(index)) for index in (1, 2))
     assert starts is not None, "the export pads by constants"
     assert ends is not None, "the export pads by constants"
     begin = [int(value) for value in starts[2:]]
     end = [int(value) for value in ends[2:]]
-    return ov.convolution(
-        node.input_value(0), node.input_value(1), get["strides"], begin, end, get["dilations"]
-    )
+    return ov.convolution(x, node.input_value(1), get["strides"], begin, end, get["dilations"])

@@ -42,7 +42,7 @@ def table(**milliseconds: float) -> dict[CpuForm, float]:
     times = {}
     for points in ("written", "inside", "bordered"):
         for norms in ("written", "channels"):
-            form = CpuForm(points, norms)  # type: ignore[arg-type]
+            form = CpuForm(points, norms)
             times[form] = milliseconds.get(f"{points}_{norms}", 100.0)
     return times
 

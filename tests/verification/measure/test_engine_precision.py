@@ -13,7 +13,9 @@ from torch import Tensor
 
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.denoising.start import seeded_starts
+from accuquant.manifest import Manifest
 from accuquant.runtime.cpu_forms.precision_verdict import load_verdict
+from accuquant.runtime.engine_model import EngineModel
 from accuquant.verification.measure import engine_precision as module
 from accuquant.verification.measure.engine_precision import compare_precisions, judge_bfloat16
 
@@ -29,7 +31,7 @@ def off_by(bias: float) -> Any:
 
 
 def decibels(bias: float) -> float:
-    """PSNR of a network that is off by `bias` everywhere, from DDIM's coefficients (arXiv 2010.02502, eq. 12)."""
+    """PSNR of a network that is off by `bias` everywhere, from DDIM (arXiv 2010.02502, eq. 12)."""
     alphas = PROCESS.scheduler.alphas_cumprod.double().numpy()
     error = 0.0
     for timestep in map(int, PROCESS.timesteps):
@@ -58,8 +60,8 @@ def test_a_verdict_is_kept_for_every_graph_and_noted(tmp_path: Path, monkeypatch
         def graph_paths(self, folder: Path) -> list[Path]:
             return [folder / "one.onnx", folder / "two.onnx"]
 
-    monkeypatch.setattr(module.Manifest, "load", lambda folder: Folder())
-    monkeypatch.setattr(module.EngineModel, "from_folder", lambda *_, precision, **__: nullcontext(precision))
+    monkeypatch.setattr(Manifest, "load", lambda folder: Folder())
+    monkeypatch.setattr(EngineModel, "from_folder", lambda *_, precision, **__: nullcontext(precision))
     biases = {"fp32": 0.01, "bf16": 0.02}
     (note,) = judge_bfloat16(
         tmp_path, PROCESS, START, off_by(0), lambda model: off_by(biases[str(model)]), lambda x: x
@@ -75,4 +77,4 @@ def test_nothing_is_compared_on_a_processor_without_bfloat16(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "name_of_place", lambda core: "Old Processor (FP32, INT8), OpenVINO 1")
-    assert judge_bfloat16(tmp_path, PROCESS, START, off_by(0), off_by, lambda x: x) == ()
+    assert judge_bfloat16(tmp_path, PROCESS, START, off_by(0), lambda model: off_by(0), lambda x: x) == ()
