@@ -10,47 +10,78 @@ fp32 output: the weights are random, so it says that the graph computes the netw
 from __future__ import annotations
 
 import argparse
+import copy
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from competitors import quantize_with_nncf, trajectory_calls
+from competitors import NetworkCall, quantize_to_operators, quantize_with_nncf, trajectory_calls
 from float_graph import FloatGraph, open_float_graph
 from report import add_json_option, print_report
+from torch_int8 import compiled_float, compiled_int8
 from workload import MODELS, latent_shape, load_model, observed_recipe
 
 from accuquant._util.interleave import Times, time_interleaved
 from accuquant.calibration.trajectory import record_trajectories
 from accuquant.denoising.process import DenoisingProcess
+from accuquant.errors import AccuQuantError
 from accuquant.export.write.onnx_file import write_onnx
 from accuquant.pipelines.source import Source
+from accuquant.runtime.cpu_forms.form import AS_WRITTEN, CpuForm
 from accuquant.runtime.open_runner import open_runner
 from accuquant.runtime.runner import Runner
 
-#: Name -> (engine, graph); the first is what the ratios are relative to.
-CANDIDATES = {
-    "openvino-fp32": ("openvino", "float"),
-    "openvino-int8": ("openvino", "symmetric"),
-    "openvino-int8-shift": ("openvino", "shift"),
-    "openvino-int8-zero-point": ("openvino", "zero_point"),
-    "openvino-int8-per-group": ("openvino", "per-group"),
-    "nncf": ("openvino", "nncf"),
-    "nncf-default": ("openvino", "nncf-default"),
-    "onnxruntime-fp32": ("onnxruntime", "float"),
-    "onnxruntime-int8": ("onnxruntime", "symmetric"),
+_FAST = CpuForm(norms="channels")
+#: Name -> (engine, graph, options of the engine); the first is what the ratios are relative to. The form is
+#: named, which the runner would choose by itself.
+CANDIDATES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "openvino-fp32": ("openvino", "float", {}),
+    "openvino-fp32-channels": ("openvino", "float", {"form": _FAST}),
+    "openvino-bf16": ("openvino", "float", {"precision": "bf16"}),
+    "openvino-bf16-channels": ("openvino", "float", {"form": replace(_FAST, precision="bf16")}),
+    "openvino-int8": ("openvino", "symmetric", {"form": AS_WRITTEN}),
+    "openvino-int8-channels": ("openvino", "symmetric", {"form": _FAST}),
+    "openvino-int8-shift": ("openvino", "shift", {"form": AS_WRITTEN}),
+    "openvino-int8-shift-channels": ("openvino", "shift", {"form": _FAST}),
+    "openvino-int8-inside": ("openvino", "shift", {"form": CpuForm("inside")}),
+    "openvino-int8-inside-channels": ("openvino", "shift", {"form": CpuForm("inside", "channels")}),
+    "openvino-int8-bordered-channels": ("openvino", "shift", {"form": CpuForm("bordered", "channels")}),
+    "openvino-int8-inside-bf16": ("openvino", "shift", {"form": CpuForm("inside", "channels", "bf16")}),
+    "openvino-int8-bordered-bf16": (
+        "openvino",
+        "shift",
+        {"form": CpuForm("bordered", "channels", "bf16")},
+    ),
+    "openvino-int8-chosen": ("openvino", "shift", {}),
+    "openvino-int8-zero-point": ("openvino", "zero_point", {"form": AS_WRITTEN}),
+    "openvino-int8-per-group": ("openvino", "per-group", {"form": AS_WRITTEN}),
+    "nncf": ("openvino", "nncf", {}),
+    "nncf-default": ("openvino", "nncf-default", {}),
+    "onnxruntime-fp32": ("onnxruntime", "float", {}),
+    "onnxruntime-int8": ("onnxruntime", "symmetric", {}),
+    "onnxruntime-qoperator": ("onnxruntime", "qoperator", {}),
+    "torch-compile": ("torch", "float", {}),
+    "torch-compile-int8": ("torch", "int8", {}),
 }
 _MEANINGS = {
-    "openvino-int8": "AccuQuant's export, one graph for all step groups, symmetric activations",
+    "openvino-int8": "AccuQuant's export, one graph for all step groups, symmetric, run as written",
     "openvino-int8-shift": "the same with zero-points, as an addition (the default, for every engine)",
-    "openvino-int8-zero-point": "the same with zero-points inside the QDQ pairs (--affine zero_point)",
+    "openvino-int8-inside": "that file, its zero-points moved into the pairs by the runner",
+    "openvino-int8-bordered-channels": "that file, convolutions pad by themselves behind the shift",
+    "openvino-int8-chosen": "that file in the form that the runner takes by itself",
+    "openvino-int8-zero-point": "zero-points inside the QDQ pairs in the file (--affine zero_point)",
     "openvino-int8-per-group": "symmetric, one step group's own graph (--lowering per-group)",
     "nncf": "nncf.quantize of the same layers only",
     "nncf-default": "nncf.quantize, also what is not a layer (additions, attention products)",
     "onnxruntime-int8": "the file of openvino-int8",
+    "onnxruntime-qoperator": "quantize_static of the float file, QOperator format, its own defaults",
+    "torch-compile-int8": "torchao's PT2E with X86InductorQuantizer, its own defaults",
 }
 _BASE = next(iter(CANDIDATES))
 
@@ -61,7 +92,14 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", choices=MODELS, default="cifar")
-    parser.add_argument("--candidates", nargs="+", choices=CANDIDATES, default=list(CANDIDATES))
+    parser.add_argument(
+        "--candidates",
+        nargs="+",
+        choices=CANDIDATES,
+        default=list(CANDIDATES),
+        metavar="NAME",
+        help=f"of {', '.join(CANDIDATES)} (default: all that run here)",
+    )
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--groups", type=int, default=10, help="step groups (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=30)
@@ -90,7 +128,9 @@ class Graphs:
     def path(self, name: str) -> Path:
         """Return the file of the graph called `name` in CANDIDATES."""
         if name not in self._paths:
-            make = self._nncf if name.startswith("nncf") else self._export
+            make = {"nncf": self._nncf, "qoperator": self._qoperator}.get(
+                name.partition("-")[0], self._export
+            )
             self._paths[name] = make(name)
         return self._paths[name]
 
@@ -106,16 +146,23 @@ class Graphs:
         )
         return written[0]
 
-    def _nncf(self, name: str) -> Path:
-        source = self._source
-        layers = tuple(observed_recipe(source, num_groups=1, affine=False, observer="minmax").layers)
-        process = DenoisingProcess(source.scheduler, self._num_groups)
+    def calls(self) -> list[NetworkCall]:
+        """Return the calls of one short trajectory, for those who calibrate."""
+        source, process = self._source, DenoisingProcess(self._source.scheduler, self._num_groups)
         batches = record_trajectories(
             source.network, process, latent_shape(source), num_trajectories=1, batch_size=1, seed=0
         )
+        return trajectory_calls(process, batches)
+
+    def _nncf(self, name: str) -> Path:
+        layers = tuple(observed_recipe(self._source, num_groups=1, affine=False, observer="minmax").layers)
         path = self._folder / f"{name}.xml"
-        calls = trajectory_calls(process, batches)
-        quantize_with_nncf(self._float, layers, calls, path, only_layers=name == "nncf")
+        quantize_with_nncf(self._float, layers, self.calls(), path, only_layers=name == "nncf")
+        return path
+
+    def _qoperator(self, name: str) -> Path:
+        path = self._folder / f"{name}.onnx"
+        quantize_to_operators(self._float, self.calls(), path)
         return path
 
 
@@ -123,6 +170,19 @@ def network_call(runner: Runner, feeds: dict[str, Any]) -> Callable[[], Any]:
     """Return one call of a loaded graph -> its prediction."""
     output = runner.output_specs[0].name
     return lambda: runner.infer(feeds)[output]
+
+
+def open_call(
+    name: str, graphs: Graphs, source: Source, feeds: dict[str, Any], threads: int, stack: ExitStack
+) -> Callable[[], Any]:
+    """Load a candidate -> its call. Raises AccuQuantError or ImportError where it does not run here."""
+    engine, graph, options = CANDIDATES[name]
+    if engine == "torch":
+        make = partial(compiled_int8, calls=graphs.calls()) if graph == "int8" else compiled_float
+        return make(copy.deepcopy(source.network), feeds)
+    runner = open_runner(graphs.path(graph), engine, num_threads=threads, **options)
+    stack.callback(runner.deactivate)
+    return network_call(runner, feeds)
 
 
 def main() -> None:
@@ -135,12 +195,13 @@ def main() -> None:
     feeds = {"sample": noise, "timestep": np.array([500], np.float32)}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         graphs = Graphs(source, Path(folder), arguments.groups)
-        calls = {}
+        calls: dict[str, Callable[[], Any]] = {}
+        missing = []
         for name in arguments.candidates:
-            engine, graph = CANDIDATES[name]
-            runner = open_runner(graphs.path(graph), engine, num_threads=arguments.threads)
-            stack.callback(runner.deactivate)
-            calls[name] = network_call(runner, feeds)
+            try:
+                calls[name] = open_call(name, graphs, source, feeds, arguments.threads, stack)
+            except (AccuQuantError, ImportError) as fault:
+                missing.append(f"{name} does not run here: {fault}")
         outputs = {name: call() for name, call in calls.items()}
         times = time_interleaved(
             calls,
@@ -155,7 +216,7 @@ def main() -> None:
         f"{arguments.rounds} interleaved rounds, {arguments.groups} step groups",
         ("", "median ms", "p90 ms", "times as fast as OpenVINO fp32", "error"),
         [_row(name, entry, times[_BASE], errors[name]) for name, entry in times.items()],
-        notes=[f"{name}: {_MEANINGS[name]}" for name in times if name in _MEANINGS],
+        notes=[*(f"{name}: {_MEANINGS[name]}" for name in times if name in _MEANINGS), *missing],
         record={
             "settings": {key: value for key, value in vars(arguments).items() if key != "json"},
             "results": {n: {**t.to_dict(), "relative_error": errors[n]} for n, t in times.items()},

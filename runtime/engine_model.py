@@ -19,6 +19,7 @@ from accuquant.runtime.device_memory import DeviceArray, Workspace
 from accuquant.runtime.engine_files import find_engines
 from accuquant.runtime.int8_use import Int8Use
 from accuquant.runtime.open_runner import make_runner
+from accuquant.runtime.openvino_runner import OpenVinoRunner
 from accuquant.runtime.runner import Array, Runner
 from accuquant.runtime.static_batch import batched_names, fixed_batch, missing_rows, pad_rows
 from accuquant.runtime.tensorrt_runner import Allocate, TensorRtRunner
@@ -54,9 +55,10 @@ class EngineModel:
     ) -> EngineModel:
         """Open the folder that `accuquant export` wrote; nothing is compiled yet.
 
-        `options` go to the engine, e.g. `num_threads=4`. With `check_hashes` every file must have the
-        bytes that were exported. A TensorRT engine is executable code: one that came with a download is run
-        with `trust_engines` only, and else one that `accuquant build` made here. Raises UsageError for an
+        `options` go to the engine, e.g. `num_threads=4`; `precision` "fp32" or "bf16" is what OpenVINO
+        computes in around int8, "auto" by default (OpenVinoRunner). With `check_hashes` every file must have
+        the bytes that were exported. A TensorRT engine is executable code: one that came with a download is
+        run with `trust_engines` only, and else one that `accuquant build` made here. Raises UsageError for an
         unknown engine or option, EngineError where a file is missing, damaged, or would make the engine read
         outside the folder.
         """
@@ -68,6 +70,8 @@ class EngineModel:
             options.setdefault("workspace", Workspace())
         else:
             loaded = [real_model(path) for path in paths]
+        if engine == OpenVinoRunner.engine:
+            options.setdefault("precision", "auto")
         runners = tuple(make_runner(path, engine, **options) for path in loaded)
         for path in paths:
             check_external_files(path)
@@ -154,6 +158,11 @@ class EngineModel:
             allocate,
             caller_stream,
         )
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """What the engine chose by itself for the graphs that are loaded, one line each, for reports."""
+        return tuple(runner.chosen for runner in self._runners if runner.is_active and runner.chosen)
 
     def activate(self) -> None:
         """Load every graph now, so that no step of a timed run has to."""

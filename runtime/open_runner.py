@@ -35,6 +35,20 @@ def open_runner(path: str | os.PathLike[str], engine: str, **options: Any) -> Ru
     return runner
 
 
+def precision_options(engine: str, precision: str) -> dict[str, Any]:
+    """Return the option of `engine` for what is not int8: "auto", "fp32" or "bf16". Raises UsageError."""
+    if engine == OpenVinoRunner.engine:
+        return {"precision": precision}
+    if precision != "auto":
+        raise UsageError(
+            "--engine-precision",
+            got=f"{precision} for {engine}",
+            expected="auto: other engines compute what the file says",
+            remedy="Leave it out, export with --precision, or use --engine openvino",
+        )
+    return {}
+
+
 def make_runner(path: str | os.PathLike[str], engine: str, **options: Any) -> Runner:
     """Return an inactive runner for `path`; `activate` loads the model. Raises UsageError."""
     if engine not in _ENGINES:

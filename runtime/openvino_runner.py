@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import OrderedDict
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
-from accuquant.errors import EngineError, MissingDependencyError
+from accuquant.errors import EngineError, MissingDependencyError, unknown_name
 from accuquant.networks.signature import TensorSpec
+from accuquant.runtime.cpu_forms.form import CpuForm, FloatPrecision
+from accuquant.runtime.cpu_forms.form_choice import FormChoice
 from accuquant.runtime.executed_nodes import ExecutedNode, executed_nodes
 from accuquant.runtime.int8_use import Int8Use, int8_use, warn_once
 from accuquant.runtime.runner import ANY_EXTENT, Array, ModelSpecs, Runner
 
 #: Sets of input shapes that stay compiled: a run of images has one, and often a smaller last batch.
 _SHAPES_KEPT = 2
+_PRECISIONS = ("auto", "fp32", "bf16")
+_logger = logging.getLogger(__name__)
 
 
 class OpenVinoRunner(Runner):
@@ -27,9 +33,15 @@ class OpenVinoRunner(Runner):
     A model with dynamic extents is compiled for the shapes of a call, at the first call with them:
     OpenVINO computes the same with extents that it knows in fewer and faster kernels. The two latest
     sets of shapes stay compiled. `num_threads` None uses all cores. `cache_dir` keeps compiled
-    models, keyed by their content and shapes. `precision` "bf16" lets what is float run in bfloat16,
-    for comparisons: activate() raises EngineError on a processor without it. `profile` measures what each
-    kernel takes, for `executed` and `profiled`; a run without it is faster.
+    models, keyed by their content and shapes. `profile` measures what each kernel takes, for `executed` and
+    `profiled`; a run without it is faster.
+
+    A file that `accuquant export` wrote is rewritten in memory into the `form` that suits this processor,
+    which computes the same function; None chooses it at the first call (cpu_forms.select), and `choice`
+    says what and why.
+
+    `precision` "bf16" lets what is float run in bfloat16: activate() raises EngineError on a processor
+    without it. "auto" does where `accuquant verify` found here that it is faster and that images keep.
     """
 
     engine = "openvino"
@@ -41,16 +53,22 @@ class OpenVinoRunner(Runner):
         name: str | None = None,
         num_threads: int | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
-        precision: Literal["fp32", "bf16"] = "fp32",
+        precision: FloatPrecision | Literal["auto"] = "fp32",
+        form: CpuForm | None = None,
         profile: bool = False,
     ) -> None:
         super().__init__(path, name=name)
+        if precision not in _PRECISIONS:
+            raise unknown_name("OpenVINO precision", str(precision), _PRECISIONS)
         self.num_threads = num_threads
         self.cache_dir = cache_dir
         self.precision = precision
         self.profile = profile
+        self.form = form
+        self.choice: FormChoice | None = None
         self._core: Any = None
         self._model: Any = None
+        self._file: tuple[int, int] | None = None
         self._requests: OrderedDict[tuple[tuple[int, ...], ...], Any] = OrderedDict()
         self._use: Int8Use | None = None
 
@@ -93,17 +111,19 @@ class OpenVinoRunner(Runner):
                 remedy="Install it: pip install openvino",
             ) from fault
         self._core = openvino.Core()
-        if self.precision == "bf16":
+        if "bf16" in (self.precision, self.form and self.form.precision):
             self._require_bfloat16()
+        self._file = _stamp(self.path)
         # Compiling the model object rather than its path keys the cache by content: an export that
         # replaces the file cannot meet a stale engine.
         self._model = self._core.read_model(self.path)
-        if not self._model.is_dynamic():
-            self._request_for(tuple(tuple(port.shape) for port in self._model.inputs))
-        return ModelSpecs(
+        specs = ModelSpecs(
             inputs=tuple(_spec(port) for port in self._model.inputs),
             outputs=tuple(_spec(port) for port in self._model.outputs),
         )
+        if not self._model.is_dynamic():
+            self._request_for(tuple(tuple(port.shape) for port in self._model.inputs))
+        return specs
 
     def infer_impl(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Read the inputs in place; copy the outputs out of the request's buffers."""
@@ -114,10 +134,15 @@ class OpenVinoRunner(Runner):
         )
         return {spec.name: results[index] for index, spec in enumerate(self.output_specs)}
 
+    @property
+    def chosen(self) -> str | None:
+        """The form that the model runs in, and why; None before it is compiled."""
+        return None if self.choice is None else f"{self.name}: {self.choice}"
+
     def deactivate_impl(self) -> None:
         """Release the model and what was compiled from it."""
         self._requests.clear()
-        self._core = self._model = None
+        self._core = self._model = self.choice = None
 
     def _check_int8(self, compiled: Any) -> None:
         """Say which calibrated layers the processor runs in float: OpenVINO alone does so without a word."""
@@ -136,12 +161,56 @@ class OpenVinoRunner(Runner):
         if request is None:
             while len(self._requests) >= _SHAPES_KEPT:
                 self._requests.popitem(last=False)
+            if self._model is None:
+                self._model = self._read_again()
             self._model.reshape(dict(enumerate(shapes)))
-            compiled = self._core.compile_model(self._model, "CPU", self._properties())
-            self._check_int8(compiled)
-            request = self._requests[shapes] = compiled.create_infer_request()
+            request = self._requests[shapes] = self._chosen_request()
+            self._check_int8(request.get_compiled_model())
+            # What was compiled has its own weights: the model's would be a second copy of the file.
+            self._model = None
         self._requests.move_to_end(shapes)
         return request
+
+    def _read_again(self) -> Any:
+        """Return the model for other shapes. Raises EngineError where the file is another one by now."""
+        if _stamp(self.path) != self._file:
+            raise EngineError(
+                f"model '{self.path}'",
+                got="a file that changed since it was loaded",
+                expected="the same file, to compile it for other shapes",
+                remedy="Close the engine and load it again",
+            )
+        return self._core.read_model(self.path)
+
+    def _chosen_request(self) -> Any:
+        """Return an infer request of the model, whose shapes are set; the first call chooses its form."""
+        made: dict[CpuForm, Any] = {}
+
+        def compile_form(form: CpuForm) -> Any:
+            made[form] = self._compile(form)
+            return made[form]
+
+        if self.choice is None:
+            from accuquant.runtime.cpu_forms.select import select_form
+
+            self.choice = select_form(
+                self.path,
+                self._core,
+                self._model,
+                compile_form,
+                form=self.form,
+                precision=self.precision,
+                threads=self.num_threads,
+            )
+            _logger.info("%s", self.chosen)
+        return made.get(self.choice.form) or self._compile(self.choice.form)
+
+    def _compile(self, form: CpuForm) -> Any:
+        """Return an infer request of the model, whose shapes are set, in `form`."""
+        from accuquant.runtime.cpu_forms.rewrite import rewrite
+
+        model = rewrite(self._model, form)
+        return self._core.compile_model(model, "CPU", self._properties(form)).create_infer_request()
 
     def _require_bfloat16(self) -> None:
         """Raise EngineError where OpenVINO has no kernels for bfloat16: it would go on in float32."""
@@ -154,10 +223,10 @@ class OpenVinoRunner(Runner):
                 remedy="Use fp32 here",
             )
 
-    def _properties(self) -> dict[str, Any]:
+    def _properties(self, form: CpuForm) -> dict[str, Any]:
         properties: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "bf16" if self.precision == "bf16" else "f32",
+            "INFERENCE_PRECISION_HINT": "bf16" if form.precision == "bf16" else "f32",
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
         }
         if self.profile:
@@ -167,6 +236,12 @@ class OpenVinoRunner(Runner):
         if self.cache_dir is not None:
             properties["CACHE_DIR"] = os.fspath(self.cache_dir)
         return properties
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Return what changes when a file is replaced: its time and its size."""
+    found = path.stat()
+    return found.st_mtime_ns, found.st_size
 
 
 def _spec(port: Any) -> TensorSpec:

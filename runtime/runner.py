@@ -70,6 +70,11 @@ class Runner(ABC):
         """The outputs, in graph order."""
         return self._active_specs().outputs
 
+    @property
+    def chosen(self) -> str | None:
+        """What the runner chose by itself for the model, for reports; None where it had no choice."""
+        return None
+
     def activate(self) -> None:
         """Load the model; do nothing if it is loaded. Raises EngineError, MissingDependencyError."""
         if self._specs is not None:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 
 # The tensors of these tests are tiny: a second thread costs more than it gives, most of all under xdist.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What a run measures and keeps on a machine is none of a test's business.
+if "ACCUQUANT_CACHE" not in os.environ:
+    os.environ["ACCUQUANT_CACHE"] = tempfile.mkdtemp(prefix="accuquant-tests-")
+    atexit.register(shutil.rmtree, os.environ["ACCUQUANT_CACHE"], ignore_errors=True)
 # What is printed must not depend on the terminal that the tests run in.
 os.environ["COLUMNS"] = "80"
 

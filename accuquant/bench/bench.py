@@ -37,6 +37,7 @@ class BenchReport:
     recommendation: str
     batch_size: int
     rounds: int
+    chosen: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -55,6 +56,7 @@ class BenchReport:
                 for contender in self.contenders
             ],
             "left_out": [vars(entry) for entry in self.left_out],
+            "chosen": list(self.chosen),
             "recommendation": self.recommendation,
         }
 
@@ -68,12 +70,14 @@ def run_bench(
     warm_up: int = 3,
     num_threads: int | None = None,
     trust_engines: bool = False,
+    engine_precision: str = "auto",
     progress: Progress | None = None,
 ) -> BenchReport:
     """Time one network call of the exported folder in every engine, in interleaved rounds.
 
     Beside the exported int8 network it times the same network without QDQ pairs, and that of `reference` in
-    PyTorch where it is given. Raises EngineError for a folder that is damaged, or where nothing runs.
+    PyTorch where it is given. `engine_precision` is what OpenVINO computes in around int8.
+    Raises EngineError for a folder that is damaged, or where nothing runs.
     """
     progress = progress or Silent()
     folder = Path(folder)
@@ -83,7 +87,17 @@ def run_bench(
     with ExitStack() as stack:
         progress.stage("loading engines", 0)
         found = list(
-            _everything(folder, manifest, reference, inputs, num_threads, trust_engines, progress, stack)
+            _everything(
+                folder,
+                manifest,
+                reference,
+                inputs,
+                num_threads,
+                trust_engines,
+                engine_precision,
+                progress,
+                stack,
+            )
         )
         contenders = tuple(entry for entry in found if isinstance(entry, Contender))
         left_out = tuple(entry for entry in found if isinstance(entry, LeftOut))
@@ -103,7 +117,9 @@ def run_bench(
             lead_in=1,
             after_round=progress.advance,
         )
-    return BenchReport(contenders, times, left_out, recommend(contenders, times), batch_size, rounds)
+        chosen = tuple(line for contender in contenders for line in contender.chosen())
+    recommendation = recommend(contenders, times)
+    return BenchReport(contenders, times, left_out, recommendation, batch_size, rounds, chosen)
 
 
 def _everything(
@@ -113,11 +129,17 @@ def _everything(
     inputs: Inputs,
     num_threads: int | None,
     trust_engines: bool,
+    engine_precision: str,
     progress: Progress,
     stack: ExitStack,
 ) -> Iterator[Contender | LeftOut]:
     yield from exported_contenders(
-        folder, inputs, num_threads=num_threads, trust_engines=trust_engines, stack=stack
+        folder,
+        inputs,
+        num_threads=num_threads,
+        trust_engines=trust_engines,
+        engine_precision=engine_precision,
+        stack=stack,
     )
     scratch = stack.enter_context(scratch_folder("bench"))
     twin = write_float_twin(real_model(manifest.graph_paths(folder)[0]), scratch)

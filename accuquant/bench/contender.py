@@ -20,6 +20,8 @@ class Contender:
     precision: Precision
     device: Device
     call: Callable[[], object]
+    #: What the engine chose by itself, asked after a call.
+    chosen: Callable[[], tuple[str, ...]] = tuple
 
     @property
     def name(self) -> str:

@@ -26,13 +26,21 @@ _DEVICES: dict[str, Device] = {"openvino": "cpu", "onnxruntime": "cpu", "tensorr
 
 
 def exported_contenders(
-    folder: Path, inputs: Inputs, *, num_threads: int | None, trust_engines: bool = False, stack: ExitStack
+    folder: Path,
+    inputs: Inputs,
+    *,
+    num_threads: int | None,
+    trust_engines: bool = False,
+    engine_precision: str = "auto",
+    stack: ExitStack,
 ) -> Iterator[Contender | LeftOut]:
     """Yield the exported int8 network in every engine; `stack` closes them."""
     for engine, device in _DEVICES.items():
 
         def make(engine: str = engine, device: Device = device) -> Contender:
             options: dict[str, Any] = {} if device == "cuda" else {"num_threads": num_threads}
+            if engine == "openvino":
+                options["precision"] = engine_precision
             model = stack.enter_context(
                 EngineModel.from_folder(folder, engine, trust_engines=trust_engines, **options)
             )
@@ -41,6 +49,7 @@ def exported_contenders(
                 "int8",
                 device,
                 lambda: model(inputs.sample, inputs.timestep, inputs.conditioning),
+                lambda: model.chosen,
             )
 
         yield attempt(f"{engine} int8", make)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from accuquant.cli._command import Command
-from accuquant.cli._options import Source, exported_folder, trust_option
+from accuquant.cli._options import Source, engine_precision_option, exported_folder, trust_option
 from accuquant.cli._output import console_beside_json, json_option, print_table, write_json
 from accuquant.cli._source import loading_options, take_loading
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 @click.option(
     "--threads", "num_threads", type=click.IntRange(min=1), show_default="all cores", help="CPU threads."
 )
+@engine_precision_option
 @trust_option
 @loading_options
 @json_option("every time")
@@ -89,6 +90,8 @@ def print_report(console: Console, report: BenchReport) -> None:
         )
     headings = ("engine", "device", "median ms", "p10", "p90", "p99", "speed")
     print_table(console, headings, rows)
+    for line in report.chosen:
+        console.print(f"[dim]{escape(line)}[/dim]")
     for entry in report.left_out:
         console.print(f"[dim]not timed: {escape(entry.name)}: {escape(entry.reason)}[/dim]")
     console.print(f"Batch {report.batch_size}, {report.rounds} interleaved rounds.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -72,8 +73,11 @@ def _let_threads_sleep() -> None:
 
 
 def _hush_libraries(args: Sequence[str]) -> None:
-    """Keep other packages' warnings off the screen, unless --debug asks for them."""
-    if "--debug" not in args:
+    """Keep other packages' warnings off the screen, unless --debug asks for them and for our own log."""
+    if "--debug" in args:
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("accuquant").setLevel(logging.INFO)
+    else:
         warnings.simplefilter("ignore")
         warnings.filterwarnings("always", category=FloatLayersWarning)
         os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")

@@ -12,6 +12,7 @@ from accuquant.cli._options import (
     Source,
     device_option,
     engine_option,
+    engine_precision_option,
     exported_folder,
     lora_option,
     new_folder,
@@ -42,6 +43,7 @@ class _ClassLabels(click.ParamType):  # type: ignore[type-arg]  # no generic bef
 @click.command("sample", cls=Command, short_help="Sample images from an exported model.")
 @click.argument("folder", type=exported_folder, metavar="OUT")
 @engine_option
+@engine_precision_option
 @trust_option
 @num_images_option(16)
 @steps_option
@@ -83,10 +85,12 @@ def command(folder: Path, output_dir: Path, **options: Any) -> None:
 def run(folder: Path, output_dir: Path, options: dict[str, Any]) -> Path:
     """Sample with progress on stderr and save the images -> the path of the grid."""
     from accuquant.cli._progress import Bars
+    from accuquant.runtime.open_runner import precision_options
     from accuquant.runtime.save_images import save_images
     from accuquant.sample_folder import sample
 
     task = take_task(options)
+    options |= precision_options(options.get("engine", "openvino"), options.pop("engine_precision", "auto"))
     _check_channels(folder)
     with Bars() as progress:
         progress.stage(f"sampling on {options['engine']}", 0)

@@ -13,6 +13,7 @@ from accuquant.cli._options import (
     Source,
     device_option,
     engine_option,
+    engine_precision_option,
     exported_folder,
     lora_option,
     new_file,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     help="The pipeline that OUT was exported from.",
 )
 @engine_option
+@engine_precision_option
 @trust_option
 @num_images_option(64)
 @steps_option

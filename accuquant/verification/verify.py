@@ -24,8 +24,10 @@ from accuquant.networks.simulate import simulate
 from accuquant.pipelines.source import Source
 from accuquant.pipelines.task import Task
 from accuquant.runtime.engine_model import EngineModel
+from accuquant.runtime.open_runner import precision_options
 from accuquant.runtime.openvino_runner import OpenVinoRunner
 from accuquant.verification.measure.decoder import Decode, load_decoder, unpacked
+from accuquant.verification.measure.engine_precision import judge_bfloat16
 from accuquant.verification.measure.features import load_features
 from accuquant.verification.measure.latency import Latency, measure_latencies
 from accuquant.verification.measure.parity import LayerParity, layer_parity
@@ -56,6 +58,7 @@ def verify(
     layers: bool = False,
     allow_other_scheduler: bool = False,
     trust_engines: bool = False,
+    engine_precision: str = "auto",
     task: Task | None = None,
     conditioning: ConditioningTensors | None = None,
     decode: Decode | None = None,
@@ -65,6 +68,7 @@ def verify(
     """Compare the exported `folder` with the pipeline it came from and judge it by `thresholds`.
 
     `steps` None takes the calibrated number. `trust_engines` runs TensorRT engines that came with a download.
+    `engine_precision` is what OpenVINO computes in around int8.
     `task` holds prompts, images and guidance; what it leaves open is as it was calibrated. `conditioning`,
     tensors [num_images, ...] by name, is for a network without its pipeline. `decode` maps latents to images
     [N, C, H, W] in [0, 1]; the pipeline's own decoder by default. `float_engine` is a float32 engine to time
@@ -99,7 +103,8 @@ def verify(
         )
         tally, calls = Tally(extractor if num_images > 1 else None), NetworkCalls(_SMALL_BATCH)
         simulated = simulate(reference.network, subject.recipe)
-        with EngineModel.from_folder(subject.folder, engine, trust_engines=trust_engines) as model:
+        around = precision_options(engine, engine_precision)
+        with EngineModel.from_folder(subject.folder, engine, trust_engines=trust_engines, **around) as model:
             model.activate()
             branches = Branches(
                 torch_branch(reference.network), torch_branch(simulated), engine_branch(model)
@@ -109,6 +114,12 @@ def verify(
                 tally.add(rollout, _images(decode, rollout))
             latencies = _latencies(branches, float_engine, process, calls, engine)
             int8_use = model.int8_use
+            notes += model.chosen
+        if engine == OpenVinoRunner.engine and engine_precision == "auto":
+            notes += judge_bfloat16(
+                subject.folder, process, starts.first, branches.reference, engine_branch,
+                lambda latents: decode(unpacked(latents, starts.first.conditioning)),
+            )  # fmt: skip
         compared = _layers(subject, simulated, process, calls, shown) if layers else None
     return assemble(
         subject,

@@ -22,7 +22,8 @@ from accuquant.engines.backend import resolve_backend
 from accuquant.errors import MissingDependencyError, UsageError
 from accuquant.export.export_options import CHOICES, ExportOptions
 from accuquant.pipelines.source import load_source
-from accuquant.runtime.open_runner import make_runner
+from accuquant.runtime.open_runner import make_runner, precision_options
+from accuquant.runtime.openvino_runner import OpenVinoRunner
 
 
 def _parameters() -> Iterator[tuple[str, click.Parameter]]:
@@ -71,6 +72,7 @@ def _compiled(**options: Any) -> None:
 #: Option -> what receives its value. A new choice has to be entered here, which is the point.
 RECEIVERS: dict[str, Callable[[str], object]] = {
     "--engine": _engine,
+    "--engine-precision": lambda name: OpenVinoRunner("m.onnx", **precision_options("openvino", name)),
     "--backend": _backend,
     "--model": lambda name: DEMOS[name].source.joinpath("model_index.json").stat(),
     "--gradient": lambda name: CalibrationSettings(gradient=name),

@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 from onnx import helper
 
 from accuquant.errors import EngineError
+from accuquant.runtime.cpu_forms.form import CpuForm
 from accuquant.runtime.openvino_runner import OpenVinoRunner
 from accuquant.runtime.runner import Runner
 
@@ -67,6 +69,28 @@ def test_a_call_runs_in_a_model_compiled_for_its_shapes(
             assert tuple(newest.outputs[0].shape) == result.shape
         kept = [tuple(compiled.inputs[0].shape) for compiled in compiled_models(runner)]
         assert kept == [(2, 3, 16, 8), (1, 3, 8, 8)], "memory must not grow with the number of shapes"
+
+
+def test_a_file_that_changed_meanwhile_is_not_compiled_for_other_shapes(
+    model_path: Path, build_model: Callable[..., Any]
+) -> None:
+    with OpenVinoRunner(model_path) as runner:
+        runner.infer(FEEDS)
+        onnx.save(build_model(gain=0.123456), model_path)
+        os.utime(model_path, (1, 1))
+        runner.infer(FEEDS)
+        with pytest.raises(EngineError, match="changed since it was loaded"):
+            runner.infer({**FEEDS, "sample": np.ones((2, 3, 8, 8), np.float32)})
+
+
+def test_a_form_in_bfloat16_is_refused_where_the_processor_has_none(
+    model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import openvino
+
+    monkeypatch.setattr(openvino.Core, "get_property", lambda *_: ["FP32"])
+    with pytest.raises(EngineError, match="expected one that computes in bfloat16"):
+        OpenVinoRunner(model_path, form=CpuForm(precision="bf16")).activate()
 
 
 def compiled_models(runner: Runner) -> list[Any]:

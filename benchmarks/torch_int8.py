@@ -1,0 +1,70 @@
+"""The float network in PyTorch, compiled by inductor, and quantized for its x86 int8 kernels by torchao."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from competitors import NetworkCall
+from torch import Tensor, nn
+
+
+class _Prediction(nn.Module):
+    """A diffusers UNet as sample, timestep -> prediction."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
+        """Return the prediction."""
+        prediction: Tensor = self.network(sample, timestep, return_dict=False)[0]
+        return prediction
+
+
+def compiled_float(network: nn.Module, feeds: dict[str, Any]) -> Callable[[], Any]:
+    """Return a call of the float network through torch.compile, channels-last."""
+    sample, timestep = _tensors(feeds)
+    channels_last: Any = _Prediction(network)
+    compiled = torch.compile(channels_last.to(memory_format=torch.channels_last))
+    return _without_gradients(lambda: compiled(sample, timestep).numpy())
+
+
+def compiled_int8(
+    network: nn.Module, feeds: dict[str, Any], calls: Sequence[NetworkCall]
+) -> Callable[[], Any]:
+    """Return a call of the network in the default static int8 of X86InductorQuantizer: every layer it knows.
+
+    Calibrated on `calls`, whose samples are repeated to the batch of `feeds`.
+    """
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+    from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
+        X86InductorQuantizer,
+        get_default_x86_inductor_quantization_config,
+    )
+
+    sample, timestep = _tensors(feeds)
+    exported = torch.export.export(_Prediction(network).eval(), (sample, timestep)).module()
+    quantizer = X86InductorQuantizer()
+    quantizer.set_global(get_default_x86_inductor_quantization_config())
+    with torch.no_grad():
+        prepared = prepare_pt2e(exported, quantizer)
+        for entry in calls:
+            repeated = entry.sample.repeat(len(sample), 1, 1, 1)[: len(sample)]
+            prepared(repeated, torch.full_like(timestep, entry.timestep))
+        compiled = torch.compile(convert_pt2e(prepared))
+    return _without_gradients(lambda: compiled(sample, timestep).numpy())
+
+
+def _tensors(feeds: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    sample = torch.from_numpy(feeds["sample"]).to(memory_format=torch.channels_last)
+    return sample, torch.from_numpy(feeds["timestep"])
+
+
+def _without_gradients(run: Callable[[], Any]) -> Callable[[], Any]:
+    def call() -> Any:
+        with torch.no_grad():
+            return run()
+
+    return call

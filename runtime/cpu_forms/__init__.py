@@ -1,0 +1,1 @@
+"""The forms that one exported graph takes in OpenVINO, and which of them suits a processor."""

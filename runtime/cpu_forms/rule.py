@@ -1,0 +1,24 @@
+"""Which form suits a processor where nothing was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from accuquant.runtime.cpu_forms.form import CpuForm
+
+#: Feature of a processor, as Linux names it -> its form, and why. The first that it has decides.
+RULES: dict[str, tuple[CpuForm, str]] = {
+    "amx_int8": (
+        CpuForm("bordered", "channels"),
+        "with AMX a zero-point inside a pair makes its convolution run in float32",
+    ),
+    "avx512_vnni": (CpuForm("inside", "channels"), "with VNNI zero-points inside the pairs were fastest"),
+    "avx_vnni": (CpuForm("inside", "channels"), "with VNNI zero-points inside the pairs were fastest"),
+    "avx2": (CpuForm("inside", "channels"), "zero-points inside the pairs leave out additions and paddings"),
+}
+_UNKNOWN = (CpuForm(), "nothing is known of this processor")
+
+
+def form_by_rule(flags: Collection[str]) -> tuple[CpuForm, str]:
+    """Return the form for a processor with these features, and the reason in a clause."""
+    return next((rule for feature, rule in RULES.items() if feature in flags), _UNKNOWN)
