@@ -37,7 +37,9 @@ def in_float(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let OpenVINO leave every pair in float, as a processor does whose kernels do not take it."""
     original = OpenVinoRunner._properties
     monkeypatch.setattr(
-        OpenVinoRunner, "_properties", lambda self: {**original(self), "LP_TRANSFORMS_MODE": False}
+        OpenVinoRunner,
+        "_properties",
+        lambda self, form: {**original(self, form), "LP_TRANSFORMS_MODE": False},
     )
 
 

@@ -111,7 +111,9 @@ def test_sample_and_verify_tell_of_calibrated_layers_in_float(
     model = shutil.copytree(output / "model", tmp_path / "model")
     original = OpenVinoRunner._properties
     monkeypatch.setattr(
-        OpenVinoRunner, "_properties", lambda self: {**original(self), "LP_TRANSFORMS_MODE": False}
+        OpenVinoRunner,
+        "_properties",
+        lambda self, form: {**original(self, form), "LP_TRANSFORMS_MODE": False},
     )
     images = ["--num-images", "2", "--steps", "4"]
     assert main(["sample", str(model), *images, "--output-dir", str(tmp_path / "images")]) == 0

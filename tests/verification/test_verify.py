@@ -73,6 +73,7 @@ class TorchEngine:
     """Stands for an EngineModel: the simulated network behind numpy, with an error of its own."""
 
     int8_use: Int8Use | None = None
+    chosen: tuple[str, ...] = ()
 
     def __init__(self, network: nn.Module, error: float) -> None:
         self.network = network
