@@ -11,6 +11,8 @@ from torch import Tensor
 from accuquant.denoising.conditioning import Conditioning
 from accuquant.denoising.process import DenoisingProcess, restored_generators, seeded_generators
 
+_LATENTS, _GENERATORS, _CONDITIONING = "latents", "generators", "conditioning."
+
 
 @dataclass(frozen=True)
 class Start:
@@ -33,6 +35,21 @@ class Start:
     def fresh_generators(self) -> list[torch.Generator]:
         """Return generators that go on where the start was made."""
         return restored_generators(self.generators)
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Return one flat dict of tensors; `from_tensors` reads it back."""
+        flat = {f"{_CONDITIONING}{name}": t for name, t in self.conditioning.to_tensors().items()}
+        return {_LATENTS: self.latents, _GENERATORS: torch.stack(self.generators), **flat}
+
+    @classmethod
+    def from_tensors(cls, flat: Mapping[str, Tensor]) -> Start:
+        """Read what `to_tensors` returned."""
+        conditioning = {
+            name.removeprefix(_CONDITIONING): tensor
+            for name, tensor in flat.items()
+            if name.startswith(_CONDITIONING)
+        }
+        return cls(flat[_LATENTS], tuple(flat[_GENERATORS].unbind()), Conditioning.from_tensors(conditioning))
 
 
 def seeded_starts(

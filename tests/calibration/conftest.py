@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -105,3 +106,15 @@ def pointwise_qparams(pointwise: PointwiseEps) -> Callable[..., LayerQParams]:
 def batches(pointwise: PointwiseEps, process: DenoisingProcess) -> list[TrajectoryBatch]:
     """Return four batches of three trajectories."""
     return record_trajectories(pointwise, process, SHAPE, num_trajectories=12, batch_size=3, seed=3)
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Callable[[int], None]]:
+    """Return a function after which no file grows beyond so many bytes: what a full disk is like."""
+    if sys.platform == "win32":
+        pytest.skip("limits of POSIX")
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
