@@ -66,7 +66,7 @@ class ActivationSampler:
             for hook in hooks:
                 hook.remove()
 
-    def samples(self) -> Samples:
+    def samples(self) -> dict[str, LayerSamples]:
         """Return for each layer one array [N] for each step group: random values and extremes, shuffled."""
         return {n: [merged(calls) for calls in groups] for n, groups in self._kept.items()}
 

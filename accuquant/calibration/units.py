@@ -99,12 +99,14 @@ class _Fresh:
         if not self._results:
             return
         results, self._results = self._results, {}  # where the disk is full, they are not tried again
-        write_tree(self._folder / f"{self._stage}-{len(_files(self._folder, self._stage)):06d}", results)
+        there = _files(self._folder, self._stage)
+        number = int(there[-1].stem) + 1 if there else 0
+        write_tree(self._folder / self._stage / f"{number:06d}.safetensors", results)
         self._since, self._bytes = time.monotonic(), 0
 
 
 def _files(folder: Path, stage: str) -> list[Path]:
-    return sorted(folder.glob(f"{stage}-[0-9]*"))
+    return sorted((folder / stage).glob("*.safetensors"))
 
 
 def unit_seed(seed: int, unit: Iterable[int]) -> int:

@@ -84,7 +84,7 @@ def test_small_units_share_files(
     monkeypatch.setattr(units, "EVERY", seconds)
     monkeypatch.setattr(units, "_BYTES", size)
     KeptUnits(tmp_path).map("s", NAMES, Work(), lambda: None)
-    assert len(os.listdir(tmp_path)) == files
+    assert len(os.listdir(tmp_path / "s")) == files
     work = Work()
     KeptUnits(tmp_path).map("s", NAMES, work, work.advance)
     assert work.computed == []
@@ -93,7 +93,7 @@ def test_small_units_share_files(
 def test_a_damaged_file_costs_its_units_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(units, "EVERY", 0.0)
     KeptUnits(tmp_path).map("s", NAMES, Work(), lambda: None)
-    path = sorted(tmp_path.iterdir())[2]
+    path = sorted((tmp_path / "s").iterdir())[2]
     path.write_bytes(path.read_bytes()[:-1])
     work = Work()
     found = KeptUnits(tmp_path).map("s", NAMES, work, work.advance)
