@@ -55,7 +55,7 @@ def measure(name: str, bits: int, folder: Path) -> dict[str, float]:
     import torch
     from torch import nn
 
-    from accuquant.calibration.input_moments import MomentSampler
+    from accuquant.calibration.input_moments import MomentSampler, moments_of, plan_rows
     from accuquant.calibration.rounding import compensate
     from accuquant.calibration.unfolding import random_rows
     from accuquant.qparams import LayerQParams, fingerprint
@@ -76,11 +76,13 @@ def measure(name: str, bits: int, folder: Path) -> dict[str, float]:
         x = (torch.randn(2048, inputs // 16) @ mixing).add_(torch.randn(2048, inputs), alpha=0.2).add_(0.3)
         return x.reshape(8, 16, 16, inputs).permute(0, 3, 1, 2).contiguous() if convolves else x
 
-    sampler = MomentSampler({name: layer}, _CALLS, 0, folder)
+    plans = plan_rows({name: layer}, _CALLS)
+    sampler = MomentSampler({name: layer}, plans, 0, folder / "0.rows")
     began = time.monotonic()
     with sampler.watch():
         for _ in range(_CALLS):
             _run_hooks(layer, draw())
+    drawn = sampler.finish(), folder / "0.rows"
     gathered = time.monotonic()
     weight = layer.weight.numpy(force=True)
     qparams = LayerQParams(
@@ -88,7 +90,7 @@ def measure(name: str, bits: int, folder: Path) -> dict[str, float]:
         weight_scale(weight, bits, 0), np.array([8 / 255], np.float32), weight_bits=bits,
     )  # fmt: skip
     began_rounding = time.monotonic()
-    rounded = compensate(layer, qparams, sampler.take(name))
+    rounded = compensate(layer, qparams, moments_of(name, layer, [drawn]))
     seconds = time.monotonic() - began_rounding
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
     rows = random_rows(layer, draw(), _HELD_OUT, torch.Generator().manual_seed(1)).double().numpy()

@@ -56,7 +56,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     raises, or by the next process that writes beside it where this one is killed. An OSError names `path`.
     """
     target = Path(path)
-    with _errors_name(target), scratch_beside(target) as folder:
+    with errors_name(target), scratch_beside(target) as folder:
         temporary = folder / target.name
         temporary.touch()
         yield temporary
@@ -81,7 +81,7 @@ def sha256_of_file(path: str | os.PathLike[str]) -> str:
 
 
 @contextmanager
-def _errors_name(target: Path) -> Iterator[None]:
+def errors_name(target: Path) -> Iterator[None]:
     """Give an OSError the name of `target` where it has none, or that of a temporary file."""
     try:
         yield

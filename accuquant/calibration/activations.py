@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -17,14 +17,16 @@ from accuquant.scales.observer import choose_zero_point, observer_named, weight_
 
 #: Values kept for each layer and step group: enough for a stable MSE search, small for 200 layers.
 SAMPLES = 32768
-Samples = dict[str, list[npt.NDArray[np.float32]]]
+#: One array [N] of values for each step group.
+LayerSamples = list[npt.NDArray[np.float32]]
+Samples = Mapping[str, LayerSamples]
 
 
 class ActivationSampler:
     """Collects a random sample, and the extremes, of every layer's input in every step group."""
 
     def __init__(self, names: Sequence[str], calls: Sequence[int], seed: int) -> None:
-        """Prepare for `calls[g]` calls of the network in step group g."""
+        """Prepare for `calls[g]` calls of the network in step group g, those of other batches included."""
         self._rng = torch.Generator().manual_seed(seed)
         self._per_call = [max(64, SAMPLES // max(1, count)) for count in calls]
         self._kept: dict[str, list[list[Tensor]]] = {n: [[] for _ in calls] for n in names}
@@ -64,18 +66,27 @@ class ActivationSampler:
             for hook in hooks:
                 hook.remove()
 
-    def samples(self) -> Samples:
+    def samples(self) -> dict[str, LayerSamples]:
         """Return for each layer one array [N] for each step group: random values and extremes, shuffled."""
-        merged: dict[tuple[int, ...], npt.NDArray[np.float32]] = {}
+        shared: dict[tuple[int, ...], npt.NDArray[np.float32]] = {}
 
         def once(calls: Sequence[Tensor]) -> npt.NDArray[np.float32]:
             """Merge what several layers share (to_q, to_k, to_v) a single time."""
             key = tuple(map(id, calls))
-            if key not in merged:
-                merged[key] = _merged(calls)
-            return merged[key]
+            if key not in shared:
+                shared[key] = merged(calls)
+            return shared[key]
 
         return {n: [once(calls) for calls in groups] for n, groups in self._kept.items()}
+
+    def drawn(self) -> dict[str, Tensor]:
+        """Return what was kept in each step group that was run, by names "sample/<layer>/<group>"."""
+        return {
+            f"sample/{name}/{group}": torch.cat(calls)
+            for name, groups in self._kept.items()
+            for group, calls in enumerate(groups)
+            if calls
+        }
 
 
 def _diverged(layer: str, place: str) -> CalibrationError:
@@ -88,8 +99,8 @@ def _diverged(layer: str, place: str) -> CalibrationError:
     )
 
 
-def _merged(calls: Sequence[Tensor]) -> npt.NDArray[np.float32]:
-    """Join what the calls of one step group kept, in random order.
+def merged(calls: Sequence[Tensor]) -> npt.NDArray[np.float32]:
+    """Join what calls, or batches, kept in one step group, in random order.
 
     The two extremes of every call are among it, far more often than they occur. That is deliberate:
     clipping the rare large activations costs the image more than their share of the squared error says.
@@ -109,24 +120,41 @@ def initial_qparams(
     affine: bool = True,
 ) -> dict[str, LayerQParams]:
     """Return the qparams of every sampled layer: weight scales, zero_points, scales per step group."""
-    find_scale = observer_named(observer)
     layers = quantizable_layers(network)
-    qparams = {}
-    for name, groups in samples.items():
-        kind = layer_kind(layers[name])
-        assert kind is not None
-        weight = float_weight(layers[name])
-        zero_point = choose_zero_point(groups, activation_bits) if affine else 0
-        scales = [find_scale(values, activation_bits, zero_point) for values in groups]
-        qparams[name] = LayerQParams(
-            name=name,
-            kind=kind,
-            weight_shape=tuple(weight.shape),
-            fingerprint=fingerprint(weight),
-            weight_scale=weight_scale(weight, weight_bits, WEIGHT_AXIS[kind]),
-            activation_scale=np.asarray(scales, np.float32),
-            weight_bits=weight_bits,
-            activation_bits=activation_bits,
-            zero_point=zero_point,
+    return {
+        name: layer_qparams(
+            name, layers[name], groups,
+            weight_bits=weight_bits, activation_bits=activation_bits, observer=observer, affine=affine,
         )
-    return qparams
+        for name, groups in samples.items()
+    }  # fmt: skip
+
+
+def layer_qparams(
+    name: str,
+    layer: nn.Module,
+    samples: LayerSamples,
+    *,
+    weight_bits: int,
+    activation_bits: int,
+    observer: str,
+    affine: bool,
+) -> LayerQParams:
+    """Return the qparams of one layer, as `initial_qparams` does."""
+    kind = layer_kind(layer)
+    assert kind is not None
+    find_scale = observer_named(observer)
+    weight = float_weight(layer)
+    zero_point = choose_zero_point(samples, activation_bits) if affine else 0
+    scales = [find_scale(values, activation_bits, zero_point) for values in samples]
+    return LayerQParams(
+        name=name,
+        kind=kind,
+        weight_shape=tuple(weight.shape),
+        fingerprint=fingerprint(weight),
+        weight_scale=weight_scale(weight, weight_bits, WEIGHT_AXIS[kind]),
+        activation_scale=np.asarray(scales, np.float32),
+        weight_bits=weight_bits,
+        activation_bits=activation_bits,
+        zero_point=zero_point,
+    )

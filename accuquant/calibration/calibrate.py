@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import accuquant
 from accuquant._util.files import check_new_file
 from accuquant._util.lock import only_writer
@@ -16,6 +18,7 @@ from accuquant.groups import StepGroups
 from accuquant.networks.device import device_of, repeatable
 from accuquant.networks.mapped_pages import give_back_weights
 from accuquant.networks.memory import StageWatch, memory_named
+from accuquant.networks.network import count_macs
 from accuquant.networks.simulate import quantize_network, quantized_layers
 from accuquant.pipelines.source import Source
 from accuquant.pipelines.starts import open_starter
@@ -26,7 +29,9 @@ from .block_checkpoints import checkpoint_blocks
 from .calibration_settings import CalibrationSettings
 from .descent import LearningSettings
 from .learning import learn_group
+from .placement import place
 from .preparation import plain_config, prepare
+from .recording import Recorder
 from .shared_learning import learn_shared
 from .trajectory import TrajectoryBatch
 from .work_folder import WorkFolder
@@ -49,7 +54,7 @@ def calibrate(
     are in float32 unless `tf32`. `checkpoint` computes activations twice in place of keeping them, by default
     where memory is short (`checkpoint_blocks`): it changes no figure. The same settings and device give the
     same file bit for bit. Finished parts are kept in `<output>.partial/`; a run that was interrupted goes on
-    at its first unfinished step group.
+    at its first unfinished unit of work.
     AccuQuant (arXiv 2510.20348): both branches fork from the full-precision latent at the start of a group,
     the loss compares the end points. Raises UsageError where `output` is a folder, or where another process
     calibrates into it, CalibrationError with the stage where memory runs out.
@@ -81,13 +86,19 @@ def _calibrate(
         num_train_timesteps=process.num_train_timesteps,
     )
     work = WorkFolder(output, _identity(source, settings, task) | _place(source, tf32))
-    batches = work.load_trajectories()
+    recorder = Recorder(source, settings, starter, groups, work, shown)
     initial = work.load_initial()
-    if batches is None or initial is None:
-        batches, initial = prepare(source, settings, task, starter, groups, shown, work.path)
-        work.save_trajectories(batches)
+    if initial is None:
+        macs = count_macs(source.network, source.signature)
+        placement = place(source.network, macs, include=settings.include, exclude=settings.exclude)
+        batches = recorder.record(placement)
+        recorded = batches, recorder.inputs(placement)
+        initial = prepare(source, settings, task, process, groups, placement, recorded, shown, work.units)
         initial.save(work.initial)
+    else:
+        batches = recorder.record(None)
     starter.close()
+    work.forget_preparation()
     recipe = _learn(source, settings, process, initial, batches, work, checkpoint, shown)
     recipe.save(output)
     work.remove()
@@ -107,8 +118,8 @@ def _identity(source: Source, settings: CalibrationSettings, task: Task) -> dict
 
 
 def _place(source: Source, tf32: bool) -> dict[str, Any]:
-    """Return where an unfinished calibration can go on: on another kind of device figures differ a little."""
-    return {"device": device_of(source.network).type, "tf32": tf32}
+    """Return where an unfinished calibration can go on: elsewhere, figures differ in their last digits."""
+    return {"device": device_of(source.network).type, "tf32": tf32, "torch": torch.__version__}
 
 
 def _learn(
@@ -136,13 +147,14 @@ def _learn(
         shown.stage(title, settings.iterations)
         done = work.load_group(group)
         if done is None:
-            steps = range(members[0], members[-1] + 1)
+            steps, kept = range(members[0], members[-1] + 1), work.group_state(group)
             result = learn_group(
                 network, process, steps, group, learned_from, held_out, learning,
-                seed=settings.seed * 10_007 + group, progress=shown.advance,
+                seed=settings.seed * 10_007 + group, progress=shown.advance, kept=kept,
             )  # fmt: skip
             scales = {name: layer.scale_of(group) for name, layer in layers.items()}
             work.save_group(group, scales, result)
+            kept.remove()
         else:
             scales, result = done
             shown.advance(settings.iterations)
@@ -174,15 +186,17 @@ def _learn_shared(
     if done is not None:
         return done
     shown.stage("weight scales and biases", settings.shared_iterations)
+    kept = work.shared_state
     recipe, result = learn_shared(
         source.network, process, initial, *batches,
         LearningSettings(settings.gradient, settings.shared_iterations, settings.shared_learning_rate),
         seed=settings.seed * 10_007 + len(initial.groups), progress=shown.advance,
-        checkpoint=checkpoint,
+        checkpoint=checkpoint, kept=kept,
     )  # fmt: skip
     shown.message(f"weight scales and biases: {_describe(result)}")
     recipe = replace(recipe, calibration={**recipe.calibration, "shared_learning": vars(result)})
     recipe.save(work.shared)
+    kept.remove()
     return recipe
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.errors import CalibrationError
 
+from .descent_state import DescentState, Stateful
 from .gradient import LossFn, Segment, gradient_arm
 from .trajectory import TrajectoryBatch
 
@@ -39,6 +41,7 @@ class HeldOutJudge:
 
         Raises CalibrationError where none does.
         """
+        self._all_before = before
         self._judging = torch.isfinite(before)
         self.left_out = len(before) - int(self._judging.sum())
         if self.left_out == len(before):
@@ -67,6 +70,21 @@ class HeldOutJudge:
         self._best_change, self.best_loss, self.found_better = mean, self.last_loss, True
         return True
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a judgement depends on; one made from the same "before" takes it back."""
+        return {
+            "before": self._all_before,
+            "best_change": self._best_change,
+            "best_loss": self.best_loss,
+            "last_loss": self.last_loss,
+            "found_better": self.found_better,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to what `state_dict` returned."""
+        self._best_change, self.found_better = state["best_change"], state["found_better"]
+        self.best_loss, self.last_loss = state["best_loss"], state["last_loss"]
+
     def note(self) -> str:
         """Say which trajectories did not judge, or ""."""
         if not self.left_out:
@@ -80,6 +98,13 @@ class HeldOutJudge:
         return f"no moment was better on held-out trajectories: {before}, {last}{left_out}"
 
 
+class Judge(Stateful, Protocol):
+    """Looks at what was learned so far, keeps it where it is the best, and says whether to go on."""
+
+    def __call__(self) -> bool:
+        """Judge."""
+
+
 def descend(
     network: nn.Module,
     process: DenoisingProcess,
@@ -89,16 +114,27 @@ def descend(
     settings: LearningSettings,
     *,
     moments: Sequence[float],
-    judge: Callable[[], bool],
+    judge: Judge,
     progress: Callable[[int], None] | None,
+    kept: DescentState | None = None,
 ) -> str:
     """Take a step for each of the first `settings.iterations` of `draws`; return what went wrong, or "".
 
-    `judge` is asked at `moments`, shares of the iterations, and ends the descent by answering False.
+    `judge` is asked at `moments`, shares of the iterations, and ends the descent by answering False. What an
+    earlier run has `kept` is taken over, and its iterations are not made again.
     """
     arm = gradient_arm(settings.gradient)
     asked = {math.ceil(settings.iterations * share) for share in moments}
+    kept = kept or DescentState()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    parts: dict[str, Stateful] = {"optimizer": optimizer, "schedule": schedule, "judge": judge}
+    done = kept.resume(parameters, parts)
+    if done and progress is not None:
+        progress(done)
+    kept.keep(done, parameters, parts)
     for iteration, (segment, loss_fn) in zip(range(settings.iterations), draws, strict=False):
+        if iteration < done:
+            continue
         optimizer.zero_grad(set_to_none=True)
         loss = arm(process, segment.batch.bind(network), segment, loss_fn)
         if not math.isfinite(loss):
@@ -106,6 +142,8 @@ def descend(
         optimizer.step()
         schedule.step()
         go_on = iteration + 1 not in asked or judge()
+        if go_on:
+            kept.keep(iteration + 1, parameters, parts)
         if progress is not None:
             progress(1 if go_on else settings.iterations - iteration)
         if not go_on:

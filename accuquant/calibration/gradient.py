@@ -31,12 +31,12 @@ class Segment:
     @property
     def start(self) -> Tensor:
         """The common latents [B, C, H, W] before the first step."""
-        return self.batch.latents[self.steps.start]
+        return self.batch.latents_before(self.steps.start)
 
     @property
     def target(self) -> Tensor:
         """The full-precision latents [B, C, H, W] after the last step."""
-        return self.batch.latents[self.steps.stop]
+        return self.batch.latents_before(self.steps.stop)
 
 
 GradientArm = Callable[[DenoisingProcess, NetworkFn, Segment, LossFn], float]
@@ -47,7 +47,7 @@ def rollout(
     process: DenoisingProcess, network: NetworkFn, segment: Segment
 ) -> tuple[list[Tensor], list[ProcessState]]:
     """Run the quantized branch on its own outputs -> M + 1 latents, and the sampler's M states."""
-    generators = process.restore_state(segment.batch.states[segment.steps.start])
+    generators = process.restore_state(segment.batch.state_before(segment.steps.start))
     latents, states = [segment.start], []
     for step in segment.steps:
         states.append(process.save_state(generators))
@@ -83,7 +83,7 @@ def independent(process: DenoisingProcess, network: NetworkFn, segment: Segment,
 
 def exact(process: DenoisingProcess, network: NetworkFn, segment: Segment, loss_fn: LossFn) -> float:
     """Back-propagate through all steps at once: exact, and memory grows with the number of steps."""
-    generators = process.restore_state(segment.batch.states[segment.steps.start])
+    generators = process.restore_state(segment.batch.state_before(segment.steps.start))
     end = process.sample(network, segment.start, generators, steps=segment.steps)
     loss = loss_fn(end, segment.target)
     torch.autograd.backward(loss)

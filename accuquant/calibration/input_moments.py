@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from accuquant.networks.network import weight_shape
-
-from .row_store import PRECISE_WIDTH, RowFile, RowSums
+from .row_store import PRECISE_WIDTH, RowPart, RowSums, RowWriter, filed_moments, row_keys
 from .unfolding import group_count, input_width, random_rows
 
 #: Rows gathered for each layer over the whole recording; wider layers get one for each of their inputs.
 ROWS = 8192
-#: Bytes that sums and rows of all layers together may take, at most and at least, and as a share of the
-#: network's weights in float32; the widest layers' rows go to files instead.
-MEMORY, _LEAST, _SHARE = 2**30, 2**28, 0.125
+#: Sums that all layers together may take in memory, and in the file of a batch, in bytes.
+MEMORY = 2**28
 _BLOCK = 512
 
 
@@ -45,18 +43,49 @@ class Moments(Protocol):
         """Return the covariance of some of a group's inputs, a tensor that the caller may overwrite."""
 
 
-class MomentSampler:
-    """Gathers random rows of the layers' unfolded inputs while a network runs."""
+@dataclass(frozen=True)
+class RowPlan:
+    """What is kept of one layer: `rows` for each call, as sums or as they are."""
 
-    def __init__(self, layers: Mapping[str, nn.Module], calls: int, seed: int, folder: Path) -> None:
-        """Prepare for `calls` calls of the network; `folder` takes the files of the widest layers."""
-        self._layers = dict(layers)
-        self._rows = {
-            name: max(1, max(ROWS, input_width(layer)) // max(1, calls)) for name, layer in layers.items()
-        }
+    rows: int
+    summed: bool
+
+
+def plan_rows(layers: Mapping[str, nn.Module], calls: int, batches: int = 1) -> dict[str, RowPlan]:
+    """Return what is kept of each layer in `calls` calls of the network, in so many batches of them.
+
+    ROWS rows over all calls, or as many as the layer has inputs. Sums where they take less room than a
+    batch's rows, for the narrowest layers until they take MEMORY together.
+    """
+    plans, left = {}, MEMORY
+    for name in sorted(layers, key=lambda name: input_width(layers[name])):
+        groups, width = group_count(layers[name]), input_width(layers[name])
+        rows = max(1, max(ROWS, width) // max(1, calls))
+        size = 8 * groups * width**2
+        smaller = size < 4 * groups * width * rows * max(1, calls // batches)
+        summed = smaller and width <= PRECISE_WIDTH and size <= left
+        left -= size if summed else 0
+        plans[name] = RowPlan(rows, summed)
+    return {name: plans[name] for name in layers}
+
+
+#: What a sampler drew in one batch: tensors by name, and the file in which rows lie.
+Drawn = tuple[Mapping[str, Tensor], Path]
+
+
+class MomentSampler:
+    """Gathers random rows of the layers' unfolded inputs while a network runs on one batch."""
+
+    def __init__(
+        self, layers: Mapping[str, nn.Module], plans: Mapping[str, RowPlan], seed: int, path: Path
+    ) -> None:
+        """Prepare to draw what `plan_rows` says with the batch's own `seed`; `path` takes rows."""
+        self._layers, self._plans = dict(layers), plans
         self._rng = torch.Generator().manual_seed(seed)
-        self._pending: dict[str, list[Tensor]] = {name: [] for name in self._layers}
-        self._stores = _stores(self._layers, folder)
+        self._sums: dict[str, RowSums] = {}
+        self._waiting: dict[str, list[Tensor]] = {name: [] for name in self._layers}
+        self._keys: dict[str, list[Tensor]] = {}
+        self._writer = RowWriter(path)
 
     @contextmanager
     def watch(self) -> Iterator[None]:
@@ -71,43 +100,54 @@ class MomentSampler:
             for hook in hooks:
                 hook.remove()
 
-    def names(self) -> list[str]:
-        """Return the layers whose moments were not taken yet."""
-        return list(self._stores)
+    def finish(self) -> dict[str, Tensor]:
+        """Write the rows that wait, and return what is known of each layer, by names that say what it is."""
+        for name in self._waiting:
+            self._add_up(name)
+        drawn = {
+            f"{kind}/{name}": tensor
+            for name, sums in self._sums.items()
+            for kind, tensor in sums.sums().items()
+        }
+        drawn |= {f"rows/{name}": places for name, places in self._writer.finish().items()}
+        return drawn | {f"keys/{name}": torch.cat(keys) for name, keys in self._keys.items()}
 
-    def take(self, name: str) -> Moments:
-        """Return the moments of a layer, and forget them: those of all layers at once may not fit."""
-        self._flush(name)
-        return self._stores.pop(name).moments()
+    def close(self) -> None:
+        """Let go of the file of rows."""
+        self._writer.close()
 
     def _observe(self, name: str, x: Tensor) -> None:
-        rows = random_rows(self._layers[name], x.detach(), self._rows[name], self._rng).cpu()
-        self._pending[name].append(rows.float().cpu())
-        in_a_file = isinstance(self._stores[name], RowFile)
-        if in_a_file or len(self._pending[name]) * self._rows[name] >= _BLOCK:
-            self._flush(name)
+        plan = self._plans[name]
+        rows = random_rows(self._layers[name], x.detach(), plan.rows, self._rng).cpu().float()
+        if not plan.summed:
+            self._keys.setdefault(name, []).append(row_keys(rows))
+            self._writer.add(name, rows)
+            return
+        self._waiting[name].append(rows)
+        if len(self._waiting[name]) * plan.rows >= _BLOCK:
+            self._add_up(name)
 
-    def _flush(self, name: str) -> None:
-        if self._pending[name]:
-            self._stores[name].add(torch.cat(self._pending[name]))
-            self._pending[name] = []
+    def _add_up(self, name: str) -> None:
+        if not self._waiting[name]:
+            return
+        rows, self._waiting[name] = torch.cat(self._waiting[name]), []
+        if name not in self._sums:
+            layer = self._layers[name]
+            self._sums[name] = RowSums(group_count(layer), input_width(layer))
+        self._sums[name].add(rows)
 
 
-def memory_of(layers: Mapping[str, nn.Module]) -> int:
-    """Return how many bytes the sums for `layers` may take: an eighth of their weights, within bounds."""
-    weights = sum(4 * weight_shape(layer).numel() for layer in layers.values())
-    return int(min(MEMORY, max(_LEAST, _SHARE * weights)))
-
-
-def _stores(layers: Mapping[str, nn.Module], folder: Path) -> dict[str, RowSums | RowFile]:
-    """Return where each layer's rows go: sums in memory for the narrowest, files for what is left."""
-    stores: dict[str, RowSums | RowFile] = {}
-    left = memory_of(layers)
-    for name in sorted(layers, key=lambda name: input_width(layers[name])):
-        groups, width = group_count(layers[name]), input_width(layers[name])
-        left -= groups * width * (8 * width + 4 * _BLOCK)  # the sums, and the rows on their way to them
-        if left >= 0 and width <= PRECISE_WIDTH:
-            stores[name] = RowSums(groups, width)
-        else:
-            stores[name] = RowFile(folder / f"{len(stores)}.rows", groups, width)
-    return {name: stores[name] for name in layers}
+def moments_of(name: str, layer: nn.Module, batches: Sequence[Drawn]) -> Moments:
+    """Return the moments of a layer's inputs in all batches, added up in their order."""
+    groups, width = group_count(layer), input_width(layer)
+    if f"mean/{name}" in batches[0][0]:
+        total = RowSums(groups, width)
+        for drawn, _ in batches:
+            total.add_sums({kind: drawn[f"{kind}/{name}"] for kind in ("mean", "products", "keys")})
+        return total.moments()
+    parts = [
+        RowPart(path, first, count)
+        for drawn, path in batches
+        for first, count in drawn[f"rows/{name}"].tolist()
+    ]
+    return filed_moments(parts, groups, width, [drawn[f"keys/{name}"] for drawn, _ in batches])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from accuquant.networks.simulate import quantized_layers
 from accuquant.recipe import GroupResult
 
 from .descent import HeldOutJudge, LearningSettings, descend, draw_segments
+from .descent_state import DescentState
 from .gradient import Segment, rollout
 from .trajectory import TrajectoryBatch
 
@@ -50,15 +52,18 @@ def learn_group(
     *,
     seed: int,
     progress: Callable[[int], None] | None = None,
+    kept: DescentState | None = None,
 ) -> GroupResult:
     """Learn the scales of `group` in the simulated `network`, in place.
 
     `batches` are learned from; `held_out` decides at six moments of the descent: more iterations also fit
     the trajectories that are learned from ever closer. Where no moment lowers the end-point error of the
     held-out trajectories, and where the loss turns NaN, the group goes back to its initial scales and the
-    result says so. The descent ends early after three moments in a row without progress.
+    result says so. The descent ends early after three moments in a row without progress. It goes on from
+    what `kept` has of an earlier run.
     """
-    judge = _Judge(network, process, steps, held_out, group)
+    kept = kept or DescentState()
+    judge = _Judge(network, process, steps, held_out, group, kept.of("judge"))
     before = judge.initial_loss
     if settings.iterations == 0:
         return GroupResult(before, before, "initial", "no iterations asked for")
@@ -81,6 +86,7 @@ def learn_group(
         moments=_MOMENTS,
         judge=judge,
         progress=progress,
+        kept=kept,
     )
     for layer, scale in zip(layers, initial, strict=True):
         layer.learning = False
@@ -102,12 +108,27 @@ class _Judge(HeldOutJudge):
         steps: range,
         held_out: Sequence[TrajectoryBatch],
         group: int,
+        kept: Mapping[str, Any] | None = None,
     ) -> None:
+        """Measure the errors before learning, unless they are in the state that an earlier judge `kept`."""
         self._evaluated = (network, process, steps, held_out)
         self._layers = list(quantized_layers(network).values())
         self._group = group
         self._without_progress = 0
-        super().__init__(self._errors())
+        super().__init__(self._errors() if kept is None else kept["before"].to(device_of(network)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a judgement depends on, and the scales that were kept."""
+        scales = [layer.scale for layer in self._layers]
+        return {**super().state_dict(), "without_progress": self._without_progress, "scales": scales}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to what `state_dict` returned."""
+        super().load_state_dict(state)
+        self._without_progress = state["without_progress"]
+        for layer, scale in zip(self._layers, state["scales"], strict=True):
+            layer.scale.copy_(scale.to(layer.scale.device))
 
     def _errors(self) -> Tensor:
         return held_out_errors(*self._evaluated).clamp_min(torch.finfo(torch.float32).tiny)

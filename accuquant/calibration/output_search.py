@@ -21,6 +21,7 @@ from accuquant.networks.network import bias_of, quantizable_layers, weight_of
 from accuquant.qparams import LayerQParams, level_bounds
 
 from .trajectory import TrajectoryBatch
+from .units import InMemory, Units
 
 #: Candidates, as factors on the scale that the observer found.
 FACTORS = np.linspace(0.85, 1.15, 13)
@@ -28,7 +29,6 @@ FACTORS = np.linspace(0.85, 1.15, 13)
 _BATCHES, _STEPS = 2, 2
 
 
-@torch.no_grad()
 def refine_scales(
     network: nn.Module,
     process: DenoisingProcess,
@@ -37,31 +37,57 @@ def refine_scales(
     batches: Sequence[TrajectoryBatch],
     *,
     progress: Progress | None = None,
+    units: Units | None = None,
 ) -> dict[str, LayerQParams]:
     """Return `qparams` with the scale of every step group moved to the best of 13 factors from 0.85 to 1.15.
 
     The best factor has the least squared error of the layer's output, float weights, on the float
     network's own inputs. An observer sees values one by one, and takes their rounding errors for independent
     noise. They are not: a flat region holds the same value over and over, its rounding error has one sign
-    there, and adds up in the next sum. Layers that share one scale get one factor.
+    there, and adds up in the next sum. Layers that share one scale get one factor. A unit of work is one
+    batch in one step group.
     """
-    shown, device = progress or Silent(), device_of(network)
-    members = groups.steps_of(process.timesteps)
-    tied = _tied(qparams)
+    shown, members = progress or Silent(), groups.steps_of(process.timesteps)
+    pairs = {
+        f"{group}.{index}": (group, batch)
+        for group in range(len(members))
+        for index, batch in enumerate(batches[:_BATCHES])
+    }
+
+    def measure(unit: str) -> Tensor:
+        group, batch = pairs[unit]
+        return _output_errors(network, process, qparams, batch, group, _spread(members[group]))
+
+    calls = iter([len(_spread(members[group])) for group, _ in pairs.values()])
+    found = (units or InMemory()).map("refined", list(pairs), measure, lambda: shown.advance(next(calls)))
+    errors = torch.stack(found).unflatten(0, (len(members), -1)).sum(1).numpy()
+    rows = {name: row for row, name in enumerate(qparams)}
     chosen = {name: layer.activation_scale.copy() for name, layer in qparams.items()}
-    for group, steps in enumerate(members):
-        errors = {name: np.zeros(len(FACTORS)) for name in qparams}
-        with _measured(network, qparams, group, errors):
-            for batch in (batch.to(device) for batch in batches[:_BATCHES]):
-                for step in _spread(steps):
-                    generators = process.restore_state(batch.states[step])
-                    process.step(batch.bind(network), batch.latents[step], step, generators)
-                    shown.advance()
-        for names in tied:
-            best = FACTORS[int(np.argmin(sum(errors[name] for name in names)))]
+    for group in range(len(members)):
+        for names in _tied(qparams):
+            best = FACTORS[int(np.argmin(sum(errors[group, rows[name]] for name in names)))]
             for name in names:
                 chosen[name][group] = np.float32(chosen[name][group] * best)
     return {name: layer.with_activation_scale(chosen[name]) for name, layer in qparams.items()}
+
+
+@torch.no_grad()
+def _output_errors(
+    network: nn.Module,
+    process: DenoisingProcess,
+    qparams: Mapping[str, LayerQParams],
+    batch: TrajectoryBatch,
+    group: int,
+    steps: Sequence[int],
+) -> Tensor:
+    """Return each layer's output error with each factor on some steps of one batch [layers, factors]."""
+    errors = {name: np.zeros(len(FACTORS)) for name in qparams}
+    batch = batch.to(device_of(network))
+    with _measured(network, qparams, group, errors):
+        for step in steps:
+            generators = process.restore_state(batch.state_before(step))
+            process.step(batch.bind(network), batch.latents_before(step), step, generators)
+    return torch.from_numpy(np.stack(list(errors.values())))
 
 
 def count_calls(groups: int, batches: int) -> int:

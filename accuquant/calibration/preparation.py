@@ -1,81 +1,69 @@
-"""What calibration does before it learns: record, place, find initial scales, round the weights."""
+"""What calibration does between recording and learning: find initial scales, round the weights."""
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 import accuquant
 from accuquant._util.progress import Progress
 from accuquant.denoising.process import DenoisingProcess
-from accuquant.denoising.start import Start
 from accuquant.groups import StepGroups
-from accuquant.networks.network import count_macs, quantizable_layers
+from accuquant.networks.network import quantizable_layers
 from accuquant.pipelines.diffusers_internals import VOLATILE_CONFIG
 from accuquant.pipelines.source import Source
-from accuquant.pipelines.starts import Starter
 from accuquant.pipelines.task import Task
 from accuquant.qparams import LayerQParams
 from accuquant.recipe import Recipe
 
-from .activations import ActivationSampler, Samples, initial_qparams
+from .activations import layer_qparams
 from .calibration_settings import CalibrationSettings
 from .care import care_notes, rounding_facts
-from .input_moments import MomentSampler
 from .output_search import count_calls, refine_scales
-from .placement import Placement, place
+from .placement import Placement
+from .recorded_inputs import RecordedInputs
 from .rounding import compensate
 from .sensitivity import measure_sensitivity, spend_float_budget
-from .trajectory import TrajectoryBatch, place_of, record_from
+from .trajectory import TrajectoryBatch
 from .unfolding import input_width
-
-
-@dataclass(frozen=True)
-class Recording:
-    """The full-precision trajectories and what every layer saw on them."""
-
-    batches: list[TrajectoryBatch]
-    samples: Samples
-    moments: MomentSampler
+from .units import Units
 
 
 def prepare(
     source: Source,
     settings: CalibrationSettings,
     task: Task,
-    starter: Starter,
+    process: DenoisingProcess,
     groups: StepGroups,
+    placement: Placement,
+    recorded: tuple[Sequence[TrajectoryBatch], RecordedInputs],
     shown: Progress,
-    folder: Path,
-) -> tuple[list[TrajectoryBatch], Recipe]:
-    """Record the trajectories, choose the layers, find the qparams that learning starts from.
+    units: Units,
+) -> Recipe:
+    """Return the recipe that learning starts from.
 
-    What does not fit into memory lies in `folder`/inputs meanwhile.
+    `recorded` are the trajectories and what the layers saw on them; `units` may have results of an earlier
+    run.
     """
-    process = starter.process
-    starts = list(
-        starter.starts(settings.num_trajectories, settings.batch_size, seed=settings.seed, progress=shown)
-    )
-    starter.close()
-    macs = count_macs(source.network, source.signature)
-    placement = place(source.network, macs, include=settings.include, exclude=settings.exclude)
-    inputs = folder / "inputs"
-    shutil.rmtree(inputs, ignore_errors=True)  # of a run that was killed
-    inputs.mkdir()
-    recording = _record(source, settings, process, starts, groups, placement, shown, inputs)
-    qparams, facts = _initial_qparams(source, settings, process, groups, recording, shown)
-    shutil.rmtree(inputs)
+    batches, inputs = recorded
+    qparams = _first_scales(source, settings, groups, placement, inputs, shown, units)
+    if settings.refine:
+        shown.stage("refined scales", count_calls(len(groups), len(batches)))
+        qparams = refine_scales(
+            source.network, process, groups, qparams, batches, progress=shown, units=units
+        )
+    rounded, facts = _rounded(source, qparams, inputs, shown, units)
+    qparams |= rounded
     errors: dict[str, float] = {}
     if settings.sensitivity or settings.float_budget:
         shown.stage("layer sensitivity", len(qparams))
         errors = measure_sensitivity(
-            source.network, process, groups, qparams, recording.batches[-1], progress=shown
+            source.network, process, groups, qparams, batches[-1], progress=shown, units=units
         )
     left = spend_float_budget(placement, errors, settings.float_budget) if settings.float_budget else []
     if left:
@@ -84,7 +72,7 @@ def prepare(
     rounding = {"rounding": {name: facts[name] for name in placement.quantized if name in facts}}
     for note in care_notes(rounding):
         shown.message(note)
-    recipe = Recipe(
+    return Recipe(
         groups=groups,
         layers={name: qparams[name] for name in placement.quantized},
         signature=source.signature,
@@ -107,68 +95,73 @@ def prepare(
             "torch_version": torch.__version__,
         },
     )
-    return recording.batches, recipe
 
 
-def _initial_qparams(
+def _first_scales(
     source: Source,
     settings: CalibrationSettings,
-    process: DenoisingProcess,
-    groups: StepGroups,
-    recording: Recording,
-    shown: Progress,
-) -> tuple[dict[str, LayerQParams], dict[str, dict[str, float]]]:
-    """Return the qparams of all layers, and what the rounding of each was based on."""
-    shown.stage("initial scales", 1)
-    qparams = initial_qparams(
-        source.network,
-        recording.samples,
-        weight_bits=settings.weight_bits,
-        activation_bits=settings.activation_bits,
-        observer=settings.observer,
-        affine=settings.affine,
-    )
-    recording.samples.clear()  # 0.1 MB a layer and step group, which nobody needs any more
-    if settings.refine:
-        shown.stage("refined scales", count_calls(len(groups), len(recording.batches)))
-        qparams = refine_scales(source.network, process, groups, qparams, recording.batches, progress=shown)
-    names, layers = recording.moments.names(), quantizable_layers(source.network)
-    facts = {}
-    shown.stage("weight rounding", len(names))
-    # the widest first: the memory that its covariance takes is the levels' of all others later
-    for name in sorted(names, key=lambda name: -input_width(layers[name])):
-        moments = recording.moments.take(name)
-        qparams[name] = compensate(layers[name], qparams[name], moments)
-        facts[name] = rounding_facts(layers[name], moments)
-        shown.advance()
-    return qparams, facts
-
-
-def _record(
-    source: Source,
-    settings: CalibrationSettings,
-    process: DenoisingProcess,
-    starts: Sequence[Start],
     groups: StepGroups,
     placement: Placement,
+    inputs: RecordedInputs,
     shown: Progress,
-    folder: Path,
-) -> Recording:
-    shown.stage("full-precision trajectories", len(starts) * len(process))
-    group_of = [groups.find(t) for t in process.timesteps]
-    calls = [group_of.count(g) * len(starts) for g in range(len(groups))]
-    sampler = ActivationSampler(placement.quantized, calls, settings.seed)
+    units: Units,
+) -> dict[str, LayerQParams]:
+    """Return what an observer finds for each layer by itself; a layer is a unit of work."""
     layers = quantizable_layers(source.network)
-    rounded = {name: layers[name] for name in placement.quantized if settings.rounding == "gptq"}
-    moments = MomentSampler(rounded, sum(calls), settings.seed, folder)
 
-    def before_step(step: int) -> None:
-        sampler.group, sampler.place = group_of[step], place_of(step, process)
-        shown.advance()
+    def observe(name: str) -> dict[str, Any]:
+        found = layer_qparams(
+            name,
+            layers[name],
+            inputs.samples(name, len(groups)),
+            weight_bits=settings.weight_bits,
+            activation_bits=settings.activation_bits,
+            observer=settings.observer,
+            affine=settings.affine,
+        )
+        return _to_tree(found)
 
-    with sampler.watch(source.network), moments.watch():
-        batches = record_from(source.network, process, starts, before_step=before_step)
-    return Recording(batches, sampler.samples(), moments)
+    shown.stage("initial scales", len(placement.quantized))
+    found = units.map("scales", placement.quantized, observe, shown.advance)
+    return {name: _from_tree(tree) for name, tree in zip(placement.quantized, found, strict=True)}
+
+
+def _rounded(
+    source: Source,
+    qparams: Mapping[str, LayerQParams],
+    inputs: RecordedInputs,
+    shown: Progress,
+    units: Units,
+) -> tuple[dict[str, LayerQParams], dict[str, dict[str, float]]]:
+    """Return the qparams of all rounded layers, and what each rounding was based on; a layer is a unit."""
+    layers = quantizable_layers(source.network)
+
+    def round_one(name: str) -> dict[str, Any]:
+        moments = inputs.moments(name)
+        rounded = compensate(layers[name], qparams[name], moments)
+        return {"qparams": _to_tree(rounded), "facts": rounding_facts(layers[name], moments)}
+
+    # the widest first: the memory that its covariance takes is the levels' of all others later
+    names = sorted(inputs.rounded, key=lambda name: -input_width(layers[name]))
+    shown.stage("weight rounding", len(names))
+    found = dict(zip(names, units.map("rounding", names, round_one, shown.advance), strict=True))
+    return (
+        {name: _from_tree(tree["qparams"]) for name, tree in found.items()},
+        {name: tree["facts"] for name, tree in found.items()},
+    )
+
+
+def _to_tree(qparams: LayerQParams) -> dict[str, Any]:
+    """Return the fields of `qparams`, arrays as tensors."""
+    return {
+        name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+        for name, value in vars(qparams).items()
+    }
+
+
+def _from_tree(tree: Mapping[str, Any]) -> LayerQParams:
+    plain = {name: value.numpy() if isinstance(value, Tensor) else value for name, value in tree.items()}
+    return LayerQParams(**plain | {"weight_shape": tuple(tree["weight_shape"])})
 
 
 def plain_config(config: dict[str, Any]) -> dict[str, Any]:

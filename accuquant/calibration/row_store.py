@@ -1,22 +1,29 @@
-"""Rows of a layer's input on their way to a mean and a covariance: as sums, or as a file."""
+"""Rows of a layer's input on their way to a mean and a covariance: as sums, or in a file."""
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from accuquant._util.files import errors_name
 
 #: Wider covariances are computed with in float32; in float64, one of 6144 inputs takes 0.3 GB.
 PRECISE_WIDTH = 6144
 #: Rows, and numbers, that are read at once.
 _CHUNK, _NUMBERS = 512, 2**22
 _COLUMNS = 1024
+#: Bytes of rows that wait in memory until they are written together.
+BUFFER = 64 << 20
 
 
 class RowSums:
@@ -29,7 +36,8 @@ class RowSums:
     def __init__(self, groups: int, width: int) -> None:
         self._mean = torch.zeros(groups, width, dtype=torch.float64)
         self._products = torch.zeros(groups, width, width, dtype=torch.float64)
-        self._rows = _Distinct()
+        self._count = 0
+        self._keys: list[Tensor] = []
 
     def add(self, rows: Tensor) -> None:
         """Add rows [n, G * d]."""
@@ -37,16 +45,28 @@ class RowSums:
         split = rows.reshape(-1, groups, width).transpose(0, 1)
         mean = split.double().mean(1)
         centred = (split - mean[:, None]).float()
-        before, added = self._rows.count, len(rows)
-        self._rows.add(rows)
-        shift, share = mean - self._mean, added / self._rows.count
-        self._products += centred.mT @ centred
+        self._merge(mean, centred.mT @ centred, len(rows), row_keys(rows))
+
+    def add_sums(self, sums: Mapping[str, Tensor]) -> None:
+        """Add what `sums` of other rows returned."""
+        self._merge(sums["mean"], sums["products"], len(sums["keys"]), sums["keys"])
+
+    def sums(self) -> dict[str, Tensor]:
+        """Return the sums so far by name, and a key of each row."""
+        return {"mean": self._mean, "products": self._products, "keys": torch.cat(self._keys)}
+
+    def _merge(self, mean: Tensor, products: Tensor, added: int, keys: Tensor) -> None:
+        before = self._count
+        self._count += added
+        self._keys.append(keys)
+        shift, share = mean - self._mean, added / self._count
+        self._products += products
         self._products.baddbmm_(shift[:, :, None], shift[:, None, :], alpha=before * share)
         self._mean += shift * share
 
     def moments(self) -> SummedMoments:
         """Return the moments of the rows so far; they change with what is added later."""
-        return SummedMoments(self._mean, self._products, self._rows.count, self._rows.distinct)
+        return SummedMoments(self._mean, self._products, self._count, count_distinct(self._keys))
 
 
 @dataclass(frozen=True)
@@ -63,35 +83,83 @@ class SummedMoments:
         return self.products[group, columns, columns] / self.rows
 
 
-class RowFile:
-    """Rows in a file, for layers whose covariance is larger than they are, or than memory."""
+class RowWriter:
+    """Rows of many layers on their way into one file, in the order in which they come.
 
-    def __init__(self, path: Path, groups: int, width: int) -> None:
-        self._path, self._groups, self._width = path, groups, width
-        self._rows = _Distinct()
+    They wait in memory until there are BUFFER bytes of them, and are written layer by layer.
+    """
 
-    def add(self, rows: Tensor) -> None:
-        """Append rows [n, G * d]."""
-        self._rows.add(rows)
-        with self._path.open("ab") as file:
-            file.write(np.ascontiguousarray(rows.numpy(), np.float32).data)
+    def __init__(self, path: Path) -> None:
+        """Prepare to write `path`, over what a killed run left there."""
+        self._path = path
+        self._file: IO[bytes] | None = None
+        self._waiting: dict[str, list[Tensor]] = {}
+        self._bytes = self._written = 0
+        self._places: dict[str, list[tuple[int, int]]] = {}
 
-    def moments(self) -> FiledMoments:
-        """Return the moments of the rows so far."""
-        mean = torch.zeros(self._groups, self._width, dtype=torch.float64)
-        for rows in read_rows(self._path, self._groups, self._width):
-            mean += rows.double().sum(0)
-        return FiledMoments(mean / self._rows.count, self._rows.count, self._rows.distinct, self._path)
+    def add(self, name: str, rows: Tensor) -> None:
+        """Add rows [n, G * d] of a layer. Raises OSError, which names the file, where the disk is full."""
+        self._waiting.setdefault(name, []).append(rows)
+        self._bytes += rows.nbytes
+        if self._bytes >= BUFFER:
+            self._write()
+
+    def finish(self) -> dict[str, Tensor]:
+        """Write what waits, and return for each layer where its rows are: (first byte, rows) [k, 2]."""
+        self._write()
+        if self._file is not None:
+            with errors_name(self._path):
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                self._file.close()
+        return {name: torch.tensor(places, dtype=torch.int64) for name, places in self._places.items()}
+
+    def close(self) -> None:
+        """Let go of the file; where it was not finished, it is of no use."""
+        if self._file is not None:
+            with suppress(OSError):  # of a full disk, which has been told
+                self._file.close()
+
+    def _write(self) -> None:
+        with errors_name(self._path):
+            if self._file is None and self._waiting:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self._path.open("wb")
+            for name, parts in self._waiting.items():
+                assert self._file is not None
+                rows = np.ascontiguousarray(torch.cat(parts).numpy(), np.float32)
+                self._file.write(rows.data)
+                self._places.setdefault(name, []).append((self._written, len(rows)))
+                self._written += rows.nbytes
+        self._waiting, self._bytes = {}, 0
+
+
+@dataclass(frozen=True)
+class RowPart:
+    """Some rows of a layer in a file of a RowWriter: from a byte on, so many."""
+
+    path: Path
+    first: int
+    count: int
+
+
+def filed_moments(parts: Sequence[RowPart], groups: int, width: int, keys: Sequence[Tensor]) -> FiledMoments:
+    """Return the moments of rows [n, G * d] in files; `keys` tell which of them are the same."""
+    mean = torch.zeros(groups, width, dtype=torch.float64)
+    for rows in read_rows(parts, groups, width):
+        mean += rows.double().sum(0)
+    count = sum(part.count for part in parts)
+    return FiledMoments(mean / count, count, count_distinct(keys), tuple(parts))
 
 
 @dataclass(frozen=True)
 class FiledMoments:
-    """Mean [G, d], and the file that covariances are summed from when they are asked for."""
+    """Mean [G, d], and the rows that covariances are summed from when they are asked for."""
 
     mean: Tensor
     rows: int
     distinct: int
-    path: Path
+    parts: tuple[RowPart, ...]
 
     def covariance(self, group: int, columns: slice) -> Tensor:
         """Return the covariance of some of a group's inputs, a new tensor.
@@ -101,7 +169,7 @@ class FiledMoments:
         mean = self.mean[group, columns]
         width, dtype = len(mean), _precision(len(mean))
         total = torch.zeros(width, width, dtype=dtype)
-        for rows in read_rows(self.path, *self.mean.shape):
+        for rows in read_rows(self.parts, *self.mean.shape):
             centred = (rows[:, group, columns] - mean).to(dtype)
             for start in range(0, width, _COLUMNS):
                 some = slice(start, start + _COLUMNS)
@@ -114,7 +182,8 @@ class FiledMoments:
     @property
     def folder(self) -> Path:
         """Where a factor may lie meanwhile."""
-        return self.path.with_suffix(".factor")
+        first = self.parts[0]
+        return first.path.with_name(f"{first.path.stem}-{first.first}.factor")
 
     def variances(self, group: int, columns: slice) -> Tensor:
         """Return the variances of some of a group's inputs, in float64."""
@@ -125,7 +194,7 @@ class FiledMoments:
     def scaled_rows(self, group: int, columns: slice) -> Iterator[Tensor]:
         """Yield rows [n, d] whose products add up to the covariance of some of a group's inputs."""
         mean, root = self.mean[group, columns], math.sqrt(self.rows)
-        for rows in read_rows(self.path, *self.mean.shape):
+        for rows in read_rows(self.parts, *self.mean.shape):
             yield ((rows[:, group, columns] - mean) / root).float()
 
 
@@ -133,25 +202,32 @@ def _precision(width: int) -> torch.dtype:
     return torch.float64 if width <= PRECISE_WIDTH else torch.float32
 
 
-def read_rows(path: Path, groups: int, width: int) -> Iterator[Tensor]:
-    """Yield the rows of a RowFile's file in chunks [n, G, d]."""
-    count = max(1, min(_CHUNK, _NUMBERS // (groups * width)))
-    with path.open("rb") as file:
-        while len(values := np.fromfile(file, np.float32, count * groups * width)):
-            yield torch.from_numpy(values).reshape(-1, groups, width)
+def read_rows(parts: Sequence[RowPart], groups: int, width: int) -> Iterator[Tensor]:
+    """Yield the rows of all parts in chunks [n, G, d], which know nothing of the parts' borders."""
+    size = max(1, min(_CHUNK, _NUMBERS // (groups * width)))
+    chunk, held = torch.empty(size, groups, width), 0
+    for part in parts:
+        with part.path.open("rb") as file:
+            file.seek(part.first)
+            left = part.count
+            while left:
+                count = min(left, size - held)
+                values = np.fromfile(file, np.float32, count * groups * width)
+                chunk[held : held + count] = torch.from_numpy(values).reshape(count, groups, width)
+                left, held = left - count, held + count
+                if held == size:
+                    yield chunk
+                    held = 0
+    if held:
+        yield chunk[:held]
 
 
-class _Distinct:
-    """Counts rows, and how many of them differ from all others, by eight bytes a row."""
+def row_keys(rows: Tensor) -> Tensor:
+    """Return a number for each row [n, ...] -> int64 [n], the same for the same bytes, in every process."""
+    digests = (hashlib.blake2b(row, digest_size=8).digest() for row in np.ascontiguousarray(rows.numpy()))
+    return torch.frombuffer(bytearray(b"".join(digests)), dtype=torch.int64)
 
-    def __init__(self) -> None:
-        self.count = 0
-        self._seen: list[npt.NDArray[np.int64]] = []
 
-    @property
-    def distinct(self) -> int:
-        return len(np.unique(np.concatenate(self._seen))) if self._seen else 0
-
-    def add(self, rows: Tensor) -> None:
-        self.count += len(rows)
-        self._seen.append(np.array([hash(row.tobytes()) for row in rows.numpy()], np.int64))
+def count_distinct(keys: Sequence[Tensor]) -> int:
+    """Return how many different rows there are, by their keys."""
+    return len(torch.cat(list(keys)).unique())

@@ -20,6 +20,7 @@ from accuquant.qparams import LayerQParams
 from .learning import sample_errors
 from .placement import Placement
 from .trajectory import TrajectoryBatch
+from .units import InMemory, Units
 
 
 @torch.no_grad()
@@ -32,22 +33,24 @@ def measure_sensitivity(
     *,
     num_steps: int = 4,
     progress: Progress | None = None,
+    units: Units | None = None,
 ) -> dict[str, float]:
     """Return, for each layer, the error of x_{t-1} when this layer alone is quantized.
 
     The error is the median over samples of the mean squared difference to the float step, summed over
-    `num_steps` steps spread over the trajectory. `network` is left as it was.
+    `num_steps` steps spread over the trajectory. `network` is left as it was. A unit of work is a layer.
     """
     shown, batch = progress or Silent(), batch.to(device_of(network))
     last = len(process) - 1
     steps = sorted({round(last * (k + 0.5) / num_steps) for k in range(num_steps)})
     active = ActiveGroup(groups)
-    errors = {}
-    for name, layer in qparams.items():
-        with _quantized(network, layer, active):
-            errors[name] = sum(_step_error(network, process, batch, step, active) for step in steps)
-        shown.advance()
-    return errors
+
+    def measure(name: str) -> float:
+        with _quantized(network, qparams[name], active):
+            return sum(_step_error(network, process, batch, step, active) for step in steps)
+
+    found = (units or InMemory()).map("sensitivity", list(qparams), measure, shown.advance)
+    return dict(zip(qparams, found, strict=True))
 
 
 def spend_float_budget(placement: Placement, errors: Mapping[str, float], budget: float) -> list[str]:
@@ -77,9 +80,9 @@ def _step_error(
     network: nn.Module, process: DenoisingProcess, batch: TrajectoryBatch, step: int, active: ActiveGroup
 ) -> float:
     active.select(process.timesteps[step])
-    generators = process.restore_state(batch.states[step])
-    after = process.step(batch.bind(network), batch.latents[step], step, generators)
-    errors = sample_errors(after, batch.latents[step + 1])
+    generators = process.restore_state(batch.state_before(step))
+    after = process.step(batch.bind(network), batch.latents_before(step), step, generators)
+    errors = sample_errors(after, batch.latents_before(step + 1))
     # a layer that makes latents NaN is the most sensitive of all, and JSON holds no infinity
     largest = torch.finfo(errors.dtype).max
     return float(errors.nan_to_num(nan=largest, posinf=largest).median())

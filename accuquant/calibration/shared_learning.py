@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from accuquant.recipe import GroupResult, Recipe
 
 from .block_checkpoints import checkpoint_blocks
 from .descent import HeldOutJudge, LearningSettings, descend, draw_segments
+from .descent_state import DescentState
 from .learning import end_point_loss, held_out_errors
 from .output_correction import OutputCorrection, corrected
 from .trajectory import TrajectoryBatch
@@ -40,6 +42,7 @@ def learn_shared(
     seed: int,
     progress: Callable[[int], None] | None = None,
     checkpoint: bool | None = None,
+    kept: DescentState | None = None,
 ) -> tuple[Recipe, GroupResult]:
     """Learn the weight scales and biases of `recipe`, and with them the activation scales of all groups.
 
@@ -52,8 +55,9 @@ def learn_shared(
     `settings.gradient` "exact" is computed as "checkpoint": the same gradient, in memory that does not grow
     with the number of steps. The learning rate counts in the relative error that quantization leaves at
     first: 0.01 moves scales by 0.03 % an iteration where the latents err by 3 %, and by 0.01 % where by 1 %.
-    `checkpoint` is as in `checkpoint_blocks`.
+    `checkpoint` is as in `checkpoint_blocks`. The descent goes on from what `kept` has of an earlier run.
     """
+    kept = kept or DescentState()
     if settings.gradient == "exact":
         settings = replace(settings, gradient="checkpoint")
     simulated = quantize_network(network, recipe.layers.values(), recipe.groups)
@@ -63,7 +67,12 @@ def learn_shared(
     steps = range(len(process))
     with corrected(layers) as corrections:
         parameters = _parameters(layers, corrections)
-        judge = _Judge(lambda: held_out_errors(simulated, process, steps, held_out), parameters)
+        judge = _Judge(
+            lambda: held_out_errors(simulated, process, steps, held_out),
+            parameters,
+            corrections.values(),
+            kept.of("judge"),
+        )
         typical = judge.initial_loss or 1.0
         rate = settings.learning_rate * _relative(judge.initial_loss, held_out)
         optimizer = torch.optim.Adam(parameters, lr=rate, betas=_BETAS)
@@ -84,6 +93,7 @@ def learn_shared(
             moments=_MOMENTS,
             judge=judge,
             progress=progress,
+            kept=kept,
         )
     if fault or not judge.restore():
         return recipe, judge.result("rolled_back", fault or judge.verdict())
@@ -124,12 +134,35 @@ def _folded(
 class _Judge(HeldOutJudge):
     """Keeps parameters where held-out trajectories find them the best."""
 
-    def __init__(self, errors: Callable[[], Tensor], parameters: Sequence[nn.Parameter]) -> None:
-        """Prepare to call `errors` -> [N], and to keep the values of `parameters`."""
+    def __init__(
+        self,
+        errors: Callable[[], Tensor],
+        parameters: Sequence[nn.Parameter],
+        corrections: Iterable[OutputCorrection] = (),
+        kept: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Prepare to call `errors` -> [N], and to keep the values of `parameters`.
+
+        The errors before learning, and the units that `corrections` count in, come from the first call,
+        unless they are in the state that an earlier judge `kept`.
+        """
         self._errors = errors
         self._parameters = parameters
+        self._corrections = list(corrections)
         self._best: list[Tensor] = []
-        super().__init__(errors())
+        super().__init__(errors() if kept is None else kept["before"].to(parameters[0].device))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a judgement depends on, the best values, and the corrections' units."""
+        units = [correction.unit for correction in self._corrections]
+        return {**super().state_dict(), "best": self._best, "units": units}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to what `state_dict` returned."""
+        super().load_state_dict(state)
+        self._best = [value.to(self._parameters[0].device) for value in state["best"]]
+        for correction, unit in zip(self._corrections, state["units"], strict=True):
+            correction.unit = unit
 
     def __call__(self) -> bool:
         """Keep the present values of the parameters where they are the best so far; never end the descent."""

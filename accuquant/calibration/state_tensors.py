@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,15 +41,22 @@ def states_to_tensors(states: Sequence[ProcessState]) -> tuple[dict[str, Tensor]
 
 def states_from_tensors(tensors: Mapping[str, Tensor], text: str) -> tuple[ProcessState, ...]:
     """Read what `states_to_tensors` returned."""
+    histories = json.loads(text)
+    random = tensors["random"].expand(len(histories), -1, -1)
+    return tuple(
+        state_from_tensors(row, history, tensors.__getitem__)
+        for row, history in zip(random, histories, strict=True)
+    )
+
+
+def state_from_tensors(
+    random: Tensor, history: Mapping[str, Any], read: Callable[[str], Tensor]
+) -> ProcessState:
+    """Return one state from its row of "random", its element of the JSON text, and the tensors by name."""
 
     def decode(value: Any) -> Any:
         if isinstance(value, list):
             return [decode(item) for item in value]
-        return tensors[value[_TENSOR]] if isinstance(value, dict) else value
+        return read(value[_TENSOR]) if isinstance(value, dict) else value
 
-    histories = json.loads(text)
-    random = tensors["random"].expand(len(histories), -1, -1)
-    return tuple(
-        ProcessState(tuple(row), {key: decode(value) for key, value in history.items()})
-        for row, history in zip(random, histories, strict=True)
-    )
+    return ProcessState(tuple(random), {key: decode(value) for key, value in history.items()})

@@ -21,7 +21,8 @@ class TrajectoryBatch:
     """Some trajectories that run together.
 
     `latents` [T + 1, B, C, H, W]: before every step, then after the last. `states` [T]: what the sampler
-    remembered before every step. What is recorded is on the CPU; `to` brings it to the network.
+    remembered before every step. What is recorded is on the CPU; `to` brings it to the network. What needs
+    a step asks for it by `latents_before` and `state_before`: in a StoredBatch it is read from a file.
     """
 
     latents: Tensor
@@ -30,6 +31,14 @@ class TrajectoryBatch:
 
     def __len__(self) -> int:
         return int(self.latents.shape[1])
+
+    def latents_before(self, step: int) -> Tensor:
+        """Return the latents [B, C, H, W] before `step`, or after the last step."""
+        return self.latents[step]
+
+    def state_before(self, step: int) -> ProcessState:
+        """Return what the sampler remembered before `step`."""
+        return self.states[step]
 
     def to(self, device: torch.device) -> TrajectoryBatch:
         """Return the same on `device`, itself where it is there; a tensor of several states is moved once."""
@@ -82,8 +91,17 @@ def record_from(
     `before_step` is told the loop index of every step of every batch. The network runs where it is; what is
     recorded comes to the CPU.
     """
-    device = device_of(network)
-    return [_record(network, process, start.to(device), before_step).to(CPU) for start in starts]
+    return [record_batch(network, process, start, before_step) for start in starts]
+
+
+def record_batch(
+    network: nn.Module,
+    process: DenoisingProcess,
+    start: Start,
+    before_step: Callable[[int], None] | None = None,
+) -> TrajectoryBatch:
+    """Run the float network from one start, as `record_from` does from several."""
+    return _record(network, process, start.to(device_of(network)), before_step).to(CPU)
 
 
 def place_of(step: int, process: DenoisingProcess) -> str:

@@ -4,36 +4,41 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
-
-from accuquant._util.files import atomic_write, write_text
-from accuquant.denoising.conditioning import Conditioning
+from accuquant._util.files import write_text
 from accuquant.errors import CalibrationError, RecipeError
 from accuquant.recipe import GroupResult, Recipe
 
-from .state_tensors import states_from_tensors, states_to_tensors
-from .trajectory import TrajectoryBatch
+from .descent_state import DescentState
+from .units import KeptUnits
 
-#: What a calibration keeps beside settings.json.
-_PARTS = ("trajectories.safetensors", "initial.safetensors", "shared.safetensors", "group_*.json")
+#: Of the folder's files; a folder of another layout is refused.
+_LAYOUT = 2
+#: What a calibration keeps beside settings.json, of this layout or an earlier one.
+_PARTS = ("starts", "trajectories", "trajectories.safetensors", "inputs", "units", "initial.safetensors")
+_PARTS += ("shared.safetensors", "shared.state", "group_*.json", "group_*.state")
 
 
 class WorkFolder:
-    """`<recipe>.partial/`: settings.json, trajectories, initial and shared.safetensors, group_*.json.
+    """`<recipe>.partial/`, in the order in which it fills; docs/calibration.md says what a kill costs.
 
-    Every file appears whole or not at all, so any prefix of the work survives a kill. Files belong to the
-    settings beside them, which say everything that they depend on: what lies there without any is removed.
+    - settings.json: all that the rest depends on; what lies there without it is removed
+    - starts/, trajectories/, inputs/: a file for each batch, and rows of inputs beside it
+    - units/: first and refined scales, rounded layers, sensitivities
+    - initial.safetensors: the recipe before learning; starts, inputs and units are of no use any more
+    - shared.state, shared.safetensors: the shared stage while it runs, and its recipe
+    - group_000.state, group_000.json: each step group likewise
+
+    Every file appears whole or not at all, so any prefix of the work survives a kill. A file of rows counts
+    only once the file beside it does.
     """
 
     def __init__(self, recipe: Path, settings: Mapping[str, Any]) -> None:
         self.path = recipe.with_name(recipe.name + ".partial")
-        self._settings = json.loads(json.dumps(settings))
+        self._settings = json.loads(json.dumps({**settings, "layout": _LAYOUT}))
         self._open()
 
     def _open(self) -> None:
@@ -52,40 +57,31 @@ class WorkFolder:
                 )
         else:
             self.path.mkdir(parents=True, exist_ok=True)
-            for file in [path for pattern in _PARTS for path in self.path.glob(pattern)]:
-                file.unlink()
+            for path in [path for pattern in _PARTS for path in self.path.glob(pattern)]:
+                _remove(path)
             write_text(marker, json.dumps(self._settings, indent=2, sort_keys=True))
 
-    def save_trajectories(self, batches: Sequence[TrajectoryBatch]) -> None:
-        """Keep the full-precision latents and what the sampler remembered before every step."""
-        tensors: dict[str, Tensor] = {}
-        histories: dict[str, str] = {}
-        for index, batch in enumerate(batches):
-            state_tensors, histories[str(index)] = states_to_tensors(batch.states)
-            parts = {
-                "latents": batch.latents,
-                **{f"conditioning.{k}": v for k, v in batch.conditioning.to_tensors().items()},
-                **{f"states.{k}": v for k, v in state_tensors.items()},
-            }
-            tensors |= {f"{index}.{name}": tensor.contiguous() for name, tensor in parts.items()}
-        with atomic_write(self.path / "trajectories.safetensors") as temporary:
-            save_file(tensors, temporary, metadata=histories)
+    def start(self, batch: int) -> Path:
+        """Where a batch lies before its first step."""
+        return self.path / "starts" / f"{batch:06d}.safetensors"
 
-    def load_trajectories(self) -> list[TrajectoryBatch] | None:
-        """Return the kept trajectories, or None where there are none (or no whole ones)."""
-        path = self.path / "trajectories.safetensors"
-        try:
-            with safe_open(path, framework="pt") as file:
-                histories = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
-        except (FileNotFoundError, SafetensorError):
-            return None
-        batches = []
-        for index in sorted(histories, key=int):
-            states = states_from_tensors(_under(tensors, f"{index}.states."), histories[index])
-            conditioning = Conditioning.from_tensors(_under(tensors, f"{index}.conditioning."))
-            batches.append(TrajectoryBatch(tensors[f"{index}.latents"], states, conditioning))
-        return batches
+    def trajectories(self, batch: int) -> Path:
+        """Where a batch of trajectories lies."""
+        return self.path / "trajectories" / f"{batch:06d}.safetensors"
+
+    def inputs(self, batch: int) -> Path:
+        """Where that lies which was drawn from the layers' inputs on a batch of trajectories."""
+        return self.path / "inputs" / f"{batch:06d}.safetensors"
+
+    @property
+    def units(self) -> KeptUnits:
+        """The results that the first recipe is made of."""
+        return KeptUnits(self.path / "units")
+
+    def forget_preparation(self) -> None:
+        """Remove what only the first recipe was made of."""
+        for name in ("starts", "inputs", "units"):
+            _remove(self.path / name)
 
     @property
     def initial(self) -> Path:
@@ -105,6 +101,15 @@ class WorkFolder:
         """Return the recipe with what all step groups share, or None where it is not finished."""
         return _whole_recipe(self.shared)
 
+    @property
+    def shared_state(self) -> DescentState:
+        """The shared stage while it runs."""
+        return DescentState(self.path / "shared.state")
+
+    def group_state(self, group: int) -> DescentState:
+        """The learning of one step group while it runs."""
+        return DescentState(self.path / f"group_{group:03d}.state")
+
     def save_group(self, group: int, scales: Mapping[str, float], result: GroupResult) -> None:
         """Keep what was learned for one step group."""
         data = {"scales": dict(scales), "result": vars(result)}
@@ -122,11 +127,9 @@ class WorkFolder:
     def remove(self) -> None:
         """Delete the folder: the recipe is finished."""
         # the settings go last: without them, another run would take what is left for its own
-        for file in self.path.iterdir():
-            if file.is_dir():  # a killed run's temporary files
-                shutil.rmtree(file)
-            elif file.name != "settings.json":
-                file.unlink()
+        for path in sorted(self.path.iterdir(), key=Path.is_dir):
+            if path.name != "settings.json":
+                _remove(path)
         shutil.rmtree(self.path)
 
 
@@ -137,8 +140,11 @@ def _whole_recipe(path: Path) -> Recipe | None:
         return None
 
 
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _difference(found: Any, wanted: Mapping[str, Any]) -> str:

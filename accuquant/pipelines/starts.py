@@ -18,7 +18,7 @@ from torch import Tensor
 from accuquant._util.progress import Progress, Silent
 from accuquant.denoising.conditioning import BoundNetwork, Conditioning
 from accuquant.denoising.guidance import Guidance
-from accuquant.denoising.process import DenoisingProcess
+from accuquant.denoising.process import DenoisingProcess, seeded_generators
 from accuquant.denoising.start import Start, seeded_starts
 from accuquant.errors import CalibrationError, UsageError
 from accuquant.networks.device import CPU, device_of
@@ -51,6 +51,9 @@ class Starter(Protocol):
         self, count: int, batch_size: int, *, seed: int, progress: Progress | None = None
     ) -> Iterator[Start]:
         """Yield batches of starts; image k comes from seed + k and takes prompt k."""
+
+    def start(self, members: range, *, seed: int) -> Start:
+        """Return the start of some images: the same, whichever others were started before."""
 
     def close(self) -> None:
         """Free what starts are made with; the process stays."""
@@ -97,6 +100,16 @@ class NoiseStarter:
             conditioning=class_labels(self._source, count),
         )
 
+    def start(self, members: range, *, seed: int) -> Start:
+        """Return the start of some images."""
+        signature = self._source.signature
+        generators = seeded_generators(range(seed + members.start, seed + members.stop))
+        shape = signature.sample.resolve(signature.sizes | {"batch": 1})[1:]
+        latents = self.process.initial_latents(shape, generators)
+        labels = Conditioning.of(class_labels(self._source, members.stop))
+        states = tuple(g.get_state() for g in generators)
+        return Start(latents, states, labels.rows(slice(members.start, members.stop)))
+
     def close(self) -> None:
         """Do nothing: seeds take no memory."""
 
@@ -125,6 +138,10 @@ class PipelineStarter:
             captured = self._capture(members, seed, real=False)
             shown.advance()
             yield _start(self._source, captured, self.guidance).to(CPU)
+
+    def start(self, members: range, *, seed: int) -> Start:
+        """Return the start of some images."""
+        return _start(self._source, self._capture(members, seed, real=False), self.guidance).to(CPU)
 
     def close(self) -> None:
         """Free the text encoders and the decoder."""

@@ -5,16 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
-from torch import nn
 
-from accuquant.calibration.trajectory import record_trajectories
 from accuquant.calibration.work_folder import WorkFolder
-from accuquant.denoising.process import DenoisingProcess
 from accuquant.errors import CalibrationError
 from accuquant.recipe import GroupResult
 
@@ -29,7 +24,8 @@ def recipe(tmp_path: Path) -> Path:
 def test_the_folder_lies_beside_the_recipe(recipe: Path) -> None:
     work = WorkFolder(recipe, SETTINGS)
     assert work.path == recipe.parent / "recipe.safetensors.partial"
-    assert json.loads((work.path / "settings.json").read_text()) == {**SETTINGS, "include": ["a", "b"]}
+    kept = json.loads((work.path / "settings.json").read_text())
+    assert kept == {**SETTINGS, "include": ["a", "b"], "layout": 2}
 
 
 def test_the_same_settings_open_it_again(recipe: Path) -> None:
@@ -60,44 +56,6 @@ def test_settings_that_cannot_be_read_are_refused(recipe: Path, text: str) -> No
         WorkFolder(recipe, SETTINGS)
 
 
-@pytest.mark.parametrize("scheduler", [DDIMScheduler(), DDPMScheduler()])
-def test_trajectories_come_back_as_they_were(recipe: Path, pointwise: nn.Module, scheduler: Any) -> None:
-    process = DenoisingProcess(scheduler, 4)
-    batches = record_trajectories(
-        pointwise, process, (1, 4, 4), num_trajectories=5, batch_size=2, seed=1,
-        conditioning={"class_labels": torch.arange(5)},
-    )  # fmt: skip
-    work = WorkFolder(recipe, SETTINGS)
-    assert work.load_trajectories() is None
-    work.save_trajectories(batches)
-    fresh = DenoisingProcess(scheduler, 4)
-    loaded = WorkFolder(recipe, SETTINGS).load_trajectories()
-    assert loaded is not None
-    assert len(loaded) == len(batches) == 3
-    for ours, theirs in zip(loaded, batches, strict=True):
-        assert torch.equal(ours.latents, theirs.latents)
-        given, kept = ours.conditioning.arguments(), theirs.conditioning.arguments()
-        assert given.keys() == kept.keys() == {"class_labels"}
-        assert torch.equal(given["class_labels"], kept["class_labels"])
-        with torch.no_grad():
-            for step in range(4):
-                generators = fresh.restore_state(ours.states[step])
-                after = fresh.step(ours.bind(pointwise), ours.latents[step], step, generators)
-                assert torch.equal(after, theirs.latents[step + 1])
-
-
-def test_a_truncated_file_counts_as_absent(
-    recipe: Path, pointwise: nn.Module, process: DenoisingProcess
-) -> None:
-    work = WorkFolder(recipe, SETTINGS)
-    work.save_trajectories(
-        record_trajectories(pointwise, process, (1, 4, 4), num_trajectories=2, batch_size=2, seed=1)
-    )
-    path = work.path / "trajectories.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-    assert work.load_trajectories() is None
-
-
 def test_a_group_comes_back_exactly(recipe: Path) -> None:
     work = WorkFolder(recipe, SETTINGS)
     scales = {"a": float(torch.tensor(0.1)), "b": 1e-38}
@@ -115,6 +73,13 @@ def test_a_damaged_group_counts_as_unfinished(recipe: Path, text: str) -> None:
     assert work.load_group(0) is None
 
 
+def test_a_folder_of_another_layout_is_refused(recipe: Path) -> None:
+    marker = WorkFolder(recipe, SETTINGS).path / "settings.json"
+    marker.write_text(json.dumps(json.loads(marker.read_text()) | {"layout": 1}))
+    with pytest.raises(CalibrationError, match=r"other settings \(layout: 1 -> 2\)"):
+        WorkFolder(recipe, SETTINGS)
+
+
 def test_removing_leaves_nothing(recipe: Path) -> None:
     work = WorkFolder(recipe, SETTINGS)
     work.save_group(0, {}, GroupResult(1, 1))
@@ -126,7 +91,14 @@ def test_what_lies_there_without_settings_is_nobodys(recipe: Path) -> None:
     """A run that went on in a folder which another one had removed leaves such files."""
     work = WorkFolder(recipe, SETTINGS)
     work.save_group(0, {"a": 1.0}, GroupResult(1, 1))
-    for path in (work.initial, work.shared, work.path / "trajectories.safetensors", work.path / "notes.txt"):
+    parts = [work.initial, work.shared, work.start(0), work.trajectories(3), work.inputs(1)]
+    parts += [
+        work.path / "shared.state",
+        work.path / "group_001.state",
+        work.path / "units" / "scales-000000",
+    ]
+    for path in (*parts, work.path / "trajectories.safetensors", work.path / "notes.txt"):
+        path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"")
     (work.path / "settings.json").unlink()
     other = WorkFolder(recipe, SETTINGS | {"seed": 1})
@@ -139,6 +111,20 @@ def test_removing_takes_a_killed_runs_temporary_files_along(recipe: Path) -> Non
     (work.path / ".group_000.json.abcdefgh.accuquant-tmp").mkdir()
     work.remove()
     assert not work.path.exists()
+
+
+def test_what_the_first_recipe_was_made_of_is_removed_alone(recipe: Path) -> None:
+    work = WorkFolder(recipe, SETTINGS)
+    for path in (work.start(0), work.trajectories(0), work.inputs(0), work.initial):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"")
+    work.units.map("scales", ["a"], str, lambda: None)
+    work.forget_preparation()
+    work.forget_preparation()
+    assert {path.name for path in work.path.iterdir()} == {
+        "settings.json", "trajectories", "initial.safetensors",
+    }  # fmt: skip
+    assert work.trajectories(0).is_file()
 
 
 def test_a_removal_that_is_cut_short_never_mixes_two_runs(

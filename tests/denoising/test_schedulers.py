@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from accuquant.calibration.gradient import Segment, gradient_arm, rollout
 from accuquant.calibration.learning import end_point_loss
+from accuquant.calibration.stored_batch import StoredBatch, save_batch
 from accuquant.calibration.trajectory import TrajectoryBatch, record_from, record_trajectories
-from accuquant.calibration.work_folder import WorkFolder
 from accuquant.denoising.conditioning import Conditioning
 from accuquant.denoising.guidance import Guidance
 from accuquant.denoising.process import DenoisingProcess, seeded_generators
@@ -182,15 +182,14 @@ def test_a_second_trajectory_knows_nothing_of_the_first(name: str) -> None:
 @every_scheduler
 def test_a_resumed_calibration_reads_the_states_bit_for_bit(name: str, tmp_path: Path) -> None:
     process, batch = recorded(name, Wave())
-    work = WorkFolder(tmp_path / "recipe.safetensors", {"steps": STEPS})
-    work.save_trajectories([batch])
-    (loaded,) = work.load_trajectories() or []
+    save_batch(tmp_path / "0.safetensors", batch)
+    loaded = StoredBatch(tmp_path / "0.safetensors")
     assert torch.equal(loaded.latents, batch.latents)
     fresh = DenoisingProcess(make_scheduler(name), STEPS)
     for step in reversed(range(len(process))):
-        generators = fresh.restore_state(loaded.states[step])
+        generators = fresh.restore_state(loaded.state_before(step))
         with torch.no_grad():
-            after = fresh.step(loaded.bind(Wave()), loaded.latents[step], step, generators)
+            after = fresh.step(loaded.bind(Wave()), loaded.latents_before(step), step, generators)
         assert torch.equal(after, batch.latents[step + 1])
 
 

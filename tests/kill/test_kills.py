@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import sys
@@ -23,7 +24,7 @@ from accuquant.recipe import Recipe
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 Array = npt.NDArray[np.float32]
 _TINY = ["--steps", "4", "--group-size", "2", "--num-trajectories", "4", "--batch-size", "2"]
-_TINY += ["--iterations", "1", "--shared-iterations", "1", "--observer", "minmax", "--no-refine", "--quiet"]
+_TINY += ["--iterations", "2", "--shared-iterations", "2", "--observer", "minmax", "--sensitivity", "--quiet"]
 
 
 @pytest.fixture
@@ -127,6 +128,29 @@ def test_a_killed_calibration_goes_on_and_ends_as_it_would_have(
     room.finish(*command)
     assert recipe.read_bytes() == recipes[0].read_bytes()
     assert (room.names(), room.leftovers()) == ({"r.safetensors"}, [])
+
+
+@pytest.mark.slow
+def test_a_calibration_killed_in_every_stage_loses_none_and_ends_as_it_would_have(
+    room: Room, tiny_pipeline: Path, recipes: tuple[Path, Path]
+) -> None:
+    """SIGKILL comes again and again, each time a few changes of the file system later."""
+    command = ["calibrate", str(tiny_pipeline), *_TINY, "--seed", "0", "-o", "r.safetensors"]
+    recipe, partial = room.folder / "r.safetensors", room.folder / "r.safetensors.partial"
+    rng, seen = random.Random(8), set[str]()
+    for _ in range(80):
+        ended = room.run(*command, kill_at=rng.randint(8, 30))
+        if ended.code == 0:
+            break
+        check_end(ended, signal.SIGKILL)
+        seen |= {path.relative_to(partial).as_posix() for path in partial.rglob("*")}
+    assert recipe.read_bytes() == recipes[0].read_bytes()
+    assert (room.names(), room.leftovers()) == ({"r.safetensors"}, [])
+    assert seen >= {
+        "trajectories/000000.safetensors", "inputs/000001.safetensors", "units/scales", "units/refined",
+        "units/rounding", "units/sensitivity", "initial.safetensors", "shared.state", "shared.safetensors",
+        "group_000.state", "group_000.json", "group_001.state",
+    }  # fmt: skip
 
 
 @pytest.mark.slow

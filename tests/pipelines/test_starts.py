@@ -21,6 +21,7 @@ from torch import Tensor
 from accuquant.calibration.trajectory import record_from
 from accuquant.denoising.conditioning import BoundNetwork, Conditioning
 from accuquant.denoising.process import seeded_generators
+from accuquant.denoising.start import Start
 from accuquant.errors import CalibrationError, UsageError
 from accuquant.pipelines.families import call_arguments
 from accuquant.pipelines.real_pipeline import open_pipeline
@@ -288,6 +289,29 @@ def test_a_step_of_pasting_errs_only_where_the_network_paints(
     (gradient,) = torch.autograd.grad((after * ~painted).sum(), offset, retain_graph=True)
     assert gradient == 0
     assert torch.autograd.grad(after.sum(), offset)[0] != 0
+
+
+@pytest.mark.parametrize("name", ["text", "paste", "edit"])
+def test_a_start_is_the_same_whichever_were_made_before(
+    name: str, opened: Callable[[str], tuple[Source, Task]]
+) -> None:
+    source, task = opened(name)
+    starter = open_starter(source, task, steps=STEPS)
+    first, second = starter.starts(3, 2, seed=11)
+    for members, start in ((range(2, 3), second), (range(2), first)):
+        flat, again = start.to_tensors(), starter.start(members, seed=11).to_tensors()
+        assert flat.keys() == again.keys()
+        assert all(torch.equal(tensor, again[key]) for key, tensor in flat.items())
+        read = Start.from_tensors(flat).to_tensors()
+        assert all(torch.equal(tensor, read[key]) for key, tensor in flat.items())
+
+
+def test_a_start_from_noise_is_the_same_whichever_were_made_before(tiny_source: Source) -> None:
+    starter = open_starter(tiny_source, Task(), steps=STEPS)
+    first, second = starter.starts(3, 2, seed=11)
+    for members, start in ((range(2, 3), second), (range(2), first)):
+        again = starter.start(members, seed=11).to_tensors()
+        assert all(torch.equal(tensor, again[key]) for key, tensor in start.to_tensors().items())
 
 
 def test_the_pasted_tensors_survive_the_work_folder(
