@@ -75,11 +75,18 @@ class FrozenProduct:
             )
         return functional.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
-    def input_gradient(self, grad: Tensor, shape: torch.Size, weight: Tensor) -> Tensor:
-        """Return the gradient at an input of `shape`, given the one at the output."""
+    def input_gradient(
+        self, grad: Tensor, shape: torch.Size, weight: Tensor, *, channels_last: bool = False
+    ) -> Tensor:
+        """Return the gradient at an input of `shape` in that memory format, given the one at the output."""
         if not self.stride:
             return grad @ weight
-        like_input = grad.new_empty(1).expand(shape)  # as torch.nn.grad does: only the shape counts
+        # only shape and format count: the format chooses the kernel, and so the last bits
+        like_input = (
+            torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)
+            if channels_last
+            else grad.new_empty(1).expand(shape)
+        )
         gradients: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
             grad, like_input, weight, None, self.stride, self.padding, self.dilation, self.transposed,
             self.output_padding, self.groups, (True, False, False),
@@ -94,13 +101,18 @@ class _MadeTwice(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, make_weight: Callable[[], Tensor], bias: Tensor | None, product: FrozenProduct
     ) -> Tensor:
-        ctx.made = make_weight, product, x.shape
+        ctx.made = make_weight, product, x.shape, _is_channels_last(x)
         return product.forward(x, make_weight(), bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        make_weight, product, shape = ctx.made
-        return product.input_gradient(grads[0], shape, make_weight()), None, None, None
+        make_weight, product, shape, channels_last = ctx.made
+        gradient = product.input_gradient(grads[0], shape, make_weight(), channels_last=channels_last)
+        return gradient, None, None, None
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _integers(padding: Any) -> _Sides:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from accuquant.calibration import filed_factor, rounding
 from accuquant.calibration.factor import Factor
 from accuquant.calibration.filed_factor import FiledFactor
-from accuquant.calibration.input_moments import MomentSampler
+from accuquant.calibration.input_moments import Moments, MomentSampler, moments_of, plan_rows
 from accuquant.calibration.rounding import compensate, gptq
 from accuquant.errors import CalibrationError
 from accuquant.qparams import LayerQParams, fingerprint
@@ -77,7 +77,7 @@ def test_a_matrix_that_is_not_positive_definite_has_no_factor(tmp_path: Path) ->
         FiledFactor.of(lambda: [torch.zeros(4, 3)], torch.zeros(3), 0.0, tmp_path)
 
 
-def wide_layer(folder: Path, *, spoilt: bool = False) -> tuple[nn.Module, LayerQParams, MomentSampler]:
+def wide_layer(folder: Path, *, spoilt: bool = False) -> tuple[nn.Module, LayerQParams, Moments]:
     torch.manual_seed(0)
     layer = nn.Conv2d(8, 6, 3, padding=1, groups=2)
     weight = layer.weight.detach().numpy()
@@ -91,26 +91,27 @@ def wide_layer(folder: Path, *, spoilt: bool = False) -> tuple[nn.Module, LayerQ
         np.ones(1, np.float32) * 0.05,
         weight_bits=4,
     )
-    folder.mkdir()
-    sampler = MomentSampler({"wide": layer}, 4, 0, folder)
+    layers = {"wide": layer}
+    path = folder / "0.rows"
+    sampler = MomentSampler(layers, plan_rows(layers, 4), 0, path)
     x = torch.randn(4, 8, 12, 12, generator=torch.Generator().manual_seed(2)) + 1
     with sampler.watch():
         for image in x:
             layer(image[None] * (float("nan") if spoilt else 1.0))
-    return layer, qparams, sampler
+    return layer, qparams, moments_of("wide", layer, [(sampler.finish(), path)])
 
 
 def test_a_layer_is_rounded_by_a_factor_in_files_as_by_one_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("accuquant.calibration.input_moments.MEMORY", 0)
-    layer, qparams, sampler = wide_layer(tmp_path / "one")
-    expected = compensate(layer, qparams, sampler.take("wide"))
+    layer, qparams, moments = wide_layer(tmp_path / "one")
+    expected = compensate(layer, qparams, moments)
     monkeypatch.setattr(rounding, "PRECISE_WIDTH", 20)  # its groups have 36 inputs
     monkeypatch.setattr(rounding, "_OUTPUTS", 2)
     monkeypatch.setattr(filed_factor, "_PANEL", 10)
-    layer, qparams, sampler = wide_layer(tmp_path / "two")
-    found = compensate(layer, qparams, sampler.take("wide"))
+    layer, qparams, moments = wide_layer(tmp_path / "two")
+    found = compensate(layer, qparams, moments)
     assert expected.weight_levels is not None
     assert found.weight_levels is not None
     assert np.mean(found.weight_levels != expected.weight_levels) < 0.02
@@ -125,6 +126,6 @@ def test_inputs_that_are_not_finite_are_an_error_that_names_the_layer(
 ) -> None:
     monkeypatch.setattr("accuquant.calibration.input_moments.MEMORY", 0)
     monkeypatch.setattr(rounding, "PRECISE_WIDTH", 20)
-    layer, qparams, sampler = wide_layer(tmp_path / "rows", spoilt=True)
+    layer, qparams, moments = wide_layer(tmp_path / "rows", spoilt=True)
     with pytest.raises(CalibrationError, match=r"'wide'.*no factor"):
-        compensate(layer, qparams, sampler.take("wide"))
+        compensate(layer, qparams, moments)

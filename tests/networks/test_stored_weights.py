@@ -148,3 +148,20 @@ def test_a_gradient_keeps_nothing_of_a_weight_that_is_made_while_its_layer_runs(
     assert saved_bytes(network, x) >= 2 * 64 * 64 * 4
     offload(network)
     assert saved_bytes(network, x) == 0
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_the_gradient_at_a_channels_last_input_is_the_float32_layer_s_to_the_last_bit(kernel: int) -> None:
+    torch.manual_seed(0)
+    stored, plain = half_and_float(
+        torch.bfloat16, nn.Sequential(nn.Conv2d(8, 8, kernel, padding=kernel // 2))
+    )
+    plain.requires_grad_(False)
+    compute_in_float32(stored)
+    x = torch.randn(2, 8, 8, 8).contiguous(memory_format=torch.channels_last)
+    gradients = []
+    for network in (stored, plain):
+        leaf = x.clone().requires_grad_(True)
+        network(leaf).square().sum().backward()
+        gradients.append(leaf.grad)
+    assert torch.equal(*gradients)  # type: ignore[arg-type]
