@@ -69,10 +69,12 @@ def find_calibrated(model: onnx.ModelProto) -> tuple[CalibratedLayer, ...]:
 def find_followers(model: onnx.ModelProto) -> dict[str, tuple[str, ...]]:
     """Return for each convolution and matrix product the nodes that scale its output or add its bias.
 
-    An engine may compute them in one kernel, and name that after the last of them alone.
+    An engine may compute them in one kernel, and name that after the last of them alone, or after the output
+    of the graph that they write: its name is among them too.
     """
     graph = model.graph
     known = {tensor.name for tensor in graph.initializer}
+    outputs = {value.name for value in graph.output}
     readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
     for node in graph.node:
         for name in node.input:
@@ -86,7 +88,7 @@ def find_followers(model: onnx.ModelProto) -> dict[str, tuple[str, ...]]:
             if node.op_type not in _FINISHING or not finishes:
                 break
             chain.append(_name(node))
-        return tuple(chain)
+        return tuple(chain) if node.output[0] not in outputs else (*chain, node.output[0])
 
     return {_name(node): after(node) for node in graph.node if node.op_type in LAYER_OPS}
 

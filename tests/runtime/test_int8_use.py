@@ -149,8 +149,8 @@ def test_a_zero_point_inside_a_pair_is_seen(make_conv: Callable[..., Path]) -> N
 
     plain = calibrated_layers(make_conv("a.onnx"), error=EngineError)
     shifted = calibrated_layers(changed(make_conv("b.onnx"), shift), error=EngineError)
-    assert plain == (CalibratedLayer("conv", "conv", False),)
-    assert shifted == (CalibratedLayer("conv", "conv", True),)
+    assert plain == (CalibratedLayer("conv", "conv", False, ("y",)),)
+    assert shifted == (CalibratedLayer("conv", "conv", True, ("y",)),)
 
 
 def test_a_zero_point_whose_value_lies_elsewhere_is_not_looked_for(make_conv: Callable[..., Path]) -> None:
@@ -208,4 +208,4 @@ def test_the_profile_counters_stay_off(make_conv: Callable[..., Path]) -> None:
     with runner:
         (request,) = runner._requests.values()
         compiled: Any = request.get_compiled_model()
-        assert compiled.get_property("PERF_COUNT") is False
+        assert compiled.get_property("PERF_COUNT") in (False, "NO")
