@@ -66,7 +66,7 @@ class ProfiledSession(OnnxRuntimeRunner):
 
 
 def _names(graph: ir.Graph) -> dict[str, str]:
-    """Return the name of each node by itself and by its output, after which a blocked convolution is called."""
+    """Return the name of each node by itself and by its output: blocked convolutions are called by that."""
     outputs = {str(node.outputs[0].name): label(node) for node in graph}
     return outputs | {label(node): label(node) for node in graph}
 
