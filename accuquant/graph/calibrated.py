@@ -83,11 +83,12 @@ def find_followers(model: onnx.ModelProto) -> dict[str, tuple[str, ...]]:
     def after(node: onnx.NodeProto) -> tuple[str, ...]:
         chain: list[str] = []
         while len(readers[node.output[0]]) == 1:
-            (node,) = readers[node.output[0]]
-            finishes = _has_role(node) or any(name in known for name in node.input)
-            if node.op_type not in _FINISHING or not finishes:
+            (reader,) = readers[node.output[0]]
+            finishes = _has_role(reader) or any(name in known for name in reader.input)
+            if reader.op_type not in _FINISHING or not finishes:
                 break
-            chain.append(_name(node))
+            chain.append(_name(reader))
+            node = reader
         return tuple(chain) if node.output[0] not in outputs else (*chain, node.output[0])
 
     return {_name(node): after(node) for node in graph.node if node.op_type in LAYER_OPS}
