@@ -64,13 +64,16 @@ def _node(operation: Any, before: dict[str, ExecutedNode]) -> ExecutedNode:
         return str(facts[name].value) if name in facts else ""
 
     kind = fact("layerType") or operation.get_type_name()
+    names = _split(fact("originalLayersNames"))
+    if kind in WORK_KINDS:  # its own name may be missing there, where a pair stayed in float
+        names.insert(0, operation.get_friendly_name())
     inputs = tuple(_input(port, before) for port in operation.inputs())
     precisions = fact("outputPrecisions").split(",")
     return ExecutedNode(
         name=operation.get_friendly_name(),
         kind=kind,
         implementation=fact("primitiveType"),
-        onnx_nodes=tuple(dict.fromkeys(map(onnx_name, _split(fact("originalLayersNames"))))),
+        onnx_nodes=tuple(dict.fromkeys(map(onnx_name, names))),
         inputs=inputs,
         outputs=tuple(
             ExecutedTensor(_shape(port), precisions[min(index, len(precisions) - 1)])

@@ -13,8 +13,8 @@ import numpy as np
 import onnx_ir as ir
 
 from accuquant.audit.engine_layers import EngineDescription, EngineLayer, EngineTensor
-from accuquant.audit.pair_fusion import operators_of
 from accuquant.errors import EngineError
+from accuquant.graph.neighbours import label
 from accuquant.runtime.onnxruntime_runner import OnnxRuntimeRunner
 
 #: ONNX Runtime's element types -> TensorRT's, which the audit speaks.
@@ -53,7 +53,7 @@ class ProfiledSession(OnnxRuntimeRunner):
         Raises EngineError for a profile without nodes.
         """
         profile = Path(self._session.end_profiling())
-        layers = read_profile(json.loads(profile.read_bytes()), operators_of(network.graph))
+        layers = read_profile(json.loads(profile.read_bytes()), _names(network.graph))
         profile.unlink()
         if not layers.layers:
             raise EngineError(
@@ -65,9 +65,16 @@ class ProfiledSession(OnnxRuntimeRunner):
         return layers
 
 
-def read_profile(events: list[dict[str, Any]], operators: Mapping[str, str]) -> EngineDescription:
-    """Read the nodes from a profile in the order of their first run; `operators` are the graph's nodes.
+def _names(graph: ir.Graph) -> dict[str, str]:
+    """Return the name of each node by itself and by its output: blocked convolutions are called by that."""
+    outputs = {str(node.outputs[0].name): label(node) for node in graph}
+    return outputs | {label(node): label(node) for node in graph}
 
+
+def read_profile(events: list[dict[str, Any]], names: Mapping[str, str]) -> EngineDescription:
+    """Read the nodes from a profile in the order of their first run.
+
+    `names` leads from what ONNX Runtime may call a node to its name in the graph.
     A node's time is the median over all runs but the first.
     """
     times: dict[str, list[float]] = defaultdict(list)
@@ -80,15 +87,13 @@ def read_profile(events: list[dict[str, Any]], operators: Mapping[str, str]) -> 
             first.setdefault(node, event["args"])
     return EngineDescription(
         tuple(
-            _layer(node, args, float(np.median(times[node][1:] or times[node])), operators)
+            _layer(node, args, float(np.median(times[node][1:] or times[node])), names)
             for node, args in first.items()
         )
     )
 
 
-def _layer(
-    node: str, args: Mapping[str, Any], milliseconds: float, operators: Mapping[str, str]
-) -> EngineLayer:
+def _layer(node: str, args: Mapping[str, Any], milliseconds: float, names: Mapping[str, str]) -> EngineLayer:
     kind = str(args["op_name"])
     return EngineLayer(
         name=node,
@@ -96,21 +101,21 @@ def _layer(
         inputs=_tensors(node, args.get("input_type_shape", [])),
         constants=(),
         outputs=_tensors(node, args.get("output_type_shape", [])),
-        onnx_nodes=_nodes(node, operators),
+        onnx_nodes=_nodes(node, names),
         library="onnxruntime",
         implementation=kind,
         milliseconds=milliseconds,
     )
 
 
-def _nodes(node: str, operators: Mapping[str, str]) -> tuple[str, ...]:
+def _nodes(node: str, names: Mapping[str, str]) -> tuple[str, ...]:
     """Return the node of the graph that a profiled one took its name from."""
-    while node not in operators:
+    while node not in names:
         suffix = next((end for end in _SUFFIXES if node.endswith(end)), None)
         if suffix is None:
             return ()
         node = node.removesuffix(suffix)
-    return (node,)
+    return (names[node],)
 
 
 def _tensors(node: str, described: list[dict[str, list[int]]]) -> tuple[EngineTensor, ...]:

@@ -69,10 +69,12 @@ def find_calibrated(model: onnx.ModelProto) -> tuple[CalibratedLayer, ...]:
 def find_followers(model: onnx.ModelProto) -> dict[str, tuple[str, ...]]:
     """Return for each convolution and matrix product the nodes that scale its output or add its bias.
 
-    An engine may compute them in one kernel, and name that after the last of them alone.
+    An engine may compute them in one kernel, and name that after the last of them alone, or after the output
+    of the graph that they write: its name is among them too.
     """
     graph = model.graph
     known = {tensor.name for tensor in graph.initializer}
+    outputs = {value.name for value in graph.output}
     readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
     for node in graph.node:
         for name in node.input:
@@ -81,12 +83,13 @@ def find_followers(model: onnx.ModelProto) -> dict[str, tuple[str, ...]]:
     def after(node: onnx.NodeProto) -> tuple[str, ...]:
         chain: list[str] = []
         while len(readers[node.output[0]]) == 1:
-            (node,) = readers[node.output[0]]
-            finishes = _has_role(node) or any(name in known for name in node.input)
-            if node.op_type not in _FINISHING or not finishes:
+            (reader,) = readers[node.output[0]]
+            finishes = _has_role(reader) or any(name in known for name in reader.input)
+            if reader.op_type not in _FINISHING or not finishes:
                 break
-            chain.append(_name(node))
-        return tuple(chain)
+            chain.append(_name(reader))
+            node = reader
+        return tuple(chain) if node.output[0] not in outputs else (*chain, node.output[0])
 
     return {_name(node): after(node) for node in graph.node if node.op_type in LAYER_OPS}
 
@@ -101,7 +104,7 @@ def _has_role(node: onnx.NodeProto) -> bool:
 
 def _is_shifted(dequantize: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> bool:
     tensor = constants.get(dequantize.input[2]) if len(dequantize.input) > 2 else None
-    if tensor is None:
+    if tensor is None or not (tensor.raw_data or tensor.int32_data):  # left out, or in another file
         return False
     middle = 128 if tensor.data_type == onnx.TensorProto.UINT8 else 0  # u8 around 128 is i8 around 0
     return bool(np.any(numpy_helper.to_array(tensor) != middle))

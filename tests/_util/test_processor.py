@@ -6,7 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from accuquant._util.processor import cpu_flags, int8_instructions, saturates_8_bit_weights
+from accuquant._util.processor import (
+    cpu_flags,
+    describe_processor,
+    int8_instructions,
+    saturates_8_bit_weights,
+)
 
 
 def test_flags_are_those_of_the_first_core(tmp_path: Path) -> None:
@@ -36,3 +41,19 @@ def test_an_unknown_processor_has_no_flags(tmp_path: Path) -> None:
 def test_only_x86_without_vnni_saturates(flags: set[str], names: list[str], saturates: bool) -> None:
     assert int8_instructions(flags) == names
     assert saturates_8_bit_weights(flags) == saturates
+
+
+@pytest.mark.parametrize(
+    ("flags", "described"),
+    [
+        ("fpu avx2 avx512_vnni", "Some CPU (AVX512-VNNI)"),
+        ("fpu avx2", "Some CPU (AVX2 without VNNI)"),
+        ("fpu sse2", "Some CPU (no int8 dot product)"),
+    ],
+)
+def test_a_processor_is_described_by_its_name_and_its_int8(
+    flags: str, described: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "cpuinfo"
+    path.write_text(f"model name\t: Some CPU\nflags\t\t: {flags}\n")
+    assert describe_processor(path) == described

@@ -82,8 +82,10 @@ def test_a_profile_is_read_by_node_and_its_first_run_is_left_out() -> None:
         {"cat": "Session", "name": "model_run", "dur": 5},
         *(event("conv_quant", time, "QLinearConv", "uint8") for time in (9000, 1000, 3000)),
         event("ReorderInput_0", 10, "ReorderInput", "float"),
+        event("sum_nchwc", 10, "Conv", "float"),
         event("conv_quant", 2000, "QLinearConv", "uint8"),
     ]
-    conv, reorder = read_profile(events, {"conv": "Conv"}).layers
+    conv, reorder, blocked = read_profile(events, {"conv": "conv", "sum": "add"}).layers
     assert (conv.onnx_nodes, conv.milliseconds, conv.reads_int8) == (("conv",), 2.0, True)
+    assert blocked.onnx_nodes == ("add",), "called after what it writes"
     assert (reorder.onnx_nodes, reorder.kind) == ((), "ReorderInput")
