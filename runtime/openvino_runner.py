@@ -33,9 +33,9 @@ class OpenVinoRunner(Runner):
     sets of shapes stay compiled. `num_threads` None uses all cores. `cache_dir` keeps compiled
     models, keyed by their content and shapes.
 
-    A file that `accuquant export` wrote is rewritten in memory into the `form` that suits this processor,
-    which computes the same function; None chooses it at the first call (cpu_forms.select), and `choice`
-    says what and why.
+    With `rewriting` a file that `accuquant export` wrote is rewritten in memory into the `form` that suits
+    this processor, which computes the same function; None chooses it at the first call (cpu_forms.select).
+    A form that is named is taken with or without. `choice` says what was taken and why.
 
     `precision` "bf16" lets what is float run in bfloat16: activate() raises EngineError on a processor
     without it. "auto" does where `accuquant verify` found here that it is faster and that images keep.
@@ -52,6 +52,7 @@ class OpenVinoRunner(Runner):
         cache_dir: str | os.PathLike[str] | None = None,
         precision: FloatPrecision | Literal["auto"] = "fp32",
         form: CpuForm | None = None,
+        rewriting: bool = False,
     ) -> None:
         super().__init__(path, name=name)
         if precision not in _PRECISIONS:
@@ -60,6 +61,7 @@ class OpenVinoRunner(Runner):
         self.cache_dir = cache_dir
         self.precision = precision
         self.form = form
+        self.rewriting = rewriting
         self.choice: FormChoice | None = None
         self._core: Any = None
         self._model: Any = None
@@ -154,6 +156,7 @@ class OpenVinoRunner(Runner):
                 self._model,
                 compile_form,
                 form=self.form,
+                rewriting=self.rewriting,
                 precision=self.precision,
                 threads=self.num_threads,
             )

@@ -61,8 +61,10 @@ def normalized(sample: np.ndarray, epsilon: float = 1e-5) -> np.ndarray:
     return flat.reshape(sample.shape) * scale.reshape(-1, 1, 1) + bias.reshape(-1, 1, 1)
 
 
-def choice_of(path: Path, sample: np.ndarray = SAMPLE, **options: Any) -> FormChoice:
-    with OpenVinoRunner(path, **options) as runner:
+def choice_of(
+    path: Path, sample: np.ndarray = SAMPLE, *, rewriting: bool = True, **options: Any
+) -> FormChoice:
+    with OpenVinoRunner(path, rewriting=rewriting, **options) as runner:
         assert isinstance(runner, OpenVinoRunner)
         np.testing.assert_allclose(
             runner.infer({"sample": sample})["out_sample"], normalized(sample), rtol=1e-5, atol=1e-5
@@ -115,7 +117,7 @@ def test_other_graphs_sizes_threads_processors_and_libraries_are_measured(
     choice_of(path)
     choice_of(path, num_threads=1)
     choice_of(path, SAMPLE[:, :, :3])
-    with OpenVinoRunner(write_norm(tmp_path / "other.onnx", epsilon=0.5)) as runner:
+    with OpenVinoRunner(write_norm(tmp_path / "other.onnx", epsilon=0.5), rewriting=True) as runner:
         runner.infer({"sample": SAMPLE})
     monkeypatch.setattr(module, "name_of_place", lambda core: "another processor, OpenVINO 2030")
     choice_of(path)
@@ -156,9 +158,14 @@ def test_a_call_that_is_short_goes_by_rule_and_leaves_no_file(tmp_path: Path, ca
 
 
 def test_the_choice_is_shown(tmp_path: Path, cache: Path, measured: list[CpuForm]) -> None:
-    with OpenVinoRunner(write_norm(tmp_path / "m.onnx"), name="the network") as runner:
+    with OpenVinoRunner(write_norm(tmp_path / "m.onnx"), name="the network", rewriting=True) as runner:
         assert runner.chosen is None
         runner.infer({"sample": SAMPLE})
         assert runner.chosen == (
             "the network: zero-points written, norms channels, precision fp32 (by measurement: 7.0 ms a call)"
         )
+
+
+def test_nothing_is_rewritten_unasked(tmp_path: Path, cache: Path, measured: list[CpuForm]) -> None:
+    choice = choice_of(write_norm(tmp_path / "m.onnx"), rewriting=False)
+    assert (choice.form, measured) == (AS_WRITTEN, [])
