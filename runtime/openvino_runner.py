@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from accuquant.errors import EngineError, MissingDependencyError, unknown_name
 from accuquant.networks.signature import TensorSpec
-from accuquant.runtime.cpu_forms.form import CpuForm, FloatPrecision
+from accuquant.runtime.cpu_forms.form import AS_WRITTEN, CpuForm, FloatPrecision
 from accuquant.runtime.cpu_forms.form_choice import FormChoice
 from accuquant.runtime.runner import ANY_EXTENT, Array, ModelSpecs, Runner
 
@@ -105,8 +105,10 @@ class OpenVinoRunner(Runner):
 
     @property
     def chosen(self) -> str | None:
-        """The form that the model runs in, and why; None before it is compiled."""
-        return None if self.choice is None else f"{self.name}: {self.choice}"
+        """The form that the model runs in, and why; None as written, and before it is compiled."""
+        if self.choice is None or self.choice.form == AS_WRITTEN:
+            return None
+        return f"{self.name}: {self.choice}"
 
     def deactivate_impl(self) -> None:
         """Release the model and what was compiled from it."""
@@ -160,7 +162,7 @@ class OpenVinoRunner(Runner):
                 precision=self.precision,
                 threads=self.num_threads,
             )
-            _logger.info("%s", self.chosen)
+            _logger.info("%s: %s", self.name, self.choice)
         return made.get(self.choice.form) or self._compile(self.choice.form)
 
     def _compile(self, form: CpuForm) -> Any:

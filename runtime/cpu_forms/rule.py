@@ -10,7 +10,7 @@ from accuquant.runtime.cpu_forms.form import CpuForm
 RULES: dict[str, tuple[CpuForm, str]] = {
     "amx_int8": (
         CpuForm("written", "channels"),
-        "with AMX a zero-point in a pair makes its convolution run in float32, and norms by channel were faster",
+        "with AMX zero-points in pairs make convolutions run in float32, and norms by channel were faster",
     ),
     "avx512_vnni": (CpuForm("inside"), "with VNNI zero-points inside the pairs were fastest"),
     "avx_vnni": (CpuForm("inside"), "with VNNI zero-points inside the pairs were fastest"),

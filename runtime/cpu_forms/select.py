@@ -43,8 +43,8 @@ def select_form(
 
     `compile_form` gives an infer request. What is measured is kept, under the graph without its large weights
     (no time depends on their values), the processor, the library, the threads and the image's size; batches
-    share a choice. `form` is taken without a question; without `rewriting` the file stays as written, and only
-    the precision is chosen. A `precision` that is named is taken.
+    share a choice. `form` is taken without a question; without `rewriting` the file stays as written, and
+    only the precision is chosen. A `precision` that is named is taken.
     """
     if form is not None:
         return FormChoice(form, "as asked", "the caller named it")
