@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from accuquant.errors import EngineError, MissingDependencyError, unknown_name
 from accuquant.networks.signature import TensorSpec
-from accuquant.runtime.cpu_forms.form import CpuForm, FloatPrecision
+from accuquant.runtime.cpu_forms.form import AS_WRITTEN, CpuForm, FloatPrecision
 from accuquant.runtime.cpu_forms.form_choice import FormChoice
 from accuquant.runtime.executed_nodes import ExecutedNode, executed_nodes
 from accuquant.runtime.int8_use import Int8Use, int8_use, warn_once
@@ -36,9 +36,9 @@ class OpenVinoRunner(Runner):
     models, keyed by their content and shapes. `profile` measures what each kernel takes, for `executed` and
     `profiled`; a run without it is faster.
 
-    A file that `accuquant export` wrote is rewritten in memory into the `form` that suits this processor,
-    which computes the same function; None chooses it at the first call (cpu_forms.select), and `choice`
-    says what and why.
+    With `rewriting` a file that `accuquant export` wrote is rewritten in memory into the `form` that suits
+    this processor, which computes the same function; None chooses it at the first call (cpu_forms.select).
+    A form that is named is taken with or without. `choice` says what was taken and why.
 
     `precision` "bf16" lets what is float run in bfloat16: activate() raises EngineError on a processor
     without it. "auto" does where `accuquant verify` found here that it is faster and that images keep.
@@ -56,6 +56,7 @@ class OpenVinoRunner(Runner):
         precision: FloatPrecision | Literal["auto"] = "fp32",
         form: CpuForm | None = None,
         profile: bool = False,
+        rewriting: bool = False,
     ) -> None:
         super().__init__(path, name=name)
         if precision not in _PRECISIONS:
@@ -65,6 +66,7 @@ class OpenVinoRunner(Runner):
         self.precision = precision
         self.profile = profile
         self.form = form
+        self.rewriting = rewriting
         self.choice: FormChoice | None = None
         self._core: Any = None
         self._model: Any = None
@@ -136,8 +138,10 @@ class OpenVinoRunner(Runner):
 
     @property
     def chosen(self) -> str | None:
-        """The form that the model runs in, and why; None before it is compiled."""
-        return None if self.choice is None else f"{self.name}: {self.choice}"
+        """The form that the model runs in, and why; None as written, and before it is compiled."""
+        if self.choice is None or self.choice.form == AS_WRITTEN:
+            return None
+        return f"{self.name}: {self.choice}"
 
     def deactivate_impl(self) -> None:
         """Release the model and what was compiled from it."""
@@ -199,10 +203,11 @@ class OpenVinoRunner(Runner):
                 self._model,
                 compile_form,
                 form=self.form,
+                rewriting=self.rewriting,
                 precision=self.precision,
                 threads=self.num_threads,
             )
-            _logger.info("%s", self.chosen)
+            _logger.info("%s: %s", self.name, self.choice)
         return made.get(self.choice.form) or self._compile(self.choice.form)
 
     def _compile(self, form: CpuForm) -> Any:

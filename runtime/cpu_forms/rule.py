@@ -9,14 +9,13 @@ from accuquant.runtime.cpu_forms.form import CpuForm
 #: Feature of a processor, as Linux names it -> its form, and why. The first that it has decides.
 RULES: dict[str, tuple[CpuForm, str]] = {
     "amx_int8": (
-        CpuForm("bordered", "channels"),
-        "with AMX a zero-point inside a pair makes its convolution run in float32",
+        CpuForm("written", "channels"),
+        "with AMX zero-points in pairs make convolutions run in float32, and norms by channel were faster",
     ),
-    "avx512_vnni": (CpuForm("inside", "channels"), "with VNNI zero-points inside the pairs were fastest"),
-    "avx_vnni": (CpuForm("inside", "channels"), "with VNNI zero-points inside the pairs were fastest"),
-    "avx2": (CpuForm("inside", "channels"), "zero-points inside the pairs leave out additions and paddings"),
+    "avx512_vnni": (CpuForm("inside"), "with VNNI zero-points inside the pairs were fastest"),
+    "avx_vnni": (CpuForm("inside"), "with VNNI zero-points inside the pairs were fastest"),
 }
-_UNKNOWN = (CpuForm(), "nothing is known of this processor")
+_UNKNOWN = (CpuForm(), "no form was measured on such a processor")
 
 
 def form_by_rule(flags: Collection[str]) -> tuple[CpuForm, str]:

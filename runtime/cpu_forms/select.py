@@ -35,6 +35,7 @@ def select_form(
     compile_form: Callable[[CpuForm], Any],
     *,
     form: CpuForm | None,
+    rewriting: bool,
     precision: FloatPrecision | Literal["auto"],
     threads: int | None,
 ) -> FormChoice:
@@ -42,16 +43,19 @@ def select_form(
 
     `compile_form` gives an infer request. What is measured is kept, under the graph without its large weights
     (no time depends on their values), the processor, the library, the threads and the image's size; batches
-    share a choice. `form` is taken without a question. A float `precision` that is named is taken too.
+    share a choice. `form` is taken without a question; without `rewriting` the file stays as written, and
+    only the precision is chosen. A `precision` that is named is taken.
     """
     if form is not None:
         return FormChoice(form, "as asked", "the caller named it")
     if not was_exported(model):
-        plain = _named(precision)
-        return replace(NOT_OURS, form=replace(AS_WRITTEN, precision=plain))
+        return replace(NOT_OURS, form=replace(AS_WRITTEN, precision=_named(precision)))
     graph = graph_digest(path)
     place = name_of_place(core)
     around, note = choose_precision(precision, graph, place)
+    if not rewriting:
+        plain = CpuForm(precision=around)
+        return FormChoice(plain, "rule", "; ".join(filter(None, ("nothing is rewritten unasked", note))))
     ruled, why = form_by_rule(cpu_flags())
     ruled = replace(ruled, precision=around)
     key = choice_key(["form", accuquant.__version__, graph, place, threads, around, *_sizes(model)])

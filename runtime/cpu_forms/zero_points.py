@@ -74,7 +74,7 @@ def pad_with_zeros(model: Any) -> int:
 
 
 def _new_pair(found: ShiftedInput, x: Any, zero_point: int) -> Any:
-    """Return a pair of the same levels that reads `x` and has `zero_point`, in place of the found one."""
+    """Return a pair of the same levels that reads `x` and has `zero_point`, for the one that was found."""
     quantize, levels, *_, restore = found.pair
     amount = np.float32(zero_point * found.scale)
     limits = [constant_of(quantize.input_value(index)) for index in (1, 2)]
