@@ -76,12 +76,12 @@ def gaussian_frechet_distance(
 ) -> float:
     """Return the Frechet distance between two Gaussians, means [D] and covariances [D, D].
 
-    tr((S1 S2)^(1/2)) = tr((R S2 R)^(1/2)) with R = S1^(1/2): the second form is symmetric, so that its
-    eigenvalues are real and non-negative also where S1 or S2 is singular (fewer images than features).
+    tr((S1 S2)^(1/2)) is the sum of the singular values of S1^(1/2) S2^(1/2). The roots of the eigenvalues of
+    S1 S2 would be the same, but where S1 or S2 is singular (fewer images than features) each eigenvalue that
+    should be 0 is off by 1e-16, and its root by 1e-8: more than small distances can bear.
     """
-    root = _square_root(covariance1)
-    eigenvalues = np.linalg.eigvalsh(root @ covariance2 @ root)
-    cross = np.sqrt(np.clip(eigenvalues, 0.0, None)).sum()
+    product = _square_root(covariance1) @ _square_root(covariance2)
+    cross = np.linalg.svd(product, compute_uv=False).sum()
     difference = mean1 - mean2
     distance = difference @ difference + np.trace(covariance1) + np.trace(covariance2) - 2.0 * cross
     return float(max(distance, 0.0))

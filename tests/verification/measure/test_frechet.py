@@ -52,6 +52,23 @@ def test_fewer_images_than_features_is_sound() -> None:
     assert frechet_distance(features, features[::-1] + 0.5) == pytest.approx(16.0, rel=1e-5)
 
 
+@pytest.mark.parametrize("count", [40, 64, 200])
+def test_moments_give_the_distance_of_all_features_where_they_are_singular_too(count: int) -> None:
+    """By the features themselves: tr((S1 S2)^(1/2)) is the sum of the singular values of X Y^T."""
+    rng = np.random.default_rng(0)
+    first = np.abs(rng.normal(size=(count, 64))) @ np.abs(rng.normal(size=(64, 64))) / 64
+    second = first + 0.01 * rng.normal(size=first.shape)
+    centred = [(x - x.mean(0)) / np.sqrt(count - 1) for x in (first, second)]
+    cross = np.linalg.svd(centred[0] @ centred[1].T, compute_uv=False).sum()
+    shift = first.mean(0) - second.mean(0)
+    wanted = shift @ shift + sum((x**2).sum() for x in centred) - 2 * cross
+    moments = [Moments(), Moments()]
+    for start in range(0, count, 16):
+        for each, features in zip(moments, (first, second), strict=True):
+            each.add(features[start : start + 16])
+    assert frechet_distance(*moments) == pytest.approx(wanted, rel=1e-9)
+
+
 def test_one_image_is_refused() -> None:
     with pytest.raises(VerificationError, match="at least two images"):
         frechet_distance(np.zeros((1, 4)), np.zeros((1, 4)))
