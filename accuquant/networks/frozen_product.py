@@ -79,7 +79,7 @@ class FrozenProduct:
         """Return the gradient at an input of `shape`, given the one at the output."""
         if not self.stride:
             return grad @ weight
-        like_input = grad.new_empty(1).expand(shape)  # as torch.nn.grad does: only the shape counts
+        like_input = grad.new_empty(shape)  # only its shape counts; an expanded number would be copied out
         gradients: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
             grad, like_input, weight, None, self.stride, self.padding, self.dilation, self.transposed,
             self.output_padding, self.groups, (True, False, False),
