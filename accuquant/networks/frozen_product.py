@@ -82,11 +82,8 @@ class FrozenProduct:
         if not self.stride:
             return grad @ weight
         # only shape and format count: the format chooses the kernel, and so the last bits
-        like_input = (
-            torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)
-            if channels_last
-            else grad.new_empty(1).expand(shape)
-        )
+        wanted = torch.channels_last if channels_last else torch.contiguous_format
+        like_input = torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=wanted)
         gradients: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
             grad, like_input, weight, None, self.stride, self.padding, self.dilation, self.transposed,
             self.output_padding, self.groups, (True, False, False),
