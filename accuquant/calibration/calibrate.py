@@ -63,11 +63,11 @@ def calibrate(
 def _calibrate(
     source: Source, settings: CalibrationSettings, output: Path, task: Task, tf32: bool, shown: Progress
 ) -> Recipe:
-    starter = open_starter(source, task, steps=settings.steps)
+    starter = open_starter(source, task, steps=settings.simulated_steps)
     process = starter.process
     groups = StepGroups.from_timesteps(
         process.timesteps,
-        group_size=settings.group_size,
+        group_size=settings.simulated_group_size,
         num_train_timesteps=process.num_train_timesteps,
     )
     work = WorkFolder(output, _identity(source, settings, task) | _place(source, tf32))
@@ -114,11 +114,11 @@ def _learn(
     initial = _learn_shared(source, settings, process, initial, (learned_from, held_out), work, shown)
     network = quantize_network(source.network, initial.layers.values(), initial.groups)
     layers = quantized_layers(network)
-    learning = LearningSettings(settings.gradient, settings.iterations, settings.learning_rate)
+    learning = LearningSettings(settings.gradient, settings.group_iterations, settings.learning_rate)
     results: list[GroupResult] = []
     for group, members in enumerate(initial.groups.steps_of(process.timesteps)):
         title = f"step group {group + 1}/{len(initial.groups)}"
-        shown.stage(title, settings.iterations)
+        shown.stage(title, settings.group_iterations)
         done = work.load_group(group)
         if done is None:
             steps = range(members[0], members[-1] + 1)
@@ -130,7 +130,7 @@ def _learn(
             work.save_group(group, scales, result)
         else:
             scales, result = done
-            shown.advance(settings.iterations)
+            shown.advance(settings.group_iterations)
         for name, layer in layers.items():
             layer.set_scale(group, scales[name])
         results.append(result)
@@ -152,15 +152,15 @@ def _learn_shared(
     shown: Progress,
 ) -> Recipe:
     """Return `initial` with learned weight scales and biases; `batches` are learned from, and held out."""
-    if settings.shared_iterations == 0:
+    if settings.trajectory_iterations == 0:
         return initial
     done = work.load_shared()
     if done is not None:
         return done
-    shown.stage("weight scales and biases", settings.shared_iterations)
+    shown.stage("weight scales and biases", settings.trajectory_iterations)
     recipe, result = learn_shared(
         source.network, process, initial, *batches,
-        LearningSettings(settings.gradient, settings.shared_iterations, settings.shared_learning_rate),
+        LearningSettings(settings.gradient, settings.trajectory_iterations, settings.shared_learning_rate),
         seed=settings.seed * 10_007 + len(initial.groups), progress=shown.advance,
     )  # fmt: skip
     shown.message(f"weight scales and biases: {_describe(result)}")

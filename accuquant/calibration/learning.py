@@ -14,6 +14,7 @@ from accuquant.recipe import GroupResult
 
 from .descent import HeldOutJudge, LearningSettings, descend, draw_segments
 from .gradient import Segment, rollout
+from .probe import probe
 from .trajectory import TrajectoryBatch
 
 #: When the held-out trajectories are asked, as shares of the iterations.
@@ -56,27 +57,37 @@ def learn_group(
     `batches` are learned from; `held_out` decides at six moments of the descent: more iterations also fit
     the trajectories that are learned from ever closer. Where no moment lowers the end-point error of the
     held-out trajectories, and where the loss turns NaN, the group goes back to its initial scales and the
-    result says so. The descent ends early after three moments in a row without progress.
+    result says so. The descent ends early after three moments in a row without progress, and does not begin
+    where a probe of two batches finds nothing to gain.
     """
     judge = _Judge(network, process, steps, held_out, group)
     before = judge.initial_loss
     if settings.iterations == 0:
         return GroupResult(before, before, "initial", "no iterations asked for")
+
+    def loss(end: Tensor, target: Tensor) -> Tensor:
+        return end_point_loss(end, target, before)
+
     layers = quantized_layers(network).values()
     initial = [layer.scale_of(group) for layer in layers]
     for layer in layers:
         layer.learning = True
-    optimizer = torch.optim.Adam(
-        [p for p in network.parameters() if p.requires_grad], lr=settings.learning_rate
-    )
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    found = probe(
+        network, process, parameters, batches, steps, loss,
+        gradient=settings.gradient, way=settings.learning_rate * settings.iterations / 2,
+    )  # fmt: skip
+    if found and not found.worth_learning:
+        for layer in layers:
+            layer.learning = False
+        return GroupResult(before, before, "initial", found.verdict())
+    optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate)
     fault = descend(
         network,
         process,
         optimizer,
         torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.iterations),
-        draw_segments(
-            batches, steps, lambda end, target: end_point_loss(end, target, before), seed, device_of(network)
-        ),
+        draw_segments(batches, steps, loss, seed, device_of(network)),
         settings,
         moments=_MOMENTS,
         judge=judge,
