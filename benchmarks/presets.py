@@ -5,8 +5,8 @@
 
 Every calibration is a process of its own, the presets take turns in each round. Images of 64 seeds (and
 of other prompts) that no calibration saw are simulated in PyTorch and compared with FP32's, seed by seed.
-FID2FP32 uses the bundled feature network, on gray images of 32 x 32 pixels. The last column is the mean paired
-difference of PSNR against the first preset, with its standard error.
+FID2FP32 uses the bundled feature network, on gray images of 32 x 32 pixels. The last column is the mean
+paired difference of PSNR against the first preset, with its standard error.
 """
 
 from __future__ import annotations

@@ -114,7 +114,9 @@ def _learn(
     initial = _learn_shared(source, settings, process, initial, (learned_from, held_out), work, shown)
     network = quantize_network(source.network, initial.layers.values(), initial.groups)
     layers = quantized_layers(network)
-    learning = LearningSettings(settings.gradient, settings.group_iterations, settings.learning_rate)
+    learning = LearningSettings(
+        settings.gradient, settings.group_iterations, settings.learning_rate, settings.probe
+    )
     results: list[GroupResult] = []
     for group, members in enumerate(initial.groups.steps_of(process.timesteps)):
         title = f"step group {group + 1}/{len(initial.groups)}"
@@ -160,7 +162,9 @@ def _learn_shared(
     shown.stage("weight scales and biases", settings.trajectory_iterations)
     recipe, result = learn_shared(
         source.network, process, initial, *batches,
-        LearningSettings(settings.gradient, settings.trajectory_iterations, settings.shared_learning_rate),
+        LearningSettings(
+            settings.gradient, settings.trajectory_iterations, settings.shared_learning_rate, settings.probe
+        ),
         seed=settings.seed * 10_007 + len(initial.groups), progress=shown.advance,
     )  # fmt: skip
     shown.message(f"weight scales and biases: {_describe(result)}")

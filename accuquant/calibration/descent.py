@@ -18,11 +18,15 @@ from .trajectory import TrajectoryBatch
 
 @dataclass(frozen=True)
 class LearningSettings:
-    """How much is learned, and by which gradient: `learning_rate` is Adam's at its highest."""
+    """How much is learned, and by which gradient: `learning_rate` is Adam's at its highest.
+
+    With `probe`, two batches are asked first whether there is anything to gain.
+    """
 
     gradient: str = "accuquant"
     iterations: int = 32
     learning_rate: float = 1e-3
+    probe: bool = False
 
 
 #: Standard errors by which held-out trajectories have to end better. Asked at eight moments, a judge of 16

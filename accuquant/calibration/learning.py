@@ -14,7 +14,7 @@ from accuquant.recipe import GroupResult
 
 from .descent import HeldOutJudge, LearningSettings, descend, draw_segments
 from .gradient import Segment, rollout
-from .probe import probe
+from .probe import nothing_to_gain
 from .trajectory import TrajectoryBatch
 
 #: When the held-out trajectories are asked, as shares of the iterations.
@@ -73,14 +73,11 @@ def learn_group(
     for layer in layers:
         layer.learning = True
     parameters = [p for p in network.parameters() if p.requires_grad]
-    found = probe(
-        network, process, parameters, batches, steps, loss,
-        gradient=settings.gradient, way=settings.learning_rate * settings.iterations / 2,
-    )  # fmt: skip
-    if found and not found.worth_learning:
+    way = settings.learning_rate * settings.iterations / 2
+    if reason := nothing_to_gain(network, process, parameters, batches, steps, loss, settings, way):
         for layer in layers:
             layer.learning = False
-        return GroupResult(before, before, "initial", found.verdict())
+        return GroupResult(before, before, "initial", reason)
     optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate)
     fault = descend(
         network,

@@ -11,7 +11,7 @@ from accuquant.errors import unknown_name
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "fast": {"num_trajectories": 32, "calibration_steps": 8, "iterations": 0, "shared_iterations": 0},
     "balanced": {},
-    "best": {"calibration_steps": 10_000, "iterations": 32, "shared_iterations": 16},
+    "best": {"calibration_steps": 10_000, "iterations": 32, "shared_iterations": 16, "probe": False},
 }
 
 

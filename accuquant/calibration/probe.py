@@ -13,6 +13,7 @@ from torch import Tensor
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.networks.device import device_of
 
+from .descent import LearningSettings
 from .gradient import LossFn, Segment, gradient_arm
 from .trajectory import TrajectoryBatch
 
@@ -63,7 +64,7 @@ def promised(gradients: Sequence[Tensor], losses: Sequence[float], way: float) -
     return Probe(float(shares.sum() - shares.diagonal().sum()) / (count * (count - 1)), own)
 
 
-def probe(
+def nothing_to_gain(
     network: torch.nn.Module,
     process: DenoisingProcess,
     parameters: Sequence[torch.nn.Parameter],
@@ -71,12 +72,29 @@ def probe(
     steps: range,
     loss: LossFn,
     *,
+    settings: LearningSettings,
+    way: float,
+) -> str:
+    """Return why learning has nothing to gain, or "": not asked for, too few batches, or something to gain.
+
+    The first two batches' ends after `steps` are differentiated. `way` is how far learning may go.
+    """
+    if not settings.probe or len(batches) < _BATCHES:
+        return ""
+    found = _differentiated(network, process, parameters, batches, steps, loss, settings.gradient, way)
+    return "" if found.worth_learning else found.verdict()
+
+
+def _differentiated(
+    network: torch.nn.Module,
+    process: DenoisingProcess,
+    parameters: Sequence[torch.nn.Parameter],
+    batches: Sequence[TrajectoryBatch],
+    steps: range,
+    loss: LossFn,
     gradient: str,
     way: float,
-) -> Probe | None:
-    """Differentiate the first batches' ends after `steps`; None where there are fewer than two batches."""
-    if len(batches) < _BATCHES:
-        return None
+) -> Probe:
     arm, device = gradient_arm(gradient), device_of(network)
     gradients, losses = [], []
     for batch in itertools.islice((batch.to(device) for batch in batches), _BATCHES):

@@ -18,7 +18,7 @@ from accuquant.recipe import GroupResult, Recipe
 from .descent import HeldOutJudge, LearningSettings, descend, draw_segments
 from .learning import end_point_loss, held_out_errors
 from .output_correction import OutputCorrection, corrected
-from .probe import probe
+from .probe import nothing_to_gain
 from .trajectory import TrajectoryBatch
 
 #: When the held-out trajectories are asked, as shares of the iterations.
@@ -68,11 +68,8 @@ def learn_shared(
             return end_point_loss(end, target, typical) / typical
 
         way = rate * sum(_share_of_rate(i, settings.iterations) for i in range(settings.iterations))
-        found = probe(
-            simulated, process, parameters, batches, steps, loss, gradient=settings.gradient, way=way
-        )
-        if found and not found.worth_learning:
-            return recipe, judge.result("initial", found.verdict())
+        if reason := nothing_to_gain(simulated, process, parameters, batches, steps, loss, settings, way):
+            return recipe, judge.result("initial", reason)
         optimizer = torch.optim.Adam(parameters, lr=rate, betas=_BETAS)
         fault = descend(
             simulated,

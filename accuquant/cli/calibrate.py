@@ -63,6 +63,11 @@ _COUNT = click.IntRange(min=1)
     show_default="0 at W8A8, 16 at fewer bits",
     help="Learning steps, through whole trajectories, for what all groups share: weight scales and biases.",
 )
+@click.option(
+    "--probe/--no-probe",
+    default=True,
+    help="Learn only where the gradients of two batches agree that there is something to gain.",
+)
 @click.option("--batch-size", type=_COUNT, default=8, help="Images a learning step.")
 @click.option("--weight-bits", type=_BITS, default=8, help="Bits of a weight.")
 @click.option("--activation-bits", type=_BITS, default=8, help="Bits of an activation.")

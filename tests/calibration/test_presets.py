@@ -27,12 +27,12 @@ def test_a_preset_sets_its_fields_and_no_others(name: str) -> None:
 def test_what_is_given_wins_over_the_preset(name: str) -> None:
     settings = CalibrationSettings.preset(name, num_trajectories=5, iterations=3, weight_bits=4)
     assert (settings.num_trajectories, settings.iterations, settings.weight_bits) == (5, 3, 4)
-    assert settings.simulated_steps == CalibrationSettings.preset(name).simulated_steps
+    assert settings.calibration_steps == CalibrationSettings.preset(name).calibration_steps
 
 
 def test_a_preset_costs_less_or_more_than_the_default_as_its_name_says() -> None:
     def spent(name: str) -> tuple[int, ...]:
-        settings = CalibrationSettings.preset(name, weight_bits=4)
+        settings = CalibrationSettings.preset(name)
         return (
             settings.num_trajectories,
             settings.simulated_steps,
@@ -43,6 +43,7 @@ def test_a_preset_costs_less_or_more_than_the_default_as_its_name_says() -> None
     pairs = zip(spent("fast"), spent("balanced"), spent("best"), strict=True)
     assert all(low <= middle <= high for low, middle, high in pairs)
     assert spent("fast") != spent("balanced") != spent("best")
+    assert not CalibrationSettings.preset("best").probe
 
 
 @pytest.mark.parametrize("make", [preset_values, CalibrationSettings.preset])

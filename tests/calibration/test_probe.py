@@ -12,8 +12,8 @@ from torch import nn
 
 from accuquant.calibration.descent import HeldOutJudge, LearningSettings
 from accuquant.calibration.gradient import GRADIENT_ARMS
-from accuquant.calibration.learning import learn_group
-from accuquant.calibration.probe import WORTH, Probe, probe, promised
+from accuquant.calibration.learning import end_point_loss, learn_group
+from accuquant.calibration.probe import WORTH, Probe, nothing_to_gain, promised
 from accuquant.calibration.shared_learning import learn_shared
 from accuquant.calibration.trajectory import TrajectoryBatch
 from accuquant.denoising.process import DenoisingProcess
@@ -23,14 +23,15 @@ from accuquant.qparams import LayerQParams
 from accuquant.recipe import GroupResult, Recipe
 
 MakeQParams = Callable[..., LayerQParams]
-GAIN = LearningSettings("exact", iterations=30, learning_rate=0.1)
+GAIN = LearningSettings("exact", iterations=30, learning_rate=0.1, probe=True)
 
 
 def test_a_promise_is_what_the_signs_of_one_batch_do_to_the_loss_of_another() -> None:
     rng = np.random.default_rng(0)
     gradients, losses = rng.normal(size=(3, 40)).astype(np.float32), [2.0, 0.5, 1.0]
     found = promised([torch.from_numpy(g) for g in gradients], losses, 0.01)
-    others, own = [], []
+    others: list[float] = []
+    own: list[float] = []
     for i in range(3):
         for j in range(3):
             # a linear loss with that gradient, moved along batch i's signs
@@ -99,11 +100,18 @@ def test_a_scale_that_is_far_off_is_worth_learning(
 def test_where_there_is_nothing_to_gain_nothing_is_learned_and_the_result_says_so(
     learn: Callable[..., GroupResult], count_calls: list[int]
 ) -> None:
-    result = learn(0.02, LearningSettings("exact", 32, 1e-3), activation_bits=8)
+    result = learn(0.02, LearningSettings("exact", 32, 1e-3, probe=True), activation_bits=8)
     assert result.status == "initial"
     assert result.note.startswith("nothing to gain: the gradients of 2 batches promise each other")
     assert result.final_loss == result.initial_loss > 0
     assert len(count_calls) == 2
+
+
+def test_without_the_probe_the_descent_begins(
+    learn: Callable[..., GroupResult], count_calls: list[int]
+) -> None:
+    learn(0.02, LearningSettings("exact", 3, 1e-3), activation_bits=8)
+    assert len(count_calls) == 3
 
 
 def test_one_batch_cannot_be_asked(
@@ -114,10 +122,10 @@ def test_one_batch_cannot_be_asked(
     pointwise_qparams: MakeQParams,
 ) -> None:
     network = quantize_network(pointwise, [pointwise_qparams()], groups)
-    asked = probe(
-        network, process, [], batches[:1], range(3), lambda end, _: end.sum(), gradient="exact", way=1.0
-    )
-    assert asked is None
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    given = (range(3), end_point_loss, GAIN)
+    assert nothing_to_gain(network, process, parameters, batches[:1], *given, way=0.0) == ""
+    assert nothing_to_gain(network, process, parameters, batches[:2], *given, way=0.0)
 
 
 @pytest.mark.parametrize(("gain", "shift", "status"), [(1.2, 0.08, "learned"), (1.0, 0.0, "initial")])
@@ -140,7 +148,7 @@ def test_a_wrong_weight_scale_is_worth_learning_and_a_right_one_is_not(
         bias_correction=np.array([shift], np.float32),
     )
     start = Recipe(groups, {"conv": layer}, pointwise_source.signature, {}, "hash")
-    settings = LearningSettings(iterations=40, learning_rate=0.3)
+    settings = LearningSettings(iterations=40, learning_rate=0.3, probe=True)
     recipe, result = learn_shared(pointwise, process, start, batches[:3], batches[3:], settings, seed=0)
     assert result.status == status
     assert (recipe is start) == (status == "initial")
