@@ -136,7 +136,8 @@ def _learn(
         for name, layer in layers.items():
             layer.set_scale(group, scales[name])
         results.append(result)
-        shown.message(f"{title}: {_describe(result)}")
+        if settings.group_iterations:
+            shown.message(f"{title}: {_describe(result)}")
     return replace(
         initial,
         layers={name: layer.learned_qparams() for name, layer in layers.items()},

@@ -71,7 +71,6 @@ def nothing_to_gain(
     batches: Sequence[TrajectoryBatch],
     steps: range,
     loss: LossFn,
-    *,
     settings: LearningSettings,
     way: float,
 ) -> str:

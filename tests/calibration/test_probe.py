@@ -45,8 +45,7 @@ def test_batches_whose_gradients_are_noise_promise_each_other_nothing() -> None:
     noise = torch.randn(4, 4000, generator=torch.Generator().manual_seed(0))
     alike = torch.randn(4000, generator=torch.Generator().manual_seed(1))
     nothing = promised(list(noise[:2]), [1.0, 1.0], 1e-3)
-    assert nothing.own > 1
-    assert abs(nothing.gain) < 0.1
+    assert nothing.own > 20 * abs(nothing.gain)
     assert not nothing.worth_learning
     assert promised(list(0.1 * noise[:2] + alike), [1.0, 1.0], 1e-3).worth_learning
 
@@ -124,8 +123,8 @@ def test_one_batch_cannot_be_asked(
     network = quantize_network(pointwise, [pointwise_qparams()], groups)
     parameters = [p for p in network.parameters() if p.requires_grad]
     given = (range(3), end_point_loss, GAIN)
-    assert nothing_to_gain(network, process, parameters, batches[:1], *given, way=0.0) == ""
-    assert nothing_to_gain(network, process, parameters, batches[:2], *given, way=0.0)
+    assert nothing_to_gain(network, process, parameters, batches[:1], *given, 0.0) == ""
+    assert nothing_to_gain(network, process, parameters, batches[:2], *given, 0.0)
 
 
 @pytest.mark.parametrize(("gain", "shift", "status"), [(1.2, 0.08, "learned"), (1.0, 0.0, "initial")])
