@@ -131,7 +131,7 @@ _COUNT = click.IntRange(min=1)
 @loading_options
 @task_options
 @click.pass_context
-def command(ctx: click.Context, source: str, output: Path, **settings: Any) -> None:
+def command(ctx: click.Context, /, source: str, output: Path, **settings: Any) -> None:
     """Learn int8 scales for the pipeline SOURCE and write them as a recipe.
 
     SOURCE is a diffusers pipeline: a folder with a model_index.json, or a Hub id. Give the prompts, images

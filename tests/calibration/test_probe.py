@@ -121,6 +121,8 @@ def test_one_batch_cannot_be_asked(
     pointwise_qparams: MakeQParams,
 ) -> None:
     network = quantize_network(pointwise, [pointwise_qparams()], groups)
+    (layer,) = quantized_layers(network).values()
+    layer.learning = True
     parameters = [p for p in network.parameters() if p.requires_grad]
     given = (range(3), end_point_loss, GAIN)
     assert nothing_to_gain(network, process, parameters, batches[:1], *given, 0.0) == ""
@@ -147,7 +149,7 @@ def test_a_wrong_weight_scale_is_worth_learning_and_a_right_one_is_not(
         bias_correction=np.array([shift], np.float32),
     )
     start = Recipe(groups, {"conv": layer}, pointwise_source.signature, {}, "hash")
-    settings = LearningSettings(iterations=40, learning_rate=0.3, probe=True)
+    settings = LearningSettings(iterations=40, learning_rate=0.03, probe=True)
     recipe, result = learn_shared(pointwise, process, start, batches[:3], batches[3:], settings, seed=0)
     assert result.status == status
     assert (recipe is start) == (status == "initial")
