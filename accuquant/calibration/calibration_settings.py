@@ -18,7 +18,7 @@ class CalibrationSettings:
     """How a network is calibrated; the defaults suit W8A8.
 
     `steps` and `group_size` count the steps that the pipeline is sampled with. Trajectories are recorded,
-    learned from and judged at `calibration_steps` (None: as many as `steps`; at most 25 where nothing is
+    learned from and judged at `calibration_steps` (None: as many as `steps`; at most 16 where nothing is
     learned); the step groups are ranges of timesteps, which hold those of `steps` too. `float_budget` is a
     share of all multiply-accumulates, 0 to 1.
     `shared_iterations` learn what all step groups share (weight scales and biases) from the ends of
@@ -104,8 +104,8 @@ class CalibrationSettings:
 
     @property
     def simulated_group_size(self) -> int:
-        """How many simulated steps make a group: they span what `group_size` sampled steps span, or more."""
-        return -(-self.group_size * self.simulated_steps // self.steps)
+        """How many simulated steps make a group: they span about what `group_size` sampled steps span."""
+        return max(1, round(self.group_size * self.simulated_steps / self.steps))
 
     @property
     def _coarse(self) -> bool:
@@ -138,7 +138,7 @@ class CalibrationSettings:
 
 #: Steps that are simulated at most where scales are only measured: at equal cost, more trajectories of fewer
 #: steps end better. What is learned needs every step (docs/calibration.md, "Fewer steps").
-_FEW_STEPS = 25
+_FEW_STEPS = 16
 #: Bits from which on learning is left out unless it is asked for, and how much is learned below them.
 _FINE_WEIGHT_BITS, _FINE_ACTIVATION_BITS = 7, 8
 _ITERATIONS, _SHARED_ITERATIONS = 32, 16

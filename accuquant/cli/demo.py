@@ -38,6 +38,7 @@ class Demo:
 
 _CALIBRATION = {
     "steps": 50,
+    "calibration_steps": 25,
     "group_size": 5,
     "num_trajectories": 32,
     "seed": 0,

@@ -79,7 +79,7 @@ def test_more_calibration_steps_than_are_sampled_with_are_refused() -> None:
         (50, 50, 7, 50, 7),
         (50, 8, 5, 8, 1),
         (50, 16, 5, 16, 2),
-        (50, 25, 5, 25, 3),
+        (50, 25, 5, 25, 2),
         (20, 10, 1, 10, 1),
         (6, None, 2, 6, 2),
     ],
@@ -92,8 +92,8 @@ def test_a_group_of_fewer_steps_spans_what_it_spans_of_the_sampled_ones(
     assert settings.to_dict()["calibration_steps"] == simulated
 
 
-def test_no_more_than_25_steps_are_simulated_unless_something_is_learned_from_them() -> None:
-    assert CalibrationSettings(steps=1000).simulated_steps == 25
+def test_no_more_than_16_steps_are_simulated_unless_something_is_learned_from_them() -> None:
+    assert CalibrationSettings(steps=1000).simulated_steps == 16
     assert CalibrationSettings(steps=1000, calibration_steps=1000).simulated_steps == 1000
     assert CalibrationSettings(steps=60, weight_bits=4).simulated_steps == 60
     assert CalibrationSettings(steps=60, iterations=1).simulated_steps == 60
