@@ -142,14 +142,14 @@ def test_a_wrong_weight_scale_is_worth_learning_and_a_right_one_is_not(
     pointwise_qparams: MakeQParams,
 ) -> None:
     layer = pointwise_qparams(
-        (0.02, 0.02),
+        (0.04, 0.04),  # nothing is clipped
         activation_bits=8,
         weight_scale=np.array([0.01 * gain], np.float32),
         weight_levels=np.full((1, 1, 1, 1), 70, np.int8),
         bias_correction=np.array([shift], np.float32),
     )
     start = Recipe(groups, {"conv": layer}, pointwise_source.signature, {}, "hash")
-    settings = LearningSettings(iterations=40, learning_rate=0.03, probe=True)
+    settings = LearningSettings(iterations=20, learning_rate=0.03, probe=True)
     recipe, result = learn_shared(pointwise, process, start, batches[:3], batches[3:], settings, seed=0)
     assert result.status == status
     assert (recipe is start) == (status == "initial")
