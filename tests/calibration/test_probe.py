@@ -129,10 +129,13 @@ def test_one_batch_cannot_be_asked(
     assert nothing_to_gain(network, process, parameters, batches[:2], *given, 0.0)
 
 
-@pytest.mark.parametrize(("gain", "shift", "status"), [(1.2, 0.08, "learned"), (1.0, 0.0, "initial")])
-def test_a_wrong_weight_scale_is_worth_learning_and_a_right_one_is_not(
+@pytest.mark.parametrize(
+    ("gain", "shift", "rate", "status"), [(1.2, 0.08, 0.03, "learned"), (1.0, 0.0, 1e-4, "initial")]
+)
+def test_a_wrong_weight_scale_is_worth_learning_and_what_rounding_leaves_is_not_at_a_small_rate(
     gain: float,
     shift: float,
+    rate: float,
     status: str,
     pointwise: nn.Module,
     pointwise_source: Any,
@@ -149,7 +152,7 @@ def test_a_wrong_weight_scale_is_worth_learning_and_a_right_one_is_not(
         bias_correction=np.array([shift], np.float32),
     )
     start = Recipe(groups, {"conv": layer}, pointwise_source.signature, {}, "hash")
-    settings = LearningSettings(iterations=20, learning_rate=0.03, probe=True)
+    settings = LearningSettings(iterations=20, learning_rate=rate, probe=True)
     recipe, result = learn_shared(pointwise, process, start, batches[:3], batches[3:], settings, seed=0)
     assert result.status == status
     assert (recipe is start) == (status == "initial")
