@@ -163,9 +163,7 @@ def _learn_shared(
     shown.stage("weight scales and biases", settings.trajectory_iterations)
     recipe, result = learn_shared(
         source.network, process, initial, *batches,
-        LearningSettings(
-            settings.gradient, settings.trajectory_iterations, settings.shared_learning_rate, settings.probe
-        ),
+        LearningSettings(settings.gradient, settings.trajectory_iterations, settings.shared_learning_rate),
         seed=settings.seed * 10_007 + len(initial.groups), progress=shown.advance,
     )  # fmt: skip
     shown.message(f"weight scales and biases: {_describe(result)}")

@@ -26,7 +26,7 @@ class CalibrationSettings:
     rounding is coarse, 0 with 7-bit weights and 8-bit activations or finer. `learning_rate` is
     Adam's step on the logarithms of the latter, `shared_learning_rate` its step for the former in units of
     the error that there is at first.
-    With `probe`, a stage of learning begins only where two batches agree that there is something to gain.
+    With `probe`, a group learns only where two batches agree that there is something to gain.
     `rounding` is "gptq" (rounding errors compensate each other, and the bias their mean) or "nearest".
     `refine` moves each scale to where its layer's output errs least, on real inputs.
     `sensitivity` measures what each layer alone does to a step, for the report; a `float_budget` needs it

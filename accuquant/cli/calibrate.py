@@ -66,7 +66,7 @@ _COUNT = click.IntRange(min=1)
 @click.option(
     "--probe/--no-probe",
     default=True,
-    help="Learn only where the gradients of two batches agree that there is something to gain.",
+    help="Learn a group only where the gradients of two batches agree that there is something to gain.",
 )
 @click.option("--batch-size", type=_COUNT, default=8, help="Images a learning step.")
 @click.option("--weight-bits", type=_BITS, default=8, help="Bits of a weight.")
