@@ -36,8 +36,8 @@ _RECALIBRATE = "Run `accuquant calibrate` again"
 class GroupResult:
     """What calibration did in one step group: the loss before and after, and how it ended.
 
-    `status` is "learned", "initial" (no iteration asked for) or "rolled_back" (the loss diverged or
-    turned NaN, and the group keeps its initial scales); `note` says why.
+    `status` is "learned", "initial" (no iteration asked for, or nothing to gain) or "rolled_back" (the loss
+    diverged or turned NaN, and the group keeps its initial scales); `note` says why.
     """
 
     initial_loss: float

@@ -78,11 +78,11 @@ def _calibrate(
     checkpoint: bool | None,
     shown: Progress,
 ) -> Recipe:
-    starter = open_starter(source, task, steps=settings.steps)
+    starter = open_starter(source, task, steps=settings.simulated_steps)
     process = starter.process
     groups = StepGroups.from_timesteps(
         process.timesteps,
-        group_size=settings.group_size,
+        group_size=settings.simulated_group_size,
         num_train_timesteps=process.num_train_timesteps,
     )
     work = WorkFolder(output, _identity(source, settings, task) | _place(source, tf32))
@@ -140,11 +140,13 @@ def _learn(
     give_back_weights(source.network, initial.layers)
     checkpoint_blocks(network, process, batches[0], checkpoint)
     layers = quantized_layers(network)
-    learning = LearningSettings(settings.gradient, settings.iterations, settings.learning_rate)
+    learning = LearningSettings(
+        settings.gradient, settings.group_iterations, settings.learning_rate, settings.probe
+    )
     results: list[GroupResult] = []
     for group, members in enumerate(initial.groups.steps_of(process.timesteps)):
         title = f"step group {group + 1}/{len(initial.groups)}"
-        shown.stage(title, settings.iterations)
+        shown.stage(title, settings.group_iterations)
         done = work.load_group(group)
         if done is None:
             steps, kept = range(members[0], members[-1] + 1), work.group_state(group)
@@ -157,11 +159,12 @@ def _learn(
             kept.remove()
         else:
             scales, result = done
-            shown.advance(settings.iterations)
+            shown.advance(settings.group_iterations)
         for name, layer in layers.items():
             layer.set_scale(group, scales[name])
         results.append(result)
-        shown.message(f"{title}: {_describe(result)}")
+        if settings.group_iterations:
+            shown.message(f"{title}: {_describe(result)}")
     return replace(
         initial,
         layers={name: layer.learned_qparams() for name, layer in layers.items()},
@@ -180,16 +183,16 @@ def _learn_shared(
     shown: Progress,
 ) -> Recipe:
     """Return `initial` with learned weight scales and biases; `batches` are learned from, and held out."""
-    if settings.shared_iterations == 0:
+    if settings.trajectory_iterations == 0:
         return initial
     done = work.load_shared()
     if done is not None:
         return done
-    shown.stage("weight scales and biases", settings.shared_iterations)
+    shown.stage("weight scales and biases", settings.trajectory_iterations)
     kept = work.shared_state
     recipe, result = learn_shared(
         source.network, process, initial, *batches,
-        LearningSettings(settings.gradient, settings.shared_iterations, settings.shared_learning_rate),
+        LearningSettings(settings.gradient, settings.trajectory_iterations, settings.shared_learning_rate),
         seed=settings.seed * 10_007 + len(initial.groups), progress=shown.advance,
         checkpoint=checkpoint, kept=kept,
     )  # fmt: skip

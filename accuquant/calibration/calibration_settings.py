@@ -9,6 +9,7 @@ from accuquant.errors import UsageError
 from accuquant.scales.observer import observer_named
 
 from .gradient import gradient_arm
+from .presets import preset_values
 from .rounding import check_rounding
 
 
@@ -16,11 +17,16 @@ from .rounding import check_rounding
 class CalibrationSettings:
     """How a network is calibrated; the defaults suit W8A8.
 
-    `steps` and `group_size` count sampler steps; `float_budget` is a share of all multiply-accumulates,
-    0 to 1. `shared_iterations` learn what all step groups share (weight scales and biases) from the ends of
-    whole trajectories, `iterations` a group's activation scales from the group's end; `learning_rate` is
+    `steps` and `group_size` count the steps that the pipeline is sampled with. Trajectories are recorded,
+    learned from and judged at `calibration_steps` (None: as many as `steps`; at most 16 where nothing is
+    learned); the step groups are ranges of timesteps, which hold those of `steps` too. `float_budget` is a
+    share of all multiply-accumulates, 0 to 1.
+    `shared_iterations` learn what all step groups share (weight scales and biases) from the ends of
+    whole trajectories, `iterations` a group's activation scales from the group's end. None: 16 and 32 where
+    rounding is coarse, 0 with 7-bit weights and 8-bit activations or finer. `learning_rate` is
     Adam's step on the logarithms of the latter, `shared_learning_rate` its step for the former in units of
     the error that there is at first.
+    With `probe`, a group learns only where two batches agree that there is something to gain.
     `rounding` is "gptq" (rounding errors compensate each other, and the bias their mean) or "nearest".
     `refine` moves each scale to where its layer's output errs least, on real inputs.
     `sensitivity` measures what each layer alone does to a step, for the report; a `float_budget` needs it
@@ -29,13 +35,15 @@ class CalibrationSettings:
     """
 
     steps: int = 50
+    calibration_steps: int | None = None
     group_size: int = 5
     num_trajectories: int = 64
-    iterations: int = 32
-    shared_iterations: int = 16
+    iterations: int | None = None
+    shared_iterations: int | None = None
     batch_size: int = 8
     weight_bits: int = 8
     activation_bits: int = 8
+    probe: bool = True
     gradient: str = "accuquant"
     observer: str = "norm"
     refine: bool = True
@@ -48,28 +56,96 @@ class CalibrationSettings:
     learning_rate: float = 1e-3
     shared_learning_rate: float = 0.01
     seed: int = 0
+    preset_name: str = "balanced"
+
+    @classmethod
+    def preset(cls, name: str, **given: Any) -> CalibrationSettings:
+        """Return the settings of the preset `name`, with the fields that are `given` instead of its own.
+
+        Raises UsageError where no preset has that name.
+        """
+        values = {**preset_values(name), "preset_name": name}
+        if "calibration_steps" in values:
+            values["calibration_steps"] = min(values["calibration_steps"], given.get("steps", cls.steps))
+        return cls(**{**values, **given})
 
     def __post_init__(self) -> None:
         for name, low, high in _RANGES:
             value = getattr(self, name)
-            if not low <= value <= high:
+            if value is not None and not low <= value <= high:
                 raise UsageError(
                     f"--{name.replace('_', '-')}",
                     got=str(value),
                     expected=f"a value from {low} to {high}",
                     remedy="Give a value in that range",
                 )
+        self._check_calibration_steps()
+        preset_values(self.preset_name)
         gradient_arm(self.gradient)
         observer_named(self.observer)
         check_rounding(self.rounding)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the settings as JSON values."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+    def _check_calibration_steps(self) -> None:
+        if self.calibration_steps is not None and self.calibration_steps > self.steps:
+            raise UsageError(
+                "--calibration-steps",
+                got=f"{self.calibration_steps}, more than the {self.steps} of --steps",
+                expected=f"from 1 to the {self.steps} steps that are sampled with",
+                remedy="Give fewer, or leave it out",
+            )
 
+    @property
+    def simulated_steps(self) -> int:
+        """The steps of the trajectories that are recorded, learned from and judged by."""
+        if self.calibration_steps is not None:
+            return self.calibration_steps
+        learns = self.trajectory_iterations > 0 or self.group_iterations > 0
+        return self.steps if learns else min(self.steps, _FEW_STEPS)
+
+    @property
+    def simulated_group_size(self) -> int:
+        """How many simulated steps make a group: they span about what `group_size` sampled steps span."""
+        return max(1, round(self.group_size * self.simulated_steps / self.steps))
+
+    @property
+    def _coarse(self) -> bool:
+        """Whether rounding leaves errors that learning finds (docs/calibration.md, "Whether to learn")."""
+        return self.weight_bits < _FINE_WEIGHT_BITS or self.activation_bits < _FINE_ACTIVATION_BITS
+
+    @property
+    def trajectory_iterations(self) -> int:
+        """How many iterations learn what all groups share."""
+        if self.shared_iterations is None:
+            return _SHARED_ITERATIONS if self._coarse else 0
+        return self.shared_iterations
+
+    @property
+    def group_iterations(self) -> int:
+        """How many iterations learn the scales of one step group."""
+        if self.iterations is None:
+            return _ITERATIONS if self._coarse else 0
+        return self.iterations
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as JSON values, with numbers where None left the choice to the rest."""
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return values | {
+            "calibration_steps": self.simulated_steps,
+            "iterations": self.group_iterations,
+            "shared_iterations": self.trajectory_iterations,
+        }
+
+
+#: Steps that are simulated at most where scales are only measured: at equal cost, more trajectories of fewer
+#: steps end better. What is learned needs every step (docs/calibration.md, "Fewer steps").
+_FEW_STEPS = 16
+#: Bits from which on learning is left out unless it is asked for, and how much is learned below them.
+_FINE_WEIGHT_BITS, _FINE_ACTIVATION_BITS = 7, 8
+_ITERATIONS, _SHARED_ITERATIONS = 32, 16
 
 _RANGES: tuple[tuple[str, float, float], ...] = (
     ("steps", 1, 10_000),
+    ("calibration_steps", 1, 10_000),
     ("group_size", 1, 10_000),
     ("num_trajectories", 1, 1_000_000),
     ("iterations", 0, 1_000_000),

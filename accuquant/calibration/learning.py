@@ -16,6 +16,7 @@ from accuquant.recipe import GroupResult
 from .descent import HeldOutJudge, LearningSettings, descend, draw_segments
 from .descent_state import DescentState
 from .gradient import Segment, rollout
+from .probe import nothing_to_gain
 from .trajectory import TrajectoryBatch
 
 #: When the held-out trajectories are asked, as shares of the iterations.
@@ -59,29 +60,40 @@ def learn_group(
     `batches` are learned from; `held_out` decides at six moments of the descent: more iterations also fit
     the trajectories that are learned from ever closer. Where no moment lowers the end-point error of the
     held-out trajectories, and where the loss turns NaN, the group goes back to its initial scales and the
-    result says so. The descent ends early after three moments in a row without progress. It goes on from
-    what `kept` has of an earlier run.
+    result says so. The descent ends early after three moments in a row without progress, and does not begin
+    where a probe of two batches finds nothing to gain. It goes on from what `kept` has of an earlier run.
     """
     kept = kept or DescentState()
     judge = _Judge(network, process, steps, held_out, group, kept.of("judge"))
     before = judge.initial_loss
     if settings.iterations == 0:
         return GroupResult(before, before, "initial", "no iterations asked for")
+
+    def loss(end: Tensor, target: Tensor) -> Tensor:
+        return end_point_loss(end, target, before)
+
     layers = quantized_layers(network).values()
     initial = [layer.scale_of(group) for layer in layers]
     for layer in layers:
         layer.learning = True
-    optimizer = torch.optim.Adam(
-        [p for p in network.parameters() if p.requires_grad], lr=settings.learning_rate
-    )
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    way = settings.learning_rate * settings.iterations / 2
+    probed = kept.of("judge") is None  # what was begun had something to gain
+    if probed and (
+        reason := nothing_to_gain(network, process, parameters, batches, steps, loss, settings, way)
+    ):
+        for layer in layers:
+            layer.learning = False
+        if progress is not None:
+            progress(settings.iterations)
+        return GroupResult(before, before, "initial", reason)
+    optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate)
     fault = descend(
         network,
         process,
         optimizer,
         torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.iterations),
-        draw_segments(
-            batches, steps, lambda end, target: end_point_loss(end, target, before), seed, device_of(network)
-        ),
+        draw_segments(batches, steps, loss, seed, device_of(network)),
         settings,
         moments=_MOMENTS,
         judge=judge,

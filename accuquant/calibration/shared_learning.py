@@ -22,6 +22,7 @@ from .descent import HeldOutJudge, LearningSettings, descend, draw_segments
 from .descent_state import DescentState
 from .learning import end_point_loss, held_out_errors
 from .output_correction import OutputCorrection, corrected
+from .probe import nothing_to_gain
 from .trajectory import TrajectoryBatch
 
 #: When the held-out trajectories are asked, as shares of the iterations.
@@ -50,7 +51,8 @@ def learn_shared(
     that of the trajectory's end point: what every step shares may look as far as every step reaches, and
     gains by it, because an error that has the same sign in each of them adds up (arXiv 2510.20348, with M
     as large as it can be). `held_out` chooses among eight moments. Where none is better, and where the loss
-    turns NaN, the recipe comes back as it was and the result says so. The losses in the result are medians.
+    turns NaN, or where a probe of two batches finds nothing to gain, the recipe comes back as it was and the
+    result says so. The losses in the result are medians.
 
     `settings.gradient` "exact" is computed as "checkpoint": the same gradient, in memory that does not grow
     with the number of steps. The learning rate counts in the relative error that quantization leaves at
@@ -75,20 +77,26 @@ def learn_shared(
         )
         typical = judge.initial_loss or 1.0
         rate = settings.learning_rate * _relative(judge.initial_loss, held_out)
+
+        def loss(end: Tensor, target: Tensor) -> Tensor:
+            # losses near 1: Adam adds 1e-8 to the size of every gradient
+            return end_point_loss(end, target, typical) / typical
+
+        way = rate * sum(_share_of_rate(i, settings.iterations) for i in range(settings.iterations))
+        probed = kept.of("judge") is None  # what was begun had something to gain
+        if probed and (
+            reason := nothing_to_gain(simulated, process, parameters, batches, steps, loss, settings, way)
+        ):
+            if progress is not None:
+                progress(settings.iterations)
+            return recipe, judge.result("initial", reason)
         optimizer = torch.optim.Adam(parameters, lr=rate, betas=_BETAS)
         fault = descend(
             simulated,
             process,
             optimizer,
             torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: _share_of_rate(i, settings.iterations)),
-            # losses near 1: Adam adds 1e-8 to the size of every gradient
-            draw_segments(
-                batches,
-                steps,
-                lambda end, target: end_point_loss(end, target, typical) / typical,
-                seed,
-                device_of(network),
-            ),
+            draw_segments(batches, steps, loss, seed, device_of(network)),
             settings,
             moments=_MOMENTS,
             judge=judge,

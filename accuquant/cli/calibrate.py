@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 GRADIENTS = ("accuquant", "independent", "exact", "checkpoint")
 OBSERVERS = ("mse", "norm", "minmax", "percentile")
 ROUNDINGS = ("gptq", "nearest")
+PRESETS = ("fast", "balanced", "best")
 _BITS = click.IntRange(2, 8)
 _COUNT = click.IntRange(min=1)
 
@@ -41,15 +42,38 @@ _COUNT = click.IntRange(min=1)
 @click.option(
     "-o", "--output", type=new_file, default=Path("recipe.safetensors"), help="The recipe to write."
 )
-@click.option("--steps", type=_COUNT, default=50, help="Sampler steps to simulate.")
+@click.option(
+    "--preset",
+    "preset_name",
+    type=click.Choice(PRESETS),
+    default="balanced",
+    help="How much to spend: sets the defaults of the options below.",
+)
+@click.option("--steps", type=_COUNT, default=50, help="Sampler steps that images will be made with.")
+@click.option(
+    "--calibration-steps",
+    type=_COUNT,
+    show_default="--steps; at most 16 where nothing is learned",
+    help="Steps of the trajectories to learn from; the groups hold every timestep of --steps all the same.",
+)
 @click.option("--group-size", type=_COUNT, default=5, help="Consecutive steps that share scales.")
 @click.option("--num-trajectories", type=_COUNT, default=64, help="Full-precision images to learn from.")
-@click.option("--iterations", type=click.IntRange(min=0), default=32, help="Learning steps a group.")
+@click.option(
+    "--iterations",
+    type=click.IntRange(min=0),
+    show_default="0 at W8A8, 32 at fewer bits",
+    help="Learning steps a group.",
+)
 @click.option(
     "--shared-iterations",
     type=click.IntRange(min=0),
-    default=16,
+    show_default="0 at W8A8, 16 at fewer bits",
     help="Learning steps, through whole trajectories, for what all groups share: weight scales and biases.",
+)
+@click.option(
+    "--probe/--no-probe",
+    default=True,
+    help="Learn a group only where the gradients of two batches agree that there is something to gain.",
 )
 @click.option("--batch-size", type=_COUNT, default=8, help="Images a learning step.")
 @click.option("--weight-bits", type=_BITS, default=8, help="Bits of a weight.")
@@ -121,22 +145,30 @@ _COUNT = click.IntRange(min=1)
 @lora_option("none by default")
 @loading_options
 @task_options
-def command(source: str, output: Path, **settings: Any) -> None:
+@click.pass_context
+def command(ctx: click.Context, /, source: str, output: Path, **settings: Any) -> None:
     """Learn int8 scales for the pipeline SOURCE and write them as a recipe.
 
     SOURCE is a diffusers pipeline: a folder with a model_index.json, or a Hub id. Give the prompts, images
     and guidance that you sample with; what you leave out is the pipeline's own default. Run an interrupted
     command again to resume it. PATTERN is a module name in which * stands for any text.
     """
-    recipe = run(source, output, settings)
+    recipe = run(source, output, _without_defaults(ctx, settings))
     print_summary(recipe, output)
     words = shlex.join(["accuquant", "export", source, "--recipe", str(output)])
     click.echo(f"Next: {words} -o OUT")
 
 
+def _without_defaults(ctx: click.Context, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what the command line and --config said: for the rest, the preset decides."""
+    default = click.core.ParameterSource.DEFAULT
+    return {name: value for name, value in settings.items() if ctx.get_parameter_source(name) != default}
+
+
 def run(source: str, output: Path, settings: dict[str, Any]) -> Recipe:
-    """Calibrate with progress on stderr; `settings` are the options of the command."""
+    """Calibrate with progress on stderr; `settings` are those options of the command that were given."""
     from accuquant._util.files import check_new_file
+    from accuquant._util.stage_clock import StageClock
     from accuquant.calibration import CalibrationSettings, calibrate
     from accuquant.cli._progress import Bars
     from accuquant.networks.device import check_offload, choose_device, describe
@@ -151,14 +183,17 @@ def run(source: str, output: Path, settings: dict[str, Any]) -> Recipe:
     weights, checkpoint = take_weights_options(settings), settings.pop("checkpoint", None)
     if weights["offload"]:
         check_offload(device)
-    checked = CalibrationSettings(**settings)
-    with Bars() as progress:
+    checked = CalibrationSettings.preset(settings.pop("preset_name", "balanced"), **settings)
+    with Bars() as bars:
+        progress = StageClock(bars)
         progress.message(f"Device: {describe(device)}")
         loaded = load_source(source, loras, **vars(loading), as_stored=weights["as_stored"])
         loaded = loaded.to(device, offload=weights["offload"])
-        return calibrate(
+        recipe = calibrate(
             loaded, checked, output=output, task=task, tf32=tf32, checkpoint=checkpoint, progress=progress
         )
+        progress.message(f"Time: {progress.line()}")
+    return recipe
 
 
 def print_summary(recipe: Recipe, output: Path) -> None:

@@ -38,10 +38,9 @@ class Demo:
 
 _CALIBRATION = {
     "steps": 50,
+    "calibration_steps": 25,
     "group_size": 5,
     "num_trajectories": 32,
-    "iterations": 8,
-    "shared_iterations": 8,
     "seed": 0,
 }
 _VERIFICATION = {"num_images": 48, "steps": 50, "seed": 1000}

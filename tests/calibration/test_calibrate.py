@@ -38,6 +38,7 @@ QUICK = CalibrationSettings(
     batch_size=2,
     iterations=2,
     shared_iterations=2,
+    probe=False,
     observer="minmax",
     affine=False,
     activation_bits=6,

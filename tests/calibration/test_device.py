@@ -25,6 +25,7 @@ from accuquant.recipe import Recipe
 SETTINGS = CalibrationSettings(
     steps=4, group_size=2, num_trajectories=4, batch_size=2, iterations=2, shared_iterations=2,
     float_budget=0.05, learning_rate=0.02, activation_bits=4, observer="minmax", refine=False,
+    probe=False,
 )  # fmt: skip
 
 

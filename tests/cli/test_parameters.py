@@ -75,6 +75,7 @@ RECEIVERS: dict[str, Callable[[str], object]] = {
     "--engine-precision": lambda name: OpenVinoRunner("m.onnx", **precision_options("openvino", name)),
     "--backend": _backend,
     "--model": lambda name: DEMOS[name].source.joinpath("model_index.json").stat(),
+    "--preset": CalibrationSettings.preset,
     "--gradient": lambda name: CalibrationSettings(gradient=name),
     "--observer": lambda name: CalibrationSettings(observer=name),
     "--rounding": lambda name: CalibrationSettings(rounding=name),

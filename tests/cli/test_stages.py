@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -76,6 +77,7 @@ def test_calibrate_says_what_comes_next(
     captured = capsys.readouterr()
     assert f"--recipe {recipe}" in captured.out
     assert "step group 2/2: loss" in captured.err
+    assert re.search(r"^Time: \d+ s in all(, [a-z -]+ \d+ s)*$", captured.err, re.MULTILINE)
     assert {layer.weight_bits for layer in Recipe.load(recipe).layers.values()} == {4}
 
 
