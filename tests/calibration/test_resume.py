@@ -20,7 +20,7 @@ from accuquant.errors import CalibrationError
 from accuquant.pipelines.source import Source
 
 SETTINGS = CalibrationSettings(
-    steps=4, group_size=2, num_trajectories=8, batch_size=2, iterations=8, shared_iterations=8,
+    probe=False, steps=4, group_size=2, num_trajectories=8, batch_size=2, iterations=8, shared_iterations=8,
     sensitivity=True, observer="minmax", activation_bits=4, weight_bits=4, learning_rate=0.02,
 )  # fmt: skip
 #: Every stage, and how many units of progress each has.
