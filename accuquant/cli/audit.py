@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _NAMES = 6
 
 
-@click.command("audit", cls=Command, short_help="Say what the TensorRT compiler makes of a model.")
+@click.command("audit", cls=Command)
 @click.argument("model", type=existing_path, metavar="MODEL.onnx|OUT")
 @click.option("--target", default="sm89", show_default=True, help="GPU to compile for, e.g. sm86, sm120.")
 @click.option(

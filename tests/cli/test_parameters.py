@@ -25,8 +25,8 @@ from accuquant.runtime.open_runner import make_runner
 
 
 def _parameters() -> Iterator[tuple[str, click.Parameter]]:
-    for name, module in COMMANDS.items():
-        command = importlib.import_module(f"accuquant.cli.{module}").command
+    for name in COMMANDS:
+        command = importlib.import_module(f"accuquant.cli.{name}").command
         yield from ((name, parameter) for parameter in command.params)
 
 
