@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -26,7 +26,7 @@ class ActivationSampler:
     def __init__(self, names: Sequence[str], calls: Sequence[int], seed: int) -> None:
         """Prepare for `calls[g]` calls of the network in step group g."""
         self._rng = torch.Generator().manual_seed(seed)
-        self._per_call = [max(64, SAMPLES // max(1, count)) for count in calls]
+        self._per_call = [_drawn(count) for count in calls]
         self._kept: dict[str, list[list[Tensor]]] = {n: [[] for _ in calls] for n in names}
         self._last: tuple[Tensor, Tensor] | None = None
         self.group = 0
@@ -67,6 +67,15 @@ class ActivationSampler:
     def samples(self) -> Samples:
         """Return for each layer one array [N] for each step group: random values and extremes, shuffled."""
         return {n: [_merged(calls) for calls in groups] for n, groups in self._kept.items()}
+
+
+def sample_bytes(elements: Iterable[int], calls: Sequence[int]) -> int:
+    """Return what a sampler keeps of inputs of `elements` numbers each, once `calls[g]` calls are over."""
+    return sum(4 * count * (min(_drawn(count), size) + 2) for size in elements for count in calls)
+
+
+def _drawn(calls: int) -> int:
+    return max(64, SAMPLES // max(1, calls))
 
 
 def _diverged(layer: str, place: str) -> CalibrationError:

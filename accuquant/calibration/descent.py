@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.errors import CalibrationError
 
-from .gradient import LossFn, Segment, gradient_arm
+from .calls import Calls
+from .gradient import LossFn, Segment, count_calls, gradient_arm
 from .trajectory import TrajectoryBatch
 
 
@@ -97,7 +98,7 @@ def descend(
     `judge` is asked at `moments`, shares of the iterations, and ends the descent by answering False.
     """
     arm = gradient_arm(settings.gradient)
-    asked = {math.ceil(settings.iterations * share) for share in moments}
+    asked = judged_after(settings.iterations, moments)
     for iteration, (segment, loss_fn) in zip(range(settings.iterations), draws, strict=False):
         optimizer.zero_grad(set_to_none=True)
         loss = arm(process, segment.batch.bind(network), segment, loss_fn)
@@ -111,6 +112,21 @@ def descend(
         if not go_on:
             break
     return ""
+
+
+def judged_after(iterations: int, moments: Sequence[float]) -> set[int]:
+    """Return after which iterations, counted from 1, the judge is asked."""
+    return {math.ceil(iterations * share) for share in moments} - {0}
+
+
+def descent_calls(settings: LearningSettings, moments: Sequence[float], steps: int, held_out: int) -> Calls:
+    """Return the network's calls in a descent over `steps` steps that no judge ends, first errors included.
+
+    `held_out` counts the batches that judge.
+    """
+    judgements = 1 + len(judged_after(settings.iterations, moments))
+    learned = count_calls(settings.gradient, steps) * settings.iterations
+    return learned + Calls(forward=judgements * held_out * steps)
 
 
 def draw_segments(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +19,8 @@ ROWS = 8192
 #: Sums that all layers together may keep in memory, in bytes; the widest layers' rows go to files instead.
 MEMORY = 2**30
 _BLOCK = 512
+#: What it takes to know a row again, in bytes: a number and its place in a set.
+_HASH = 80
 
 
 class Moments(Protocol):
@@ -48,9 +51,7 @@ class MomentSampler:
     def __init__(self, layers: Mapping[str, nn.Module], calls: int, seed: int, folder: Path) -> None:
         """Prepare for `calls` calls of the network; `folder` takes the files of the widest layers."""
         self._layers = dict(layers)
-        self._rows = {
-            name: max(1, max(ROWS, input_width(layer)) // max(1, calls)) for name, layer in layers.items()
-        }
+        self._rows = {name: _rows_a_call(input_width(layer), calls) for name, layer in layers.items()}
         self._rng = torch.Generator().manual_seed(seed)
         self._pending: dict[str, list[Tensor]] = {name: [] for name in self._layers}
         self._stores = _stores(self._layers, folder)
@@ -90,15 +91,61 @@ class MomentSampler:
             self._pending[name] = []
 
 
+@dataclass(frozen=True)
+class RowNeed:
+    """What the rows of all layers take until they are rounded: `memory` and `disk` in bytes.
+
+    `sums` and `files` [(groups, width)] are the layers whose rows are summed, and those whose rows lie in
+    files, the narrowest first.
+    """
+
+    memory: int
+    disk: int
+    sums: tuple[tuple[int, int], ...]
+    files: tuple[tuple[int, int], ...]
+
+
+def rows_of(width: int, calls: int) -> int:
+    """Return how many rows a layer of `width` inputs gives in `calls` calls of the network."""
+    return _rows_a_call(width, calls) * calls
+
+
+def _rows_a_call(width: int, calls: int) -> int:
+    return max(1, max(ROWS, width) // max(1, calls))
+
+
+def row_need(layers: Mapping[str, nn.Module], calls: int) -> RowNeed:
+    """Return what a MomentSampler of these layers takes at the end of `calls` calls."""
+    memory = disk = 0
+    sums, files = [], []
+    for layer, summed in _places(layers):
+        groups, width = group_count(layer), input_width(layer)
+        rows = rows_of(width, calls)
+        memory += _HASH * rows
+        if summed:
+            sums.append((groups, width))
+            memory += 8 * groups * width**2 + 4 * min(_BLOCK, rows) * groups * width
+        else:
+            files.append((groups, width))
+            disk += 4 * rows * groups * width
+    return RowNeed(memory, disk, tuple(sums), tuple(files))
+
+
+def _places(layers: Mapping[str, nn.Module]) -> Iterator[tuple[nn.Module, bool]]:
+    """Yield the layers, the narrowest first, and whether their sums stay in memory."""
+    left = MEMORY
+    for layer in sorted(layers.values(), key=input_width):
+        width = input_width(layer)
+        left -= 8 * group_count(layer) * width**2
+        yield layer, left >= 0 and width <= PRECISE_WIDTH
+
+
 def _stores(layers: Mapping[str, nn.Module], folder: Path) -> dict[str, RowSums | RowFile]:
     """Return where each layer's rows go: sums in memory for the narrowest, files for what is left."""
-    stores: dict[str, RowSums | RowFile] = {}
-    left = MEMORY
-    for name in sorted(layers, key=lambda name: input_width(layers[name])):
-        groups, width = group_count(layers[name]), input_width(layers[name])
-        left -= 8 * groups * width**2
-        if left >= 0 and width <= PRECISE_WIDTH:
-            stores[name] = RowSums(groups, width)
-        else:
-            stores[name] = RowFile(folder / f"{len(stores)}.rows", groups, width)
-    return {name: stores[name] for name in layers}
+    stores: dict[nn.Module, RowSums | RowFile] = {}
+    for layer, summed in _places(layers):
+        groups, width = group_count(layer), input_width(layer)
+        stores[layer] = (
+            RowSums(groups, width) if summed else RowFile(folder / f"{len(stores)}.rows", groups, width)
+        )
+    return {name: stores[layer] for name, layer in layers.items()}

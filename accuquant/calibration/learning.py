@@ -12,7 +12,8 @@ from accuquant.networks.device import device_of
 from accuquant.networks.simulate import quantized_layers
 from accuquant.recipe import GroupResult
 
-from .descent import HeldOutJudge, LearningSettings, descend, draw_segments
+from .calls import Calls
+from .descent import HeldOutJudge, LearningSettings, descend, descent_calls, draw_segments
 from .gradient import Segment, rollout
 from .trajectory import TrajectoryBatch
 
@@ -90,6 +91,14 @@ def learn_group(
     if judge.found_better and not fault:
         return GroupResult(before, judge.best_loss, note=judge.note())
     return GroupResult(before, before, "rolled_back", fault or judge.verdict())
+
+
+def count_calls(settings: LearningSettings, steps: int, held_out: int) -> Calls:
+    """Return at most how often `learn_group` calls the network for a group of `steps`.
+
+    `held_out` counts the batches that judge; they may end the descent early.
+    """
+    return descent_calls(settings, _MOMENTS, steps, held_out)
 
 
 class _Judge(HeldOutJudge):

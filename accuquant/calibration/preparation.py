@@ -128,7 +128,8 @@ def _initial_qparams(
         affine=settings.affine,
     )
     if settings.refine:
-        shown.stage("refined scales", count_calls(len(groups), len(recording.batches)))
+        members = groups.steps_of(process.timesteps)
+        shown.stage("refined scales", count_calls(members, len(recording.batches)))
         qparams = refine_scales(source.network, process, groups, qparams, recording.batches, progress=shown)
     names, layers = recording.moments.names(), quantizable_layers(source.network)
     facts = {}

@@ -15,6 +15,7 @@ from accuquant.qparams import LayerQParams, level_bounds
 
 from .factor import Factor
 from .input_moments import Moments
+from .row_store import PRECISE_WIDTH
 from .unfolding import as_matrices, from_matrices
 
 ROUNDINGS = ("gptq", "nearest")
@@ -70,6 +71,21 @@ def shrinkage(width: int, distinct: int) -> float:
     It is SHRINKAGE, and more where fewer `distinct` inputs than that were seen.
     """
     return SHRINKAGE * max(1.0, width / distinct)
+
+
+def rounding_work(layer: nn.Module) -> tuple[int, float]:
+    """Return the columns that `compensate` rounds one by one in a layer, and its products.
+
+    A covariance of d inputs is factored with d^3 / 3 products and rounds O outputs with d^2 O / 2. In
+    float32, above PRECISE_WIDTH, a product counts as half of one.
+    """
+    groups, outputs, inputs = as_matrices(layer, weight_of(layer)).shape
+    columns, products = 0, 0.0
+    for _, _, some in blocks_of(groups, outputs, inputs):
+        width = some.stop - some.start
+        columns += width
+        products += width**2 * (width / 3 + outputs / 2) * (1 if width <= PRECISE_WIDTH else 0.5)
+    return columns, products
 
 
 def blocks_of(groups: int, outputs: int, width: int) -> list[tuple[int, slice, slice]]:

@@ -21,6 +21,9 @@ from .learning import sample_errors
 from .placement import Placement
 from .trajectory import TrajectoryBatch
 
+#: Steps of a trajectory at which each layer is tried.
+_STEPS = 4
+
 
 @torch.no_grad()
 def measure_sensitivity(
@@ -30,7 +33,7 @@ def measure_sensitivity(
     qparams: Mapping[str, LayerQParams],
     batch: TrajectoryBatch,
     *,
-    num_steps: int = 4,
+    num_steps: int = _STEPS,
     progress: Progress | None = None,
 ) -> dict[str, float]:
     """Return, for each layer, the error of x_{t-1} when this layer alone is quantized.
@@ -39,8 +42,7 @@ def measure_sensitivity(
     `num_steps` steps spread over the trajectory. `network` is left as it was.
     """
     shown, batch = progress or Silent(), batch.to(device_of(network))
-    last = len(process) - 1
-    steps = sorted({round(last * (k + 0.5) / num_steps) for k in range(num_steps)})
+    steps = _spread(len(process), num_steps)
     active = ActiveGroup(groups)
     errors = {}
     for name, layer in qparams.items():
@@ -48,6 +50,15 @@ def measure_sensitivity(
             errors[name] = sum(_step_error(network, process, batch, step, active) for step in steps)
         shown.advance()
     return errors
+
+
+def count_calls(layers: int, steps: int) -> int:
+    """Return how often `measure_sensitivity` calls the network, for trajectories of `steps`."""
+    return layers * len(_spread(steps, _STEPS))
+
+
+def _spread(steps: int, count: int) -> list[int]:
+    return sorted({round((steps - 1) * (k + 0.5) / count) for k in range(count)})
 
 
 def spend_float_budget(placement: Placement, errors: Mapping[str, float], budget: float) -> list[str]:

@@ -15,7 +15,8 @@ from accuquant.networks.network import quantizable_layers
 from accuquant.networks.simulate import QuantizedLayer, quantize_network, quantized_layers
 from accuquant.recipe import GroupResult, Recipe
 
-from .descent import HeldOutJudge, LearningSettings, descend, draw_segments
+from .calls import Calls
+from .descent import HeldOutJudge, LearningSettings, descend, descent_calls, draw_segments
 from .learning import end_point_loss, held_out_errors
 from .output_correction import OutputCorrection, corrected
 from .trajectory import TrajectoryBatch
@@ -50,8 +51,7 @@ def learn_shared(
     with the number of steps. The learning rate counts in the relative error that quantization leaves at
     first: 0.01 moves scales by 0.03 % an iteration where the latents err by 3 %, and by 0.01 % where by 1 %.
     """
-    if settings.gradient == "exact":
-        settings = replace(settings, gradient="checkpoint")
+    settings = _in_bounded_memory(settings)
     simulated = quantize_network(network, recipe.layers.values(), recipe.groups)
     layers = quantized_layers(simulated)
     steps = range(len(process))
@@ -82,6 +82,17 @@ def learn_shared(
     if fault or not judge.restore():
         return recipe, judge.result("rolled_back", fault or judge.verdict())
     return _folded(network, recipe, layers, corrections), judge.result("learned", judge.note())
+
+
+def count_calls(settings: LearningSettings, steps: int, held_out: int) -> Calls:
+    """Return the network's calls of `learn_shared` over `steps` steps, judged by `held_out` batches."""
+    if settings.iterations == 0:
+        return Calls()
+    return descent_calls(_in_bounded_memory(settings), _MOMENTS, steps, held_out)
+
+
+def _in_bounded_memory(settings: LearningSettings) -> LearningSettings:
+    return replace(settings, gradient="checkpoint") if settings.gradient == "exact" else settings
 
 
 def _parameters(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +11,14 @@ import click
 
 from accuquant.cli._command import Command
 from accuquant.cli._options import Source, device_option, lora_option, new_file
+from accuquant.cli._output import console_beside_json, json_option, write_json
 from accuquant.cli._source import loading_options, take_loading
 from accuquant.cli._task import take_task, task_options
 
 if TYPE_CHECKING:
+    from accuquant.calibration.estimate import Estimate
+    from accuquant.cli._progress import Bars
+    from accuquant.pipelines.source import Source as LoadedSource
     from accuquant.recipe import Recipe
 
 #: Spelled out so that --help need not load torch; the library knows the same names.
@@ -27,7 +32,6 @@ _COUNT = click.IntRange(min=1)
 @click.command(
     "calibrate",
     cls=Command,
-    short_help="Learn int8 scales for a pipeline.",
     context_settings={"show_default": True},
 )
 @click.argument("source", type=Source())
@@ -102,17 +106,30 @@ _COUNT = click.IntRange(min=1)
 @click.option(
     "--seed", type=click.IntRange(0, 2**31 - 1), default=0, help="The same seed gives the same recipe."
 )
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Time a few calls, print what would be done here, how long it takes and what memory, and write no "
+    "recipe.",
+)
+@json_option("what --dry-run prints")
 @device_option
 @lora_option("none by default")
 @loading_options
 @task_options
-def command(source: str, output: Path, **settings: Any) -> None:
+def command(source: str, output: Path, dry_run: bool, json_file: Path | None, **settings: Any) -> None:
     """Learn int8 scales for the pipeline SOURCE and write them as a recipe.
 
     SOURCE is a diffusers pipeline: a folder with a model_index.json, or a Hub id. Give the prompts, images
     and guidance that you sample with; what you leave out is the pipeline's own default. Run an interrupted
     command again to resume it. PATTERN is a module name in which * stands for any text.
     """
+    if dry_run:
+        if not _dry_run(source, settings, json_file).fits:
+            click.get_current_context().exit(1)
+        return
+    if json_file is not None:
+        raise click.UsageError("--json holds what --dry-run prints: give both, or neither.")
     recipe = run(source, output, settings)
     print_summary(recipe, output)
     words = shlex.join(["accuquant", "export", source, "--recipe", str(output)])
@@ -122,22 +139,45 @@ def command(source: str, output: Path, **settings: Any) -> None:
 def run(source: str, output: Path, settings: dict[str, Any]) -> Recipe:
     """Calibrate with progress on stderr; `settings` are the options of the command."""
     from accuquant._util.files import check_new_file
-    from accuquant.calibration import CalibrationSettings, calibrate
+    from accuquant.calibration import calibrate
     from accuquant.cli._progress import Bars
+
+    check_new_file("--output", output)
+    with Bars() as progress:
+        loaded, arguments = _prepared(source, settings, progress)
+        return calibrate(loaded, output=output, progress=progress, **arguments)
+
+
+def _dry_run(source: str, settings: dict[str, Any], json_file: Path | None) -> Estimate:
+    """Estimate with progress on stderr, and print what was found."""
+    from accuquant.calibration.estimate import estimate
+    from accuquant.cli._estimate import print_estimate
+    from accuquant.cli._progress import Bars
+
+    with Bars() as progress:
+        loaded, arguments = _prepared(source, settings, progress)
+        found = estimate(loaded, progress=progress, **arguments)
+    if json_file is not None:
+        write_json(json_file, json.dumps(found.to_dict(), indent=2))
+    print_estimate(console_beside_json(json_file), found)
+    return found
+
+
+def _prepared(source: str, settings: dict[str, Any], progress: Bars) -> tuple[LoadedSource, dict[str, Any]]:
+    """Load the pipeline onto its device; return it and what calibrating and estimating take beside it."""
+    from accuquant.calibration import CalibrationSettings
     from accuquant.networks.device import choose_device, describe
     from accuquant.pipelines.lora import find_loras
     from accuquant.pipelines.source import load_source
 
-    check_new_file("--output", output)
     task = take_task(settings)
     loras = find_loras(settings.pop("loras", ()))
     loading, tf32 = take_loading(settings), settings.pop("tf32", False)
     device = choose_device(settings.pop("device", "auto"), tf32=tf32)
     checked = CalibrationSettings(**settings)
-    with Bars() as progress:
-        progress.message(f"Device: {describe(device)}")
-        loaded = load_source(source, loras, **vars(loading)).to(device)
-        return calibrate(loaded, checked, output=output, task=task, tf32=tf32, progress=progress)
+    progress.message(f"Device: {describe(device)}")
+    loaded = load_source(source, loras, **vars(loading)).to(device)
+    return loaded, {"settings": checked, "task": task, "tf32": tf32}
 
 
 def print_summary(recipe: Recipe, output: Path) -> None:
