@@ -116,9 +116,10 @@ def _estimate(source: Source, settings: CalibrationSettings, task: Task, shown: 
     plan = Plan(settings, groups.steps_of(process.timesteps), len(placement.quantized))
     layers = {name: quantizable_layers(network)[name] for name in placement.quantized}
     rows = row_need(layers if settings.rounding == "gptq" else {}, sum(plan.calls_of_groups))
+    stage = Stage(network, process, start, groups, placement.quantized, settings)
+    stage.warm_up()  # what torch and its libraries keep once they have run, this process holds from now on
     room = Room.of(network)
     with scratch_folder("estimate") as folder:
-        stage = Stage(network, process, start, groups, placement.quantized, settings)
         trial = stage.run(plan.calls_of_groups, rows, folder, shown)
     costs = StageCosts(plan, trial, rows, layers, start, room)
     stages = [costs.of(stage) for stage in plan.stages()]

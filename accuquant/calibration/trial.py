@@ -97,6 +97,10 @@ class Stage:
         self.batch = _standing(process, start.to(device_of(network)))
         self._one = StepGroups((groups.edges[0], groups.edges[-1]))
 
+    def warm_up(self) -> None:
+        """Call the network once."""
+        self._step(0)
+
     def run(self, calls: Sequence[int], need: RowNeed, folder: Path, shown: Progress) -> Trial:
         """Try a unit of every stage; `folder` takes the rows of the widest layers meanwhile.
 
