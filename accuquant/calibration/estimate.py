@@ -28,7 +28,7 @@ from .plan import Plan
 from .remedies import remedies
 from .seen_inputs import Recorded
 from .stage_costs import StageCosts, StageEstimate
-from .trial import Stage
+from .trial import Rehearsal
 
 
 @dataclass(frozen=True)
@@ -116,11 +116,11 @@ def _estimate(source: Source, settings: CalibrationSettings, task: Task, shown: 
     plan = Plan(settings, groups.steps_of(process.timesteps), len(placement.quantized))
     layers = {name: quantizable_layers(network)[name] for name in placement.quantized}
     rows = row_need(layers if settings.rounding == "gptq" else {}, sum(plan.calls_of_groups))
-    stage = Stage(network, process, start, groups, placement.quantized, settings)
-    stage.warm_up()  # what torch and its libraries keep once they have run, this process holds from now on
+    rehearsal = Rehearsal(network, process, start, groups, placement.quantized, settings)
+    rehearsal.warm_up()  # from now on, this process holds what libraries keep once they have run
     room = Room.of(network)
     with scratch_folder("estimate") as folder:
-        trial = stage.run(plan.calls_of_groups, rows, folder, shown)
+        trial = rehearsal.run(plan.calls_of_groups, rows, folder, shown)
     costs = StageCosts(plan, trial, rows, layers, start, room)
     stages = [costs.of(stage) for stage in plan.stages()]
     if isinstance(starter, PipelineStarter):

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ class Trial:
     remembers: bool
 
 
-class Stage:
+class Rehearsal:
     """A network that stands at the first step with one batch, and what is tried on it."""
 
     def __init__(
@@ -112,8 +113,7 @@ class Stage:
         inputs = self._look()
         shown.advance()
         samples = self._samples()
-        qparams = self._qparams(samples)
-        scales = self._scale_seconds(samples)
+        qparams, scales = self._scales(samples)
         refined = self._refine(qparams) if settings.refine else Unit()
         shown.advance()
         rounded = self._round(qparams, moments) if moments.names() else CostLine()
@@ -178,12 +178,13 @@ class Stage:
             affine=settings.affine,
         )
 
-    def _scale_seconds(self, samples: Samples) -> tuple[float, float]:
-        """Return what first scales take, once for all groups and for each of them."""
+    def _scales(self, samples: Samples) -> tuple[dict[str, LayerQParams], tuple[float, float]]:
+        """Return first scales, and the seconds that they take, once for all groups and for each of them."""
+        qparams = self._qparams(samples)
         twice = {name: [*groups, *groups] for name, groups in samples.items()}
-        one, two = (_elapsed(self.network, lambda s=s: self._qparams(s)) for s in (samples, twice))  # type: ignore[misc]
+        one, two = (_elapsed(self.network, partial(self._qparams, s)) for s in (samples, twice))
         group = min(max(0.0, two - one), one)
-        return one - group, group
+        return qparams, (one - group, group)
 
     def _refine(self, qparams: dict[str, LayerQParams]) -> Unit:
         """Return what a call takes whose layers try all factors."""
@@ -204,9 +205,8 @@ class Stage:
         points = []
         for name in dict.fromkeys((narrow, wide)):
             taken = moments.take(name)
-            seconds = _elapsed(
-                self.network, lambda n=name, t=taken: compensate(self.layers[n], qparams[n], t)  # type: ignore[misc]
-            )  # fmt: skip
+            work_of = partial(compensate, self.layers[name], qparams[name], taken)
+            seconds = _elapsed(self.network, work_of)
             points.append((*work[name], seconds))
         return CostLine.through(points)
 
