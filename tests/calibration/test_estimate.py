@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from accuquant.calibration.calls import Calls
 from accuquant.calibration.estimate import Estimate, estimate
 from accuquant.errors import UsageError
 from accuquant.networks import room
-from accuquant.pipelines.source import Source
+from accuquant.pipelines.source import Source, load_source
 from accuquant.pipelines.task import Task
 
 #: Groups of two, two and one steps, batches of two, two and one trajectories.
@@ -161,6 +161,29 @@ def test_solvers_that_remember_and_that_call_twice_a_step_are_counted(
     real = counted(source, settings, tmp_path).calls()
     del real["weight rounding"]
     assert by_stage(estimate(source, settings)) == real
+
+
+def test_a_pipeline_with_prompts_prepares_them_first_and_few_of_them_are_named(
+    tiny_text_pipeline: Callable[[str], Path], tmp_path: Path
+) -> None:
+    source, task = load_source(tiny_text_pipeline("sd")), Task(prompts=("a coat",), guidance_scale=3.0)
+    settings = dataclasses.replace(
+        SETTINGS, sensitivity=False, refine=False, iterations=0, shared_iterations=0
+    )
+    counting = Counting()
+    with counting.of(source.network):
+        calibrate(source, settings, output=tmp_path / "r.safetensors", task=task, progress=counting)
+    found = estimate(source, settings, task=task)
+    real, said = counting.calls(), by_stage(found)
+    assert list(said) == list(real)
+    del real["prompts and first latents"]  # the pipeline's own code calls a network that is spared
+    assert {name: said[name] for name in real} == real
+    first, *_ = found.stages
+    assert (first.name, first.units, first.calls) == ("prompts and first latents", 3, Calls())
+    assert first.seconds > 0
+    (note,) = found.care
+    assert note.startswith("Few distinct inputs will be seen")
+    assert "attn2.to_k" in note
 
 
 def test_nothing_is_written_and_the_network_is_as_it_was(
