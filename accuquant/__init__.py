@@ -22,6 +22,7 @@ _HOMES = {
     "Task": "accuquant.pipelines.task",
     "calibrate": "accuquant.calibration.calibrate",
     "check_model": "accuquant.export.lint.check_model",
+    "estimate": "accuquant.calibration.estimate",
     "export_onnx": "accuquant.export.for_target.for_onnx",
     "export_pipeline": "accuquant.export.for_target.for_pipeline",
     "load_source": "accuquant.pipelines.source",
@@ -34,6 +35,7 @@ _HOMES = {
 if TYPE_CHECKING:
     from accuquant.calibration.calibrate import calibrate
     from accuquant.calibration.calibration_settings import CalibrationSettings
+    from accuquant.calibration.estimate import estimate
     from accuquant.errors import AccuQuantError
     from accuquant.export.export_options import ExportOptions
     from accuquant.export.for_target.for_onnx import export_onnx
@@ -72,6 +74,7 @@ __all__ = [
     "__version__",
     "calibrate",
     "check_model",
+    "estimate",
     "export_onnx",
     "export_pipeline",
     "load_source",

@@ -37,6 +37,7 @@ _PACKAGES = {
     "onnx-ir": "",
     "onnxscript": "calibrate",
     "jinja2": "calibrate",
+    "psutil": "calibrate",
     "onnxruntime": "onnxruntime",
     "onnxruntime-gpu": "gpu",
     "tensorrt": "gpu",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -146,7 +146,8 @@ class Manifest:
             raise FactsError(f"signature: no size for '{missing[0]}' of '{signature.sample.name}'")
         return cls(
             **{
-                **vars(facts),
+                # vars() lacks what a file left out: msgspec leaves such fields to their class
+                **{known.name: getattr(facts, known.name) for known in fields(facts)},
                 "groups": StepGroups(facts.groups),
                 "signature": signature,
                 "choice": None if facts.choice is None else ExportChoice.from_dict(facts.choice),

@@ -1,6 +1,7 @@
-"""Time training steps of the bundled network with threads that spin and threads that sleep, idle and crowded.
+"""Time steps of a calibration: threads that spin, threads that sleep, one thread; idle and crowded.
 
-    python benchmarks/crowded.py            # every combination in turn, three rounds
+    python benchmarks/crowded.py                                 # the bundled network, three rounds
+    python benchmarks/crowded.py --width 4 --policies brief one  # one of 43 M weights, random ones
 
 Each run is a process of its own, because OpenMP reads its variables once. "crowded" keeps every core busy
 with one more process. The last column is the ratio to brief spinning, medians of interleaved rounds.
@@ -20,11 +21,12 @@ from typing import Any
 
 from report import command, machine
 
-#: Name -> what is set for OpenMP; "brief" is what the command line sets.
+#: Name -> what is set for OpenMP; "brief" is what the command line sets, "one" is no second thread.
 POLICIES: dict[str, dict[str, str]] = {
     "default": {},
     "passive": {"OMP_WAIT_POLICY": "PASSIVE"},
     "brief": {"GOMP_SPINCOUNT": "1000"},
+    "one": {"OMP_NUM_THREADS": "1"},
 }
 _STEPS = 4
 
@@ -35,18 +37,20 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--width", type=int, default=1, help="multiply the network's channels by this")
+    parser.add_argument("--policies", nargs="+", choices=POLICIES, default=[*POLICIES])
     parser.add_argument("--inner", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.inner:
-        print(_seconds())
+        print(_seconds(given.width))
         return
     print(command(), machine(), sep="\n")
     for crowded in (False, True):
-        times: dict[str, list[float]] = {policy: [] for policy in POLICIES}
+        times: dict[str, list[float]] = {policy: [] for policy in given.policies}
         for _ in range(given.rounds):
-            for policy in POLICIES:
+            for policy in given.policies:
                 with _other_work(os.cpu_count() or 1 if crowded else 0):
-                    times[policy].append(_run(policy))
+                    times[policy].append(_run(policy, given.width))
         base = statistics.median(times["brief"])
         print("crowded" if crowded else "idle")
         for policy, values in times.items():
@@ -54,10 +58,10 @@ def main() -> None:
             print(f"  {policy:8} {median / _STEPS * 1000:8.0f} ms a step  {median / base:5.2f}")
 
 
-def _run(policy: str) -> float:
+def _run(policy: str, width: int) -> float:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_"))}
     environment = {**kept, **POLICIES[policy]}
-    command = [sys.executable, __file__, "--inner"]
+    command = [sys.executable, __file__, "--inner", "--width", str(width)]
     return float(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
 
 
@@ -72,17 +76,18 @@ def _other_work(processes: int) -> Iterator[None]:
             process.wait()
 
 
-def _seconds() -> float:
+def _seconds(width: int) -> float:
     import torch
+    from diffusers import UNet2DModel
 
     from accuquant.bundled import FASHION_DDPM
-    from accuquant.pipelines.source import load_source
 
-    torch.set_flush_denormal(True)
-    network = load_source(FASHION_DDPM).network.requires_grad_(True)
-    config: Any = network.config
-    size = config.sample_size
-    sample = torch.randn(8, 1, size, size, generator=torch.Generator().manual_seed(0))
+    config: dict[str, Any] = dict(UNet2DModel.load_config(FASHION_DDPM / "unet"))
+    config["block_out_channels"] = [width * channels for channels in config["block_out_channels"]]
+    torch.manual_seed(0)
+    # a calibration learns no weights: gradients go through the activations alone
+    network: Any = UNet2DModel.from_config(config).requires_grad_(False).eval()
+    sample = torch.randn(8, 1, config["sample_size"], config["sample_size"]).requires_grad_(True)
     network(sample, 5).sample.sum().backward()
     begun = time.perf_counter()
     for _ in range(_STEPS):

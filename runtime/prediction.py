@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from accuquant.errors import UsageError
+from accuquant.errors import EngineError
 from accuquant.runtime.noise_schedule import Float32Array
 from accuquant.runtime.scheduler_config import SchedulerConfig
 
@@ -54,8 +54,8 @@ def _threshold(config: SchedulerConfig, x0: Float32Array) -> Float32Array:
     return np.asarray(np.clip(flat, -s, s) / s).reshape(x0.shape)
 
 
-def _no_signal() -> UsageError:
-    return UsageError(
+def _no_signal() -> EngineError:
+    return EngineError(
         "scheduler configuration",
         got="epsilon prediction at a timestep without any signal (rescale_betas_zero_snr)",
         expected="v_prediction or sample prediction there",

@@ -23,6 +23,7 @@ NAMES = {
     "Task",
     "calibrate",
     "check_model",
+    "estimate",
     "export_onnx",
     "export_pipeline",
     "load_source",

@@ -143,6 +143,15 @@ def test_fields_of_a_later_release_are_ignored(manifest: Manifest, tmp_path: Pat
     assert Manifest.load(tmp_path) == manifest
 
 
+def test_fields_that_a_file_leaves_out_have_their_defaults(manifest: Manifest, tmp_path: Path) -> None:
+    data = json.loads(manifest.to_json())
+    for name in ("num_inference_steps", "source", "files", "choice"):
+        data.pop(name, None)
+    (tmp_path / MANIFEST_NAME).write_text(json.dumps(data))
+    loaded = Manifest.load(tmp_path)
+    assert (loaded.num_inference_steps, loaded.source, loaded.files, loaded.choice) == (None, "", {}, None)
+
+
 def test_a_number_of_steps_may_be_unknown_and_is_then_asked_for(manifest: Manifest, tmp_path: Path) -> None:
     dataclasses.replace(manifest, num_inference_steps=None).save(tmp_path)
     unknown = Manifest.load(tmp_path)

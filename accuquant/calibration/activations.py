@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -28,7 +28,7 @@ class ActivationSampler:
     def __init__(self, names: Sequence[str], calls: Sequence[int], seed: int) -> None:
         """Prepare for `calls[g]` calls of the network in step group g, those of other batches included."""
         self._rng = torch.Generator().manual_seed(seed)
-        self._per_call = [max(64, SAMPLES // max(1, count)) for count in calls]
+        self._per_call = [_drawn(count) for count in calls]
         self._kept: dict[str, list[list[Tensor]]] = {n: [[] for _ in calls] for n in names}
         self._last: tuple[Tensor, Tensor] | None = None
         self.group = 0
@@ -87,6 +87,15 @@ class ActivationSampler:
             for group, calls in enumerate(groups)
             if calls
         }
+
+
+def sample_bytes(elements: Iterable[int], calls: Sequence[int]) -> int:
+    """Return what a sampler keeps of inputs of `elements` numbers each, once `calls[g]` calls are over."""
+    return sum(4 * count * (min(_drawn(count), size) + 2) for size in elements for count in calls)
+
+
+def _drawn(calls: int) -> int:
+    return max(64, SAMPLES // max(1, calls))
 
 
 def _diverged(layer: str, place: str) -> CalibrationError:

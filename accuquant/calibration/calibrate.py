@@ -203,9 +203,14 @@ def _learn_shared(
     return recipe
 
 
+def held_out_count(batches: int) -> int:
+    """Return how many of `batches` judge."""
+    return max(1, batches // 4)
+
+
 def _split(batches: Sequence[TrajectoryBatch]) -> tuple[Sequence[TrajectoryBatch], Sequence[TrajectoryBatch]]:
     """Hold out a quarter of the batches; with one batch, it is learned from and judged by."""
-    count = max(1, len(batches) // 4)
+    count = held_out_count(len(batches))
     return batches[:-count] or batches, batches[-count:]
 
 

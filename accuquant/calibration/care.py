@@ -25,22 +25,28 @@ def rounding_facts(layer: nn.Module, moments: Moments) -> dict[str, float]:
     `inputs` of an output, `groups` of the layer, `blocks` that a group's inputs fell into; `rows` of inputs
     that were looked at, how many of them were `distinct`, and the `shrinkage` of the covariance.
     """
+    return facts_of(layer, moments.rows, moments.distinct)
+
+
+def facts_of(layer: nn.Module, rows: int, distinct: int) -> dict[str, float]:
+    """Return the same of a layer that `rows` are rounded by, `distinct` of which differ."""
     groups, inputs = group_count(layer), input_width(layer)
     outputs = weight_shape(layer).numel() // (groups * inputs)
     return {
         "inputs": inputs,
         "groups": groups,
         "blocks": len(blocks_of(groups, outputs, inputs)) // groups,
-        "rows": moments.rows,
-        "distinct": moments.distinct,
-        "shrinkage": shrinkage(inputs, moments.distinct),
+        "rows": rows,
+        "distinct": distinct,
+        "shrinkage": shrinkage(inputs, distinct),
     }
 
 
-def care_notes(calibration: Mapping[str, Any]) -> tuple[str, ...]:
+def care_notes(calibration: Mapping[str, Any], *, seen: str = "were seen") -> tuple[str, ...]:
     """Return a sentence for each reason why layers got less than the others.
 
-    `calibration` is a recipe's; one without facts on the rounding has no such sentence.
+    `calibration` is a recipe's; one without facts on the rounding has no such sentence. `seen` is the verb,
+    of what has happened or will.
     """
     facts: Mapping[str, Mapping[str, float]] = calibration.get("rounding", {})
     few = [name for name, fact in facts.items() if fact["distinct"] < _ENOUGH * fact["inputs"]]
@@ -49,7 +55,7 @@ def care_notes(calibration: Mapping[str, Any]) -> tuple[str, ...]:
     if few:
         least = min(few, key=lambda name: facts[name]["distinct"] / facts[name]["inputs"])
         notes.append(
-            f"Few distinct inputs were seen, under {_ENOUGH} for each column of the weight, to round "
+            f"Few distinct inputs {seen}, under {_ENOUGH} for each column of the weight, to round "
             f"{_named(few)} by; fewest in {least}: {facts[least]['distinct']} for "
             f"{facts[least]['inputs']} columns. More prompts or trajectories help."
         )

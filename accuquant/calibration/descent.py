@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.errors import CalibrationError
 
+from .calls import Calls
 from .descent_state import DescentState, Stateful
-from .gradient import LossFn, Segment, gradient_arm
+from .gradient import LossFn, Segment, count_calls, gradient_arm
 from .trajectory import TrajectoryBatch
 
 
@@ -134,7 +135,7 @@ def descend(
     earlier run has `kept` is taken over, and its iterations are not made again.
     """
     arm = gradient_arm(settings.gradient)
-    asked = {math.ceil(settings.iterations * share) for share in moments}
+    asked = judged_after(settings.iterations, moments)
     kept = kept or DescentState()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     parts: dict[str, Stateful] = {"optimizer": optimizer, "schedule": schedule, "judge": judge}
@@ -159,6 +160,21 @@ def descend(
         if not go_on:
             break
     return ""
+
+
+def judged_after(iterations: int, moments: Sequence[float]) -> set[int]:
+    """Return after which iterations, counted from 1, the judge is asked."""
+    return {math.ceil(iterations * share) for share in moments} - {0}
+
+
+def descent_calls(settings: LearningSettings, moments: Sequence[float], steps: int, held_out: int) -> Calls:
+    """Return the network's calls in a descent over `steps` steps that no judge ends, first errors included.
+
+    `held_out` counts the batches that judge.
+    """
+    judgements = 1 + len(judged_after(settings.iterations, moments))
+    learned = count_calls(settings.gradient, steps) * settings.iterations
+    return learned + Calls(forward=judgements * held_out * steps)
 
 
 def draw_segments(

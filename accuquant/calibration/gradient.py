@@ -12,6 +12,7 @@ from accuquant.denoising.process import DenoisingProcess, NetworkFn, ProcessStat
 from accuquant.denoising.schedulers import history_tensors, with_tensors
 from accuquant.errors import unknown_name
 
+from .calls import Calls
 from .trajectory import TrajectoryBatch
 
 #: (end point of the quantized branch, end point of the full-precision branch) -> scalar loss
@@ -119,11 +120,25 @@ GRADIENT_ARMS: dict[str, GradientArm] = {
 }
 
 
+#: The calls that an arm makes for each of the steps: a rollout first, or differentiated ones alone.
+_STEP_CALLS = {
+    "accuquant": Calls(forward=1, backward=1),
+    "independent": Calls(backward=1),
+    "exact": Calls(backward=1),
+    "checkpoint": Calls(forward=1, backward=1),
+}
+
+
 def gradient_arm(name: str) -> GradientArm:
     """Return the arm called `name`; raise UsageError that lists them where there is none."""
     if name not in GRADIENT_ARMS:
         raise unknown_name("gradient", name, GRADIENT_ARMS)
     return GRADIENT_ARMS[name]
+
+
+def count_calls(name: str, steps: int) -> Calls:
+    """Return the network's calls in one iteration of the arm called `name` over `steps` steps."""
+    return _STEP_CALLS[name] * steps
 
 
 def _end_point_gradient(loss_fn: LossFn, end: Tensor, target: Tensor) -> tuple[float, Tensor]:

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from .row_store import PRECISE_WIDTH, RowPart, RowSums, RowWriter, filed_moments, row_keys
+from .row_store import BUFFER, PRECISE_WIDTH, RowPart, RowSums, RowWriter, filed_moments, row_keys
 from .unfolding import group_count, input_width, random_rows
 
 #: Rows gathered for each layer over the whole recording; wider layers get one for each of their inputs.
@@ -19,6 +19,8 @@ ROWS = 8192
 #: Sums that all layers together may take in memory, and in the file of a batch, in bytes.
 MEMORY = 2**28
 _BLOCK = 512
+#: What it takes to know a row again, in bytes.
+_KEY = 8
 
 
 class Moments(Protocol):
@@ -60,7 +62,7 @@ def plan_rows(layers: Mapping[str, nn.Module], calls: int, batches: int = 1) -> 
     plans, left = {}, MEMORY
     for name in sorted(layers, key=lambda name: input_width(layers[name])):
         groups, width = group_count(layers[name]), input_width(layers[name])
-        rows = max(1, max(ROWS, width) // max(1, calls))
+        rows = _rows_a_call(width, calls)
         size = 8 * groups * width**2
         smaller = size < 4 * groups * width * rows * max(1, calls // batches)
         summed = smaller and width <= PRECISE_WIDTH and size <= left
@@ -135,6 +137,49 @@ class MomentSampler:
             layer = self._layers[name]
             self._sums[name] = RowSums(group_count(layer), input_width(layer))
         self._sums[name].add(rows)
+
+
+@dataclass(frozen=True)
+class RowNeed:
+    """What the rows of all layers take until they are rounded: `memory`, of one batch, and `disk`, in bytes.
+
+    `sums` and `files` [(groups, width)] are the layers whose rows are summed, and those whose rows lie in
+    files.
+    """
+
+    memory: int
+    disk: int
+    sums: tuple[tuple[int, int], ...]
+    files: tuple[tuple[int, int], ...]
+
+
+def rows_of(width: int, calls: int) -> int:
+    """Return how many rows a layer of `width` inputs gives in `calls` calls of the network."""
+    return _rows_a_call(width, calls) * calls
+
+
+def _rows_a_call(width: int, calls: int) -> int:
+    return max(1, max(ROWS, width) // max(1, calls))
+
+
+def row_need(layers: Mapping[str, nn.Module], calls: int, batches: int) -> RowNeed:
+    """Return what samplers of these layers take in `calls` calls of the network, in so many batches."""
+    memory = disk = waiting = 0
+    sums, files = [], []
+    for name, plan in plan_rows(layers, calls, batches).items():
+        groups, width = group_count(layers[name]), input_width(layers[name])
+        rows = plan.rows * calls
+        if plan.summed:
+            sums.append((groups, width))
+            size = 8 * groups * width**2
+            memory += size + 4 * min(_BLOCK, rows) * groups * width
+            disk += size * batches
+        else:
+            files.append((groups, width))
+            waiting += 4 * rows // batches * groups * width
+            disk += 4 * rows * groups * width
+        disk += _KEY * rows
+    return RowNeed(memory + min(waiting, BUFFER), disk, tuple(sums), tuple(files))
 
 
 def moments_of(name: str, layer: nn.Module, batches: Sequence[Drawn]) -> Moments:

@@ -13,10 +13,11 @@ from accuquant.networks.device import device_of
 from accuquant.networks.simulate import quantized_layers
 from accuquant.recipe import GroupResult
 
-from .descent import HeldOutJudge, LearningSettings, descend, draw_segments
+from .calls import Calls
+from .descent import HeldOutJudge, LearningSettings, descend, descent_calls, draw_segments
 from .descent_state import DescentState
 from .gradient import Segment, rollout
-from .probe import nothing_to_gain
+from .probe import nothing_to_gain, probe_calls
 from .trajectory import TrajectoryBatch
 
 #: When the held-out trajectories are asked, as shares of the iterations.
@@ -108,6 +109,15 @@ def learn_group(
     if judge.found_better and not fault:
         return GroupResult(before, judge.best_loss, note=judge.note())
     return GroupResult(before, before, "rolled_back", fault or judge.verdict())
+
+
+def count_calls(settings: LearningSettings, steps: int, held_out: int, learned_from: int) -> Calls:
+    """Return at most how often `learn_group` calls the network for a group of `steps`.
+
+    `held_out` counts the batches that judge; they may end the descent early, and a probe of those that are
+    `learned_from` may spare it.
+    """
+    return descent_calls(settings, _MOMENTS, steps, held_out) + probe_calls(settings, steps, learned_from)
 
 
 class _Judge(HeldOutJudge):

@@ -90,9 +90,12 @@ def _output_errors(
     return torch.from_numpy(np.stack(list(errors.values())))
 
 
-def count_calls(groups: int, batches: int) -> int:
-    """Return at most how often `refine_scales` reports progress."""
-    return groups * min(batches, _BATCHES) * _STEPS
+def count_calls(members: Sequence[Sequence[int]], batches: int) -> int:
+    """Return how often `refine_scales` calls the network, and reports progress.
+
+    `members` are the steps of each group, as StepGroups.steps_of returns them.
+    """
+    return min(batches, _BATCHES) * sum(len(_spread(steps)) for steps in members)
 
 
 def _spread(steps: Sequence[int]) -> list[int]:

@@ -53,7 +53,7 @@ def prepare(
     batches, inputs = recorded
     qparams = _first_scales(source, settings, groups, placement, inputs, shown, units)
     if settings.refine:
-        shown.stage("refined scales", count_calls(len(groups), len(batches)))
+        shown.stage("refined scales", count_calls(groups.steps_of(process.timesteps), len(batches)))
         qparams = refine_scales(
             source.network, process, groups, qparams, batches, progress=shown, units=units
         )

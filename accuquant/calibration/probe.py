@@ -13,8 +13,9 @@ from torch import Tensor
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.networks.device import device_of
 
+from .calls import Calls
 from .descent import LearningSettings
-from .gradient import LossFn, Segment, gradient_arm
+from .gradient import LossFn, Segment, count_calls, gradient_arm
 from .trajectory import TrajectoryBatch
 
 #: Relative fall of the loss from which on a stage is worth its time: sixteen held-out trajectories tell a
@@ -82,6 +83,13 @@ def nothing_to_gain(
         return ""
     found = _differentiated(network, process, parameters, batches, steps, loss, settings.gradient, way)
     return "" if found.worth_learning else found.verdict()
+
+
+def probe_calls(settings: LearningSettings, steps: int, batches: int) -> Calls:
+    """Return the network's calls in a probe of `batches` over `steps` steps."""
+    if not settings.probe or batches < _BATCHES or settings.iterations == 0:
+        return Calls()
+    return count_calls(settings.gradient, steps) * _BATCHES
 
 
 def _differentiated(

@@ -77,6 +77,21 @@ def shrinkage(width: int, distinct: int) -> float:
     return SHRINKAGE * max(1.0, width / distinct)
 
 
+def rounding_work(layer: nn.Module) -> tuple[int, float]:
+    """Return the columns that `compensate` rounds one by one in a layer, and its products.
+
+    A covariance of d inputs is factored with d^3 / 3 products and rounds O outputs with d^2 O / 2. In
+    float32, above PRECISE_WIDTH, a product counts as half of one.
+    """
+    groups, outputs, inputs = as_matrices(layer, weight_of(layer)).shape
+    columns, products = 0, 0.0
+    for _, _, some in blocks_of(groups, outputs, inputs):
+        width = some.stop - some.start
+        columns += width
+        products += width**2 * (width / 3 + outputs / 2) * (1 if width <= PRECISE_WIDTH else 0.5)
+    return columns, products
+
+
 def blocks_of(groups: int, outputs: int, width: int) -> list[tuple[int, slice, slice]]:
     """Return the parts of matrices [G, O, d] that are rounded by themselves: groups, or blocks of columns."""
     size = math.ceil(width / math.ceil(width / MAX_WIDTH))

@@ -22,6 +22,9 @@ from .placement import Placement
 from .trajectory import TrajectoryBatch
 from .units import InMemory, Units
 
+#: Steps of a trajectory at which each layer is tried.
+_STEPS = 4
+
 
 @torch.no_grad()
 def measure_sensitivity(
@@ -31,7 +34,7 @@ def measure_sensitivity(
     qparams: Mapping[str, LayerQParams],
     batch: TrajectoryBatch,
     *,
-    num_steps: int = 4,
+    num_steps: int = _STEPS,
     progress: Progress | None = None,
     units: Units | None = None,
 ) -> dict[str, float]:
@@ -41,8 +44,7 @@ def measure_sensitivity(
     `num_steps` steps spread over the trajectory. `network` is left as it was. A unit of work is a layer.
     """
     shown, batch = progress or Silent(), batch.to(device_of(network))
-    last = len(process) - 1
-    steps = sorted({round(last * (k + 0.5) / num_steps) for k in range(num_steps)})
+    steps = _spread(len(process), num_steps)
     active = ActiveGroup(groups)
 
     def measure(name: str) -> float:
@@ -51,6 +53,15 @@ def measure_sensitivity(
 
     found = (units or InMemory()).map("sensitivity", list(qparams), measure, shown.advance)
     return dict(zip(qparams, found, strict=True))
+
+
+def count_calls(layers: int, steps: int) -> int:
+    """Return how often `measure_sensitivity` calls the network, for trajectories of `steps`."""
+    return layers * len(_spread(steps, _STEPS))
+
+
+def _spread(steps: int, count: int) -> list[int]:
+    return sorted({round((steps - 1) * (k + 0.5) / count) for k in range(count)})
 
 
 def spend_float_budget(placement: Placement, errors: Mapping[str, float], budget: float) -> list[str]:

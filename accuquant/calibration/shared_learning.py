@@ -18,7 +18,8 @@ from accuquant.networks.simulate import QuantizedLayer, quantize_network, quanti
 from accuquant.recipe import GroupResult, Recipe
 
 from .block_checkpoints import checkpoint_blocks
-from .descent import HeldOutJudge, LearningSettings, descend, draw_segments
+from .calls import Calls
+from .descent import HeldOutJudge, LearningSettings, descend, descent_calls, draw_segments
 from .descent_state import DescentState
 from .learning import end_point_loss, held_out_errors
 from .output_correction import OutputCorrection, corrected
@@ -59,9 +60,7 @@ def learn_shared(
     first: 0.01 moves scales by 0.03 % an iteration where the latents err by 3 %, and by 0.01 % where by 1 %.
     `checkpoint` is as in `checkpoint_blocks`. The descent goes on from what `kept` has of an earlier run.
     """
-    kept = kept or DescentState()
-    if settings.gradient == "exact":
-        settings = replace(settings, gradient="checkpoint")
+    kept, settings = kept or DescentState(), _in_bounded_memory(settings)
     simulated = quantize_network(network, recipe.layers.values(), recipe.groups)
     give_back_weights(network, recipe.layers)
     checkpoint_blocks(simulated, process, batches[0], checkpoint)
@@ -106,6 +105,17 @@ def learn_shared(
     if fault or not judge.restore():
         return recipe, judge.result("rolled_back", fault or judge.verdict())
     return _folded(network, recipe, layers, corrections), judge.result("learned", judge.note())
+
+
+def count_calls(settings: LearningSettings, steps: int, held_out: int) -> Calls:
+    """Return the network's calls of `learn_shared` over `steps` steps, judged by `held_out` batches."""
+    if settings.iterations == 0:
+        return Calls()
+    return descent_calls(_in_bounded_memory(settings), _MOMENTS, steps, held_out)
+
+
+def _in_bounded_memory(settings: LearningSettings) -> LearningSettings:
+    return replace(settings, gradient="checkpoint") if settings.gradient == "exact" else settings
 
 
 def _parameters(

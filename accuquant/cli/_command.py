@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from accuquant.cli._config import config_option
 from accuquant.cli._names import COMMANDS
 from accuquant.cli._session import session_options
 
@@ -18,7 +17,10 @@ class Command(click.Command):
     """A command with the options that every one has: --config, --debug, --quiet."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        from accuquant.cli._config import config_option  # not for the help of the root command
+
         super().__init__(*args, **kwargs)
+        self.short_help = COMMANDS[str(self.name)]
         self.context_settings = {**CONTEXT_SETTINGS, **self.context_settings}
         if any(param.expose_value for param in self.params):
             self.params.append(config_option())
@@ -41,9 +43,14 @@ class LazyGroup(click.Group):
         """Import and return a command, or None for an unknown name."""
         if cmd_name not in COMMANDS:
             return None
-        command = importlib.import_module(f"accuquant.cli.{COMMANDS[cmd_name]}").command
+        command = importlib.import_module(f"accuquant.cli.{cmd_name}").command
         assert isinstance(command, click.Command)
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands without importing any."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

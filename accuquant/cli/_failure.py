@@ -18,6 +18,7 @@ _EXTRAS = {
     "diffusers": "calibrate",
     "jinja2": "calibrate",
     "onnxscript": "calibrate",
+    "psutil": "calibrate",
     "torch": "calibrate",
     "onnxruntime": "onnxruntime",
     "polygraphy": "tensorrt-rtx",

@@ -1,18 +1,19 @@
-"""The names of the commands, and where each one is defined."""
+"""The names of the commands, and what `accuquant --help` says of each."""
 
 from __future__ import annotations
 
-#: Command -> the module of accuquant.cli whose `command` it is, in the order of `accuquant --help`.
+#: Command -> its line in the help. Each is `command` in the module of accuquant.cli that is called as it is;
+#: the lines stand here so that the help need not import them all.
 COMMANDS = {
-    "demo": "demo",
-    "calibrate": "calibrate",
-    "export": "export",
-    "check": "check",
-    "audit": "audit",
-    "build": "build",
-    "sample": "sample",
-    "verify": "verify",
-    "bench": "bench",
-    "push": "push",
-    "doctor": "doctor",
+    "demo": "Take a bundled model to int8, the whole way.",
+    "calibrate": "Learn int8 scales for a pipeline.",
+    "export": "Write an ONNX model with int8 weights.",
+    "check": "Lint an ONNX model for TensorRT's int8 rules.",
+    "audit": "Say what an engine makes of a model.",
+    "build": "Compile TensorRT engines, with or without a GPU.",
+    "sample": "Sample images from an exported model.",
+    "verify": "Compare an exported model with FP32.",
+    "bench": "Time every engine, and say which to use.",
+    "push": "Publish an exported model on the Hub.",
+    "doctor": "Say what is installed and what works.",
 }

@@ -27,7 +27,7 @@ _ENGINES = ("tensorrt", "openvino", "onnxruntime")
 _NAMES = 6
 
 
-@click.command("audit", cls=Command, short_help="Say what an engine makes of a model.")
+@click.command("audit", cls=Command)
 @click.argument("model", type=existing_path, metavar="MODEL.onnx|OUT")
 @click.option(
     "--engine",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from accuquant.bench.bench import BenchReport
 
 
-@click.command("bench", cls=Command, short_help="Time every engine, and say which to use.")
+@click.command("bench", cls=Command)
 @click.argument("folder", type=exported_folder, metavar="OUT")
 @click.option(
     "--reference",

@@ -28,7 +28,7 @@ _FATAL = frozenset(
 _NOT_QUANTIZED = "not-quantized"
 
 
-@click.command("build", cls=Command, short_help="Compile TensorRT engines, with or without a GPU.")
+@click.command("build", cls=Command)
 @click.argument("source", type=ExportedFolder(file_okay=True), metavar="OUT|MODEL.onnx", required=False)
 @build_options
 @json_option("what was built")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +18,14 @@ from accuquant.cli._options import (
     take_weights_options,
     weights_options,
 )
+from accuquant.cli._output import console_beside_json, json_option, write_json
 from accuquant.cli._source import loading_options, take_loading
 from accuquant.cli._task import take_task, task_options
 
 if TYPE_CHECKING:
+    from accuquant._util.progress import Progress
+    from accuquant.calibration.estimate import Estimate
+    from accuquant.pipelines.source import Source as LoadedSource
     from accuquant.recipe import Recipe
 
 #: Spelled out so that --help need not load torch; the library knows the same names.
@@ -35,7 +40,6 @@ _COUNT = click.IntRange(min=1)
 @click.command(
     "calibrate",
     cls=Command,
-    short_help="Learn int8 scales for a pipeline.",
     context_settings={"show_default": True},
 )
 @click.argument("source", type=Source())
@@ -140,20 +144,42 @@ _COUNT = click.IntRange(min=1)
     show_default="as the free memory says",
     help="Compute activations twice while learning, in a third more time, or keep them: the same figures.",
 )
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Time a few calls, print what would be done here, how long it takes and what memory, and write no "
+    "recipe.",
+)
+@json_option("what --dry-run prints")
 @device_option
 @weights_options
 @lora_option("none by default")
 @loading_options
 @task_options
 @click.pass_context
-def command(ctx: click.Context, /, source: str, output: Path, **settings: Any) -> None:
+def command(
+    ctx: click.Context,
+    /,
+    source: str,
+    output: Path,
+    dry_run: bool,
+    json_file: Path | None,
+    **settings: Any,
+) -> None:
     """Learn int8 scales for the pipeline SOURCE and write them as a recipe.
 
     SOURCE is a diffusers pipeline: a folder with a model_index.json, or a Hub id. Give the prompts, images
     and guidance that you sample with; what you leave out is the pipeline's own default. Run an interrupted
     command again to resume it. PATTERN is a module name in which * stands for any text.
     """
-    recipe = run(source, output, _without_defaults(ctx, settings))
+    given = _without_defaults(ctx, settings)
+    if dry_run:
+        if not _dry_run(source, given, json_file).fits:
+            ctx.exit(1)
+        return
+    if json_file is not None:
+        raise click.UsageError("--json holds what --dry-run prints: give both, or neither.")
+    recipe = run(source, output, given)
     print_summary(recipe, output)
     words = shlex.join(["accuquant", "export", source, "--recipe", str(output)])
     click.echo(f"Next: {words} -o OUT")
@@ -169,13 +195,42 @@ def run(source: str, output: Path, settings: dict[str, Any]) -> Recipe:
     """Calibrate with progress on stderr; `settings` are those options of the command that were given."""
     from accuquant._util.files import check_new_file
     from accuquant._util.stage_clock import StageClock
-    from accuquant.calibration import CalibrationSettings, calibrate
+    from accuquant.calibration import calibrate
     from accuquant.cli._progress import Bars
+
+    check_new_file("--output", output)
+    with Bars() as bars:
+        progress = StageClock(bars)
+        loaded, checkpoint, arguments = _prepared(source, settings, progress)
+        recipe = calibrate(loaded, output=output, checkpoint=checkpoint, progress=progress, **arguments)
+        progress.message(f"Time: {progress.line()}")
+    return recipe
+
+
+def _dry_run(source: str, settings: dict[str, Any], json_file: Path | None) -> Estimate:
+    """Estimate with progress on stderr, and print what was found."""
+    from accuquant.calibration.estimate import estimate
+    from accuquant.cli._estimate import print_estimate
+    from accuquant.cli._progress import Bars
+
+    with Bars() as progress:
+        loaded, _, arguments = _prepared(source, settings, progress)
+        found = estimate(loaded, progress=progress, **arguments)
+    if json_file is not None:
+        write_json(json_file, json.dumps(found.to_dict(), indent=2))
+    print_estimate(console_beside_json(json_file), found)
+    return found
+
+
+def _prepared(
+    source: str, settings: dict[str, Any], progress: Progress
+) -> tuple[LoadedSource, bool | None, dict[str, Any]]:
+    """Load the pipeline onto its device -> it, `checkpoint`, what calibrate and estimate take beside it."""
+    from accuquant.calibration import CalibrationSettings
     from accuquant.networks.device import check_offload, choose_device, describe
     from accuquant.pipelines.lora import find_loras
     from accuquant.pipelines.source import load_source
 
-    check_new_file("--output", output)
     task = take_task(settings)
     loras = find_loras(settings.pop("loras", ()))
     loading, tf32 = take_loading(settings), settings.pop("tf32", False)
@@ -184,16 +239,10 @@ def run(source: str, output: Path, settings: dict[str, Any]) -> Recipe:
     if weights["offload"]:
         check_offload(device)
     checked = CalibrationSettings.preset(settings.pop("preset_name", "balanced"), **settings)
-    with Bars() as bars:
-        progress = StageClock(bars)
-        progress.message(f"Device: {describe(device)}")
-        loaded = load_source(source, loras, **vars(loading), as_stored=weights["as_stored"])
-        loaded = loaded.to(device, offload=weights["offload"])
-        recipe = calibrate(
-            loaded, checked, output=output, task=task, tf32=tf32, checkpoint=checkpoint, progress=progress
-        )
-        progress.message(f"Time: {progress.line()}")
-    return recipe
+    progress.message(f"Device: {describe(device)}")
+    loaded = load_source(source, loras, **vars(loading), as_stored=weights["as_stored"])
+    loaded = loaded.to(device, offload=weights["offload"])
+    return loaded, checkpoint, {"settings": checked, "task": task, "tf32": tf32}
 
 
 def print_summary(recipe: Recipe, output: Path) -> None:

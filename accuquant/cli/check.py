@@ -13,7 +13,7 @@ from accuquant.cli._options import existing_file
 from accuquant.cli._output import console_beside_json, json_option, print_table, write_json
 
 
-@click.command("check", cls=Command, short_help="Lint an ONNX model for TensorRT's int8 rules.")
+@click.command("check", cls=Command)
 @click.argument("model", type=existing_file, metavar="MODEL.onnx")
 @json_option("the violations")
 @click.pass_context

@@ -56,7 +56,7 @@ DEMOS = {
 }
 
 
-@click.command("demo", cls=Command, short_help="Take a bundled model to int8, the whole way.")
+@click.command("demo", cls=Command)
 @click.option(
     "--model",
     type=click.Choice(tuple(DEMOS)),

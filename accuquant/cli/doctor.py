@@ -13,7 +13,7 @@ from accuquant.cli._output import console_beside_json, json_option, print_table,
 _COLOURS = {"ok": "green", "absent": "dim", "warning": "yellow", "broken": "bold red"}
 
 
-@click.command("doctor", cls=Command, short_help="Say what is installed and what works.")
+@click.command("doctor", cls=Command)
 @json_option("the findings")
 @click.option("--gpu", is_flag=True, help="Exit with 1 also where TensorRT or an NVIDIA GPU is missing.")
 @click.pass_context

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 @click.command(
     "export",
     cls=Command,
-    short_help="Write an ONNX model with int8 weights.",
     context_settings={"show_default": True},
 )
 @click.argument("source", type=Source())

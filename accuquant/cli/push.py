@@ -10,7 +10,7 @@ from accuquant.cli._command import Command
 from accuquant.cli._options import existing_file, existing_folder
 
 
-@click.command("push", cls=Command, short_help="Publish an exported model on the Hub.")
+@click.command("push", cls=Command)
 @click.argument("folder", type=existing_folder, metavar="OUT")
 @click.argument("repo_id")
 @click.option(

@@ -40,7 +40,7 @@ class _ClassLabels(click.ParamType):  # type: ignore[type-arg]  # no generic bef
         return tuple(map(int, labels))
 
 
-@click.command("sample", cls=Command, short_help="Sample images from an exported model.")
+@click.command("sample", cls=Command)
 @click.argument("folder", type=exported_folder, metavar="OUT")
 @engine_option
 @engine_precision_option

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from accuquant.verification.report.report import Report
 
 
-@click.command("verify", cls=Command, short_help="Compare an exported model with FP32.")
+@click.command("verify", cls=Command)
 @click.argument("folder", type=exported_folder, metavar="OUT")
 @click.option(
     "--reference",

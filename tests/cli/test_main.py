@@ -53,6 +53,16 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert [line.split()[0] for line in output.split("Commands:\n")[1].splitlines()] == COMMANDS
 
 
+def test_the_list_of_commands_imports_none_of_them() -> None:
+    code = "import sys; from accuquant.cli.main import main; assert main(['--help']) == 0"
+    report = "print(*(n for n in sys.modules if n.startswith('accuquant.cli.')), file=sys.stderr)"
+    command = [sys.executable, "-c", f"{code}; {report}"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    loaded = {name.removeprefix("accuquant.cli.") for name in result.stderr.split()}
+    assert "main" in loaded
+    assert not loaded & set(COMMANDS)
+
+
 def test_without_arguments_it_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     assert "Commands:" in capsys.readouterr().out

@@ -27,8 +27,8 @@ from accuquant.runtime.openvino_runner import OpenVinoRunner
 
 
 def _parameters() -> Iterator[tuple[str, click.Parameter]]:
-    for name, module in COMMANDS.items():
-        command = importlib.import_module(f"accuquant.cli.{module}").command
+    for name in COMMANDS:
+        command = importlib.import_module(f"accuquant.cli.{name}").command
         yield from ((name, parameter) for parameter in command.params)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from accuquant.errors import UsageError
+from accuquant.errors import EngineError, UsageError
 from accuquant.runtime.samplers import Schedule, sample_ddim, sample_ddpm
 from accuquant.runtime.scheduler_config import SchedulerConfig
 from accuquant.runtime.torch_noise import TorchNoise
@@ -152,5 +152,5 @@ def test_refuses_an_eta_outside_its_range(eta: float) -> None:
 
 def test_refuses_epsilon_prediction_where_no_signal_is_left() -> None:
     scheduler = diffusers.DDIMScheduler(rescale_betas_zero_snr=True, timestep_spacing="trailing")
-    with pytest.raises(UsageError, match="without any signal"):
+    with pytest.raises(EngineError, match="without any signal"):
         ours(scheduler, 5, seed=0)
