@@ -62,9 +62,13 @@ def measure(part: str, count: int, steps: int, batch_size: int) -> dict[str, flo
     torch.set_num_threads(1)
     source = load_source(FASHION_DDPM)
     count_macs(source.network, source.signature)
-    learning = {"iterations": 4, "shared_iterations": 4}
     settings = CalibrationSettings(
-        steps=steps, num_trajectories=count, batch_size=batch_size, observer="minmax", **learning
+        steps=steps,
+        num_trajectories=count,
+        batch_size=batch_size,
+        observer="minmax",
+        iterations=4,
+        shared_iterations=4,
     )
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "recipe.safetensors"

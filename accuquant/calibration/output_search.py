@@ -60,7 +60,7 @@ def refine_scales(
 
     calls = iter([len(_spread(members[group])) for group, _ in pairs.values()])
     found = (units or InMemory()).map("refined", list(pairs), measure, lambda: shown.advance(next(calls)))
-    errors = torch.stack(found).unflatten(0, (len(members), -1)).sum(1).numpy()
+    errors = torch.stack(found).reshape(len(members), -1, *found[0].shape).sum(1).numpy()
     rows = {name: row for row, name in enumerate(qparams)}
     chosen = {name: layer.activation_scale.copy() for name, layer in qparams.items()}
     for group in range(len(members)):

@@ -61,17 +61,17 @@ class StoredBatch(TrajectoryBatch):
         return self._count
 
     @property
-    def latents(self) -> Tensor:  # type: ignore[override]
+    def latents(self) -> Tensor:
         """All latents [T + 1, B, C, H, W], read anew."""
         return self.file[_LATENTS].to(self.device)
 
     @property
-    def states(self) -> tuple[ProcessState, ...]:  # type: ignore[override]
+    def states(self) -> tuple[ProcessState, ...]:
         """What the sampler remembered before every step [T], read anew."""
         return tuple(self.state_before(step) for step in range(self.file.shape(_LATENTS)[0] - 1))
 
     @cached_property
-    def conditioning(self) -> Conditioning:  # type: ignore[override]
+    def conditioning(self) -> Conditioning:
         """What the network is given beside the latents."""
         names = [name for name in self.file if name.startswith(_CONDITIONING)]
         flat = {name.removeprefix(_CONDITIONING): self.file[name] for name in names}

@@ -18,7 +18,14 @@ from .units import KeptUnits
 #: Of the folder's files; a folder of another layout is refused.
 _LAYOUT = 2
 #: What a calibration keeps beside settings.json, of this layout or an earlier one.
-_PARTS = ("starts", "trajectories", "trajectories.safetensors", "inputs", "units", "initial.safetensors")
+_PARTS: tuple[str, ...] = (
+    "starts",
+    "trajectories",
+    "trajectories.safetensors",
+    "inputs",
+    "units",
+    "initial.safetensors",
+)
 _PARTS += ("shared.safetensors", "shared.state", "group_*.json", "group_*.state")
 
 

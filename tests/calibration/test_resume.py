@@ -8,6 +8,7 @@ import itertools
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -184,7 +185,7 @@ def test_batches_may_be_recorded_in_any_order(whole: tuple[bytes, int], output: 
 )
 @pytest.mark.parametrize("stage", ["full-precision trajectories", "weight rounding", "step group 1/2"])
 def test_units_of_another_run_are_refused_and_left(
-    output: Path, stage: str, changes: dict[str, int], named: str
+    output: Path, stage: str, changes: dict[str, Any], named: str
 ) -> None:
     run(output, Watch(at=(stage, 7 if stage.startswith("full") else 2)))
     partial = output.with_name("r.safetensors.partial")
@@ -269,7 +270,7 @@ def few_objects() -> Iterator[None]:
 
 @pytest.mark.usefixtures("few_objects")
 def test_what_is_held_in_memory_does_not_grow_with_the_number_of_trajectories(tmp_path: Path) -> None:
-    peaks = []
+    peaks: list[dict[str, int]] = []
     for count in (8, 8, 40):
         watch = Held()
         settings = dataclasses.replace(SETTINGS, num_trajectories=count, iterations=2, shared_iterations=2)

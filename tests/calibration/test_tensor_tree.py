@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_every_value_comes_back_with_every_bit(path: Path) -> None:
-    tree = {
+    tree: dict[Any, Any] = {
         "numbers": [1, -(2**60), 0.1, 1 / 3, 5e-324, math.inf],
         3: {"text": "ä\n", "none": None, "truth": [True, False]},
         "tensors": [torch.tensor([0.1, -0.0]), torch.tensor(7), torch.zeros(0, 3, dtype=torch.int8)],
