@@ -138,7 +138,8 @@ def _learn(
     )
     network = quantize_network(source.network, initial.layers.values(), initial.groups)
     give_back_weights(source.network, initial.layers)
-    checkpoint_blocks(network, process, batches[0], checkpoint)
+    if settings.group_iterations:
+        checkpoint_blocks(network, process, batches[0], checkpoint)
     layers = quantized_layers(network)
     learning = LearningSettings(
         settings.gradient, settings.group_iterations, settings.learning_rate, settings.probe

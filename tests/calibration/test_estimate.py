@@ -29,6 +29,7 @@ from accuquant.pipelines.task import Task
 
 #: Groups of two, two and one steps, batches of two, two and one trajectories.
 SETTINGS = CalibrationSettings(
+    probe=False,
     steps=5,
     group_size=2,
     num_trajectories=5,
@@ -78,7 +79,8 @@ def counted(source: Source, settings: CalibrationSettings, folder: Path) -> Coun
     """Calibrate, and count."""
     counting = Counting()
     with counting.of(source.network):
-        calibrate(source, settings, output=folder / "recipe.safetensors", progress=counting)
+        # told to keep activations, it does not try a call to see whether they fit
+        calibrate(source, settings, output=folder / "recipe.safetensors", checkpoint=False, progress=counting)
     return counting
 
 
@@ -202,6 +204,17 @@ def test_nothing_is_written_and_the_network_is_as_it_was(
         assert not module._forward_pre_hooks
 
 
+def test_a_probe_counts_and_may_spare_the_groups(tiny_source: Source, tmp_path: Path) -> None:
+    quick = dataclasses.replace(SETTINGS, shared_iterations=0, sensitivity=False, refine=False)
+    without = by_stage(estimate(tiny_source, quick))["step groups"]
+    probed = dataclasses.replace(quick, probe=True, learning_rate=1e-8)  # such a rate has nothing to gain
+    said = by_stage(estimate(tiny_source, probed))["step groups"]
+    real = counted(tiny_source, probed, tmp_path).calls()["step groups"]
+    both = 2 * probed.steps
+    assert said.backward == without.backward + both
+    assert real.backward == both
+
+
 def test_it_names_what_stays_float_and_why(small: Estimate, tiny_source: Source, tmp_path: Path) -> None:
     quick = dataclasses.replace(SETTINGS, iterations=0, shared_iterations=0, refine=False, sensitivity=False)
     recipe = calibrate(tiny_source, quick, output=tmp_path / "recipe.safetensors")
@@ -230,9 +243,9 @@ def test_seconds_and_bytes_are_those_of_the_work(small: Estimate) -> None:
     learning = stages["weight scales and biases"].need
     assert learning.network > stages["full-precision trajectories"].need.network  # a second network
     assert learning.batch > 0
-    # five latents [3, 16, 16] of float32 before and after five steps, and the random states
+    # of three batches, one: latents [3, 16, 16] of float32 before and after five steps, and random states
     images = 5 * 4 * 3 * 16 * 16 * 6
-    assert images < learning.recorded < images + 5 * 5 * 6000
+    assert images < 3 * (learning.recorded + 1) < images + 5 * 5 * 6000
 
 
 def test_what_does_not_fit_is_named_with_the_batch_that_would(
