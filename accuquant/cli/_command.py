@@ -20,7 +20,7 @@ class Command(click.Command):
         from accuquant.cli._config import config_option  # not for the help of the root command
 
         super().__init__(*args, **kwargs)
-        self.short_help = COMMANDS[str(self.name)]
+        self.short_help = COMMANDS.get(str(self.name), self.short_help)
         self.context_settings = {**CONTEXT_SETTINGS, **self.context_settings}
         if any(param.expose_value for param in self.params):
             self.params.append(config_option())

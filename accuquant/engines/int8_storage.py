@@ -8,6 +8,7 @@ import onnx_ir as ir
 from onnx import ModelProto, TensorProto
 
 from accuquant.engines.profile import load_graph
+from accuquant.errors import SourceError
 from accuquant.graph.packed_levels import unpack_levels
 
 _PACKED = (TensorProto.INT4, TensorProto.UINT4)
@@ -19,7 +20,11 @@ def with_int8_weights(model: Path, folder: Path) -> Path:
     TensorRT lets INT4 into DequantizeLinear alone, and would compute such a layer in float. The copy computes
     the same; its weights lie in a file beside it, written one after the other.
     """
-    if not _has_packed(load_graph(model)):
+    try:
+        packed = _has_packed(load_graph(model))
+    except SourceError:
+        packed = False  # the parser says better what is wrong with the file
+    if not packed:
         return model
     opened = ir.load(model)
     if not unpack_levels(opened):
