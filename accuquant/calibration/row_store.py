@@ -127,7 +127,8 @@ class RowWriter:
                 self._file = self._path.open("wb")
             for name, parts in self._waiting.items():
                 assert self._file is not None
-                rows = np.ascontiguousarray(torch.cat(parts).numpy(), np.float32)
+                joined = parts[0] if len(parts) == 1 else torch.cat(parts)
+                rows = np.ascontiguousarray(joined.numpy(), np.float32)
                 self._file.write(rows.data)
                 self._places.setdefault(name, []).append((self._written, len(rows)))
                 self._written += rows.nbytes

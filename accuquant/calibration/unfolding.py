@@ -7,6 +7,9 @@ from torch import Tensor, nn
 
 from accuquant.networks.network import weight_shape
 
+#: Numbers that are gathered at once: a step on the way copies them, and all rows of a wide layer are large.
+_NUMBERS = 2**22
+
 
 def group_count(layer: nn.Module) -> int:
     """Return into how many independent products a layer falls: `groups` of a convolution, else 1."""
@@ -54,10 +57,14 @@ def random_rows(layer: nn.Module, x: Tensor, count: int, rng: torch.Generator) -
         return flat[torch.randint(len(flat), (count,), generator=rng).to(x.device)]
     image = torch.randint(len(x), (count, 1, 1), generator=rng).to(x.device)
     (i, inside_i), (j, inside_j) = (_taps(layer, axis, x.shape[2 + axis], count, rng) for axis in (0, 1))
-    seen = x[image, :, i[:, :, None].to(x.device), j[:, None, :].to(x.device)]
     inside = inside_i[:, :, None] & inside_j[:, None, :]
-    seen = seen * inside[..., None].to(x.device)
-    return seen.permute(0, 3, 1, 2).reshape(count, -1)
+    rows = x.new_empty(count, x.shape[1] * inside[0].numel())
+    size = max(1, _NUMBERS // rows.shape[1])
+    for part in (slice(first, first + size) for first in range(0, count, size)):
+        seen = x[image[part], :, i[part, :, None].to(x.device), j[part, None, :].to(x.device)]
+        seen = seen * inside[part, ..., None].to(x.device)
+        rows[part] = seen.permute(0, 3, 1, 2).flatten(1)
+    return rows
 
 
 def _taps(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from accuquant.calibration import unfolding
 from accuquant.calibration.unfolding import (
     as_matrices,
     from_matrices,
@@ -105,3 +106,13 @@ def test_rows_of_a_linear_layer_are_its_inputs() -> None:
     assert {tuple(row) for row in rows.tolist()} == {tuple(row) for row in x.reshape(-1, 3).tolist()}
     assert (group_count(layer), input_width(layer)) == (1, 3)
     assert torch.equal(as_matrices(layer, layer.weight)[0], layer.weight)
+
+
+@pytest.mark.parametrize("name", ["uneven", "grouped", "transposed grouped"])
+def test_rows_that_are_gathered_in_parts_are_those_gathered_at_once(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, x = make(name), torch.randn(2, 4, 7, 6, dtype=torch.float64)
+    whole = random_rows(layer, x, 50, torch.Generator().manual_seed(3))
+    monkeypatch.setattr(unfolding, "_NUMBERS", 3 * whole.shape[1] + 1)
+    assert torch.equal(random_rows(layer, x, 50, torch.Generator().manual_seed(3)), whole)
