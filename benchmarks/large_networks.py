@@ -75,17 +75,20 @@ def write_pipeline(name: str, folder: Path, *, dtype: torch.dtype = torch.float3
             shards[-1].clear()
             shards.append({})
         shards[-1][key] = _random_weight(key, value, rng).to(dtype)
-        weight_map[key] = _shard_name(len(shards))
+        weight_map[key] = str(len(shards))
         total += shards[-1][key].nbytes
     _save_shard(part, len(shards), shards[-1])
+    for number in range(1, len(shards) + 1):  # the names say how many there are, as diffusers' do
+        (part / _shard_name(number)).rename(part / _shard_name(number, len(shards)))
+    weight_map = {key: _shard_name(int(shard), len(shards)) for key, shard in weight_map.items()}
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (part / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
     write_small_parts(name, folder)
     return folder
 
 
-def _shard_name(number: int) -> str:
-    return f"diffusion_pytorch_model-{number:05d}.safetensors"
+def _shard_name(number: int, count: int = 0) -> str:
+    return f"diffusion_pytorch_model-{number:05d}-of-{count:05d}.safetensors"
 
 
 def _save_shard(folder: Path, number: int, tensors: Mapping[str, Tensor]) -> None:

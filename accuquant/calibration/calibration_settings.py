@@ -138,7 +138,7 @@ class CalibrationSettings:
 
 #: Steps that are simulated at most where scales are only measured: at equal cost, more trajectories of fewer
 #: steps end better. What is learned needs every step (docs/calibration.md, "Fewer steps").
-_FEW_STEPS = 16
+_FEW_STEPS = 8
 #: Bits from which on learning is left out unless it is asked for, and how much is learned below them.
 _FINE_WEIGHT_BITS, _FINE_ACTIVATION_BITS = 7, 8
 _ITERATIONS, _SHARED_ITERATIONS = 32, 16

@@ -57,7 +57,7 @@ _COUNT = click.IntRange(min=1)
 @click.option(
     "--calibration-steps",
     type=_COUNT,
-    show_default="--steps; at most 16 where nothing is learned",
+    show_default="--steps; at most 8 where nothing is learned",
     help="Steps of the trajectories to learn from; the groups hold every timestep of --steps all the same.",
 )
 @click.option("--group-size", type=_COUNT, default=5, help="Consecutive steps that share scales.")

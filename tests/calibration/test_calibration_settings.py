@@ -92,8 +92,8 @@ def test_a_group_of_fewer_steps_spans_what_it_spans_of_the_sampled_ones(
     assert settings.to_dict()["calibration_steps"] == simulated
 
 
-def test_no_more_than_16_steps_are_simulated_unless_something_is_learned_from_them() -> None:
-    assert CalibrationSettings(steps=1000).simulated_steps == 16
+def test_no_more_than_8_steps_are_simulated_unless_something_is_learned_from_them() -> None:
+    assert CalibrationSettings(steps=1000).simulated_steps == 8
     assert CalibrationSettings(steps=1000, calibration_steps=1000).simulated_steps == 1000
     assert CalibrationSettings(steps=60, weight_bits=4).simulated_steps == 60
     assert CalibrationSettings(steps=60, iterations=1).simulated_steps == 60
