@@ -18,7 +18,7 @@ class CalibrationSettings:
     """How a network is calibrated; the defaults suit W8A8.
 
     `steps` and `group_size` count the steps that the pipeline is sampled with. Trajectories are recorded,
-    learned from and judged at `calibration_steps` (None: as many as `steps`; at most 16 where nothing is
+    learned from and judged at `calibration_steps` (None: as many as `steps`; at most 8 where nothing is
     learned); the step groups are ranges of timesteps, which hold those of `steps` too. `float_budget` is a
     share of all multiply-accumulates, 0 to 1.
     `shared_iterations` learn what all step groups share (weight scales and biases) from the ends of

@@ -38,7 +38,7 @@ class Demo:
 
 _CALIBRATION = {
     "steps": 50,
-    "calibration_steps": 25,
+    "calibration_steps": 8,
     "group_size": 5,
     "num_trajectories": 32,
     "seed": 0,
