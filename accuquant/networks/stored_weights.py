@@ -110,6 +110,12 @@ def widened(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network, memo) if layers else network
 
 
+def count_parameters(network: nn.Module) -> int:
+    """Return how many numbers were trained in `network`, however its weights are held."""
+    stored = (module.stored for module in network.modules() if isinstance(module, StoredLayer))
+    return sum(tensor.numel() for tensor in (*network.parameters(), *stored))
+
+
 def named_weights(network: nn.Module) -> dict[str, Tensor]:
     """Return the tensors of `network` as they are held, under the names that a float32 network gives them."""
     return {

@@ -15,6 +15,7 @@ from accuquant.networks.network import float_weights, model_hash, quantizable_la
 from accuquant.networks.stored_weights import (
     StoredLayer,
     compute_in_float32,
+    count_parameters,
     is_offloaded,
     named_weights,
     offload,
@@ -82,6 +83,7 @@ def test_a_unet_in_half_precision_is_its_float32_copy_under_every_name(
     weights = float_weights(stored)
     assert list(weights) == list(float_weights(plain))
     assert all((weights[name] == weight).all() for name, weight in float_weights(plain).items())
+    assert count_parameters(stored) == sum(p.numel() for p in plain.parameters())
     held = sum(t.nbytes for t in stored.state_dict().values())
     assert held < 0.6 * sum(t.nbytes for t in plain.state_dict().values())
 

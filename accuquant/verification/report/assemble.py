@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from accuquant.calibration_facts import GuidanceFacts
+from accuquant.networks.stored_weights import count_parameters
 from accuquant.pipelines.source import Source
 from accuquant.runtime.int8_use import Int8Use
 from accuquant.verification.measure.latency import Latency
@@ -76,7 +77,7 @@ def _model(reference: Source, image_shape: tuple[int, ...]) -> dict[str, Any]:
         "name": Path(reference.name).name or reference.name,
         "pipeline_class": reference.pipeline_class,
         "component": reference.component,
-        "parameters": sum(p.numel() for p in reference.network.parameters()),
+        "parameters": count_parameters(reference.network),
         "image_shape": list(image_shape),
     }
 

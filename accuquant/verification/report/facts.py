@@ -12,6 +12,7 @@ import accuquant
 from accuquant._util.processor import describe_processor
 from accuquant.manifest import Manifest
 from accuquant.networks.network import count_macs
+from accuquant.networks.stored_weights import count_parameters
 from accuquant.pipelines.source import Source
 from accuquant.recipe import Recipe
 from accuquant.runtime.int8_use import Int8Use
@@ -77,7 +78,7 @@ def file_sizes(folder: Path, manifest: Manifest, reference: Source) -> dict[str,
     folders = {(folder / graph).parent for graph in manifest.graphs}
     data = [p for f in folders for p in f.iterdir() if p.is_file() and p.suffix != ".json"]
     return {
-        "fp32_weights": sum(p.numel() * 4 for p in reference.network.parameters()),
+        "fp32_weights": 4 * count_parameters(reference.network),
         "engine_files": sum(p.stat().st_size for p in data),
     }
 
