@@ -214,6 +214,19 @@ def rtx_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def in_float(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let OpenVINO leave every pair in float, as a processor does whose kernels do not take it."""
+    from accuquant.runtime.openvino_runner import OpenVinoRunner
+
+    original = OpenVinoRunner._properties
+    monkeypatch.setattr(
+        OpenVinoRunner,
+        "_properties",
+        lambda self, form: {**original(self, form), "LP_TRANSFORMS_MODE": False},
+    )
+
+
+@pytest.fixture
 def no_driver() -> None:
     """Skip where there is an NVIDIA driver."""
     if pytest.importorskip("cuda.bindings.runtime").cudaDriverGetVersion()[1]:

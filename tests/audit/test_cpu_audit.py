@@ -32,17 +32,6 @@ def report(model: Path) -> AuditReport:
     return audit_on_cpu(model, num_threads=1, rounds=2)
 
 
-@pytest.fixture
-def in_float(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let OpenVINO leave every pair in float, as a processor does whose kernels do not take it."""
-    original = OpenVinoRunner._properties
-    monkeypatch.setattr(
-        OpenVinoRunner,
-        "_properties",
-        lambda self, form: {**original(self, form), "LP_TRANSFORMS_MODE": False},
-    )
-
-
 def check_whole(audit: EngineAudit, source: Any) -> None:
     """Every product is found, and the work is what torch counts and QK^T and PV: 64 tokens of 32 channels."""
     assert audit.macs == sum(count_macs(source.network, source.signature).values()) + 2 * 64 * 64 * 32

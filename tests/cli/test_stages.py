@@ -19,7 +19,6 @@ from accuquant.cli.main import main
 from accuquant.engine_manifest import EngineManifest, engine_path
 from accuquant.manifest import Manifest
 from accuquant.recipe import Recipe
-from accuquant.runtime.openvino_runner import OpenVinoRunner
 
 if TYPE_CHECKING:
     from torch import nn
@@ -103,20 +102,14 @@ def test_sample_writes_the_same_images_in_any_batch_size(output: Path, tmp_path:
         assert first == second
 
 
+@pytest.mark.usefixtures("in_float")
 def test_sample_and_verify_tell_of_calibrated_layers_in_float(
     output: Path,
     tiny_pipeline: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     model = shutil.copytree(output / "model", tmp_path / "model")
-    original = OpenVinoRunner._properties
-    monkeypatch.setattr(
-        OpenVinoRunner,
-        "_properties",
-        lambda self, form: {**original(self, form), "LP_TRANSFORMS_MODE": False},
-    )
     images = ["--num-images", "2", "--steps", "4"]
     assert main(["sample", str(model), *images, "--output-dir", str(tmp_path / "images")]) == 0
     told = " ".join(capsys.readouterr().err.split())

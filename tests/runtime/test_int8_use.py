@@ -22,17 +22,6 @@ FEEDS = {"x": np.ones((1, 4, 8, 8), np.float32)}
 MACS = 4 * 8 * 8 * 4 * 3 * 3
 
 
-@pytest.fixture
-def in_float(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let OpenVINO leave every pair in float, as a processor does whose kernels do not take it."""
-    original = OpenVinoRunner._properties
-    monkeypatch.setattr(
-        OpenVinoRunner,
-        "_properties",
-        lambda self, form: {**original(self, form), "LP_TRANSFORMS_MODE": False},
-    )
-
-
 def node(kind: str, reads: str, *shapes: tuple[int, ...], name: str = "conv") -> ExecutedNode:
     tensors = [ExecutedTensor(shape, reads if k == 0 else "i8", k > 0) for k, shape in enumerate(shapes)]
     return ExecutedNode(name, kind, "kernel", (name,), tuple(tensors[:-1]), tuple(tensors[-1:]), False)
