@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .tensor_tree import Tree, read_tree, write_tree
+from accuquant.units.tensor_tree import Tree, read_tree, write_tree
 
 #: Seconds of work that a kill may cost, an iteration aside.
 EVERY = 60.0

@@ -19,9 +19,9 @@ from accuquant.networks.fake_quantize import fake_quantize
 from accuquant.networks.frozen_product import FrozenProduct
 from accuquant.networks.network import bias_of, quantizable_layers, weight_of
 from accuquant.qparams import LayerQParams, level_bounds
+from accuquant.units.units import InMemory, Units
 
 from .trajectory import TrajectoryBatch
-from .units import InMemory, Units
 
 #: Candidates, as factors on the scale that the observer found.
 FACTORS = np.linspace(0.85, 1.15, 13)

@@ -20,6 +20,7 @@ from accuquant.pipelines.source import Source
 from accuquant.pipelines.task import Task
 from accuquant.qparams import LayerQParams
 from accuquant.recipe import Recipe
+from accuquant.units.units import Units
 
 from .activations import layer_qparams
 from .calibration_settings import CalibrationSettings
@@ -31,7 +32,6 @@ from .rounding import compensate
 from .sensitivity import measure_sensitivity, spend_float_budget
 from .trajectory import TrajectoryBatch
 from .unfolding import input_width
-from .units import Units
 
 
 def prepare(

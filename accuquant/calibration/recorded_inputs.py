@@ -9,11 +9,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from accuquant._util.files import atomic_write
+from accuquant.units.tensor_tree import storable
 
 from .activations import ActivationSampler, LayerSamples, merged
 from .input_moments import Moments, MomentSampler, moments_of
 from .tensor_file import TensorFile
-from .tensor_tree import storable
 
 _ROWS_SIZE = "bytes of rows"
 

@@ -15,6 +15,8 @@ from accuquant.groups import StepGroups
 from accuquant.networks.network import quantizable_layers
 from accuquant.pipelines.source import Source
 from accuquant.pipelines.starts import Starter, from_noise_alone
+from accuquant.units.tensor_tree import storable
+from accuquant.units.units import unit_seed
 
 from .activations import ActivationSampler
 from .calibration_settings import CalibrationSettings
@@ -23,9 +25,7 @@ from .placement import Placement
 from .recorded_inputs import RecordedInputs, is_whole, rows_beside, save_inputs
 from .stored_batch import StoredBatch, save_batch
 from .tensor_file import TensorFile
-from .tensor_tree import storable
 from .trajectory import place_of, record_batch
-from .units import unit_seed
 from .work_folder import WorkFolder
 
 

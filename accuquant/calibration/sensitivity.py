@@ -16,11 +16,11 @@ from accuquant.networks.device import device_of
 from accuquant.networks.network import quantizable_layers
 from accuquant.networks.simulate import ActiveGroup, QuantizedLayer
 from accuquant.qparams import LayerQParams
+from accuquant.units.units import InMemory, Units
 
 from .learning import sample_errors
 from .placement import Placement
 from .trajectory import TrajectoryBatch
-from .units import InMemory, Units
 
 #: Steps of a trajectory at which each layer is tried.
 _STEPS = 4

@@ -14,10 +14,10 @@ from accuquant._util.files import atomic_write
 from accuquant.denoising.conditioning import Conditioning
 from accuquant.denoising.process import ProcessState, moved_states
 from accuquant.networks.device import CPU
+from accuquant.units.tensor_tree import storable
 
 from .state_tensors import state_from_tensors, states_to_tensors
 from .tensor_file import TensorFile
-from .tensor_tree import storable
 from .trajectory import TrajectoryBatch
 
 _LATENTS, _CONDITIONING, _STATES = "latents", "conditioning.", "states."

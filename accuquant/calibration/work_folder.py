@@ -11,9 +11,9 @@ from typing import Any
 from accuquant._util.files import write_text
 from accuquant.errors import CalibrationError, RecipeError
 from accuquant.recipe import GroupResult, Recipe
+from accuquant.units.units import KeptUnits
 
 from .descent_state import DescentState
-from .units import KeptUnits
 
 #: Of the folder's files; a folder of another layout is refused.
 _LAYOUT = 2

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from accuquant.calibration.tensor_tree import read_tree, size_of, storable, write_tree
+from accuquant.units.tensor_tree import read_tree, size_of, storable, write_tree
 
 
 @pytest.fixture

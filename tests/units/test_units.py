@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from accuquant.calibration import units
-from accuquant.calibration.units import InMemory, KeptUnits, unit_seed
+from accuquant.units.units import InMemory, KeptUnits, unit_seed
 
 NAMES = [f"layer.{k}" for k in range(7)]
 
