@@ -32,14 +32,14 @@ class OpenVinoRunner(Runner):
 
     A model with dynamic extents is compiled for the shapes of a call, at the first call with them:
     OpenVINO computes the same with extents that it knows in fewer and faster kernels. What was compiled
-    for the shapes before is released; once shapes come back, the two latest sets stay. `num_threads` None uses all cores. `cache_dir` keeps compiled
-    models, keyed by their content and shapes. `profile` measures what each kernel takes, for `executed` and
-    `profiled`; a run without it is faster.
+    for the shapes before is released; once shapes come back, the two latest sets stay. `num_threads` None
+    uses all cores. `cache_dir` keeps compiled models, keyed by their content and shapes. `profile` measures
+    what each kernel takes, for `executed` and `profiled`; a run without it is faster.
 
     A file that `accuquant export` wrote is rewritten in memory into the `form` that suits this processor,
-    which computes the same function; None chooses it at the first call (cpu_forms.select). Without `rewriting`
-    it is run operator by operator; a form that is named is taken all the same. `choice` says what was taken
-    and why.
+    which computes the same function; None chooses it at the first call (cpu_forms.select). Without
+    `rewriting` it is run operator by operator; a form that is named is taken all the same. `choice` says
+    what was taken and why.
 
     `precision` "bf16" lets what is float run in bfloat16: activate() raises EngineError on a processor
     without it. "auto" does where `accuquant verify` found here that it is faster and that images keep.

@@ -65,8 +65,8 @@ def choose_form(
     """Return `ruled`, the rule's form, or one that is faster by MIN_SAVING in interleaved calls.
 
     Forms are tried one change at a time, in at most BUDGET seconds: a graph whose compilation alone would
-    exceed it keeps the rule's. `compile_form` makes the call of a form, `release` is told of each that is out:
-    two at most are needed at a time. Times are what the processor computed, not what the clock showed.
+    exceed it keeps the rule's. `compile_form` makes the call of a form, `release` is told of each that is
+    out: two at most are needed at a time. Times are what the processor computed, not what the clock showed.
     """
     best = traits.restrict(ruled)
     if not (traits.shifts or traits.norms):

@@ -45,10 +45,11 @@ def select_form(
 ) -> FormChoice:
     """Return the form that `model`, read from the file `path` and of static shapes, is to be run in.
 
-    `compile_form` gives an infer request, `release` is told of each that is no more needed. What is measured is kept, under the graph without its large weights
-    (no time depends on their values), the processor, the library, the threads and the image's size; batches
-    share a choice. `form` is taken without a question; without `rewriting` the file stays as written, and
-    only the precision is chosen. A `precision` that is named is taken.
+    `compile_form` gives an infer request, `release` is told of each that is no more needed. What is measured
+    is kept, under the graph without its large weights (no time depends on their values), the processor, the
+    library, the threads and the image's size; batches share a choice. `form` is taken without a question;
+    without `rewriting` the file stays as written, and only the precision is chosen. A `precision` that is
+    named is taken.
     """
     if form is not None:
         return FormChoice(form, "as asked", "the caller named it")
