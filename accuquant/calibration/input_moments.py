@@ -42,8 +42,8 @@ class Moments(Protocol):
     def distinct(self) -> int:
         """How many of them differ."""
 
-    def covariance(self, group: int, columns: slice) -> Tensor:
-        """Return the covariance of some of a group's inputs, a tensor that the caller may overwrite."""
+    def covariance(self, group: int, columns: slice, device: torch.device) -> Tensor:
+        """Return the covariance of some of a group's inputs on `device`; the caller may overwrite it."""
 
 
 @dataclass(frozen=True)

@@ -59,8 +59,9 @@ class Unit:
 class Trial:
     """What units of the stages took.
 
-    `rows` is what the recording's rows take, `copy` what the simulated network holds beside the float one, in bytes, `learned` the numbers that are
-    learned in it. A solver that `remembers` keeps outputs of earlier steps.
+    `rows` is what the recording's rows take, `copy` what the simulated network holds beside the float one, in
+    bytes, `learned` the numbers that are learned in it. A solver that `remembers` keeps outputs of
+    earlier steps.
     """
 
     sampled: Unit
@@ -212,7 +213,7 @@ class Rehearsal:
         points = []
         for name in dict.fromkeys((narrow, wide)):
             taken = moments_of(name, self.layers[name], [drawn])
-            work_of = partial(compensate, self.layers[name], qparams[name], taken)
+            work_of = partial(compensate, self.layers[name], qparams[name], taken, device_of(self.network))
             seconds = _elapsed(self.network, work_of)
             points.append((*work[name], seconds))
         return CostLine.through(points)

@@ -50,7 +50,7 @@ def random_rows(layer: nn.Module, x: Tensor, count: int, rng: torch.Generator) -
     """Return the unfolded input at `count` random output positions: x [B, C, H, W] or [..., C] -> [n, G * d].
 
     A row holds what one output position sees, padding included, group after group, in the order of the
-    columns of `as_matrices`. No position is taken twice: n is `count`, or all positions where there are fewer.
+    columns of `as_matrices`. No position is taken twice: n is `count`, or all where there are fewer.
     """
     if not isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
         flat = x.reshape(-1, x.shape[-1])
