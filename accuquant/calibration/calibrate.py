@@ -144,7 +144,7 @@ def _learn(
 ) -> Recipe:
     learned_from, held_out = _split(batches)
     initial = _learn_shared(
-        source, settings, process, initial, (learned_from, held_out), work, checkpoint, shown
+        source, settings, process, initial, (learned_from, held_out), work, engine, checkpoint, shown
     )
     return learn_groups(
         source.network, process, initial, learned_from, held_out, settings,
@@ -159,6 +159,7 @@ def _learn_shared(
     initial: Recipe,
     batches: tuple[Sequence[TrajectoryBatch], Sequence[TrajectoryBatch]],
     work: WorkFolder,
+    engine: Engine,
     checkpoint: bool | None,
     shown: Progress,
 ) -> Recipe:
@@ -174,7 +175,7 @@ def _learn_shared(
         source.network, process, initial, *batches,
         LearningSettings(settings.gradient, settings.trajectory_iterations, settings.shared_learning_rate),
         seed=settings.seed * 10_007 + len(initial.groups), progress=shown.advance,
-        checkpoint=checkpoint, kept=kept,
+        checkpoint=checkpoint, kept=kept, engine=engine,
     )  # fmt: skip
     shown.message(f"weight scales and biases: {describe_result(result)}")
     recipe = replace(recipe, calibration={**recipe.calibration, "shared_learning": vars(result)})
