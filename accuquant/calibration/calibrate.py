@@ -20,10 +20,11 @@ from accuquant.networks.memory import StageWatch, memory_named
 from accuquant.networks.network import count_macs
 from accuquant.pipelines.source import Source
 from accuquant.pipelines.source_job import source_job, source_roots
-from accuquant.pipelines.starts import open_starter
+from accuquant.pipelines.starts import Starter, open_starter
 from accuquant.pipelines.task import Task
 from accuquant.recipe import Recipe
 from accuquant.units.cluster import Cluster, engine_of
+from accuquant.units.job import Job
 from accuquant.units.units import Engine
 
 from .calibration_settings import CalibrationSettings
@@ -67,30 +68,44 @@ def calibrate(
         repeatable(device, tf32=tf32),
         memory_named(shown, device, settings.batch_size),
     ):
-        task = task or Task()
-        work = WorkFolder(Path(output), _identity(source, settings, task) | _place(source, tf32))
-        with engine_of(
-            cluster,
-            lambda: source_job(source, tf32=tf32, sees=work.marker()),
-            source_roots(source),
-            shown.message,
-        ) as engine:
-            recipe = _calibrate(source, settings, work, engine, task, checkpoint, shown)
-        recipe.save(output)
-        work.remove()
-        return recipe
+        return _calibrate(
+            source, settings, Path(output), task or Task(), tf32, checkpoint, cluster, shown
+        )  # fmt: skip
 
 
 def _calibrate(
     source: Source,
     settings: CalibrationSettings,
-    work: WorkFolder,
-    engine: Engine,
+    output: Path,
     task: Task,
+    tf32: bool,
     checkpoint: bool | None,
+    cluster: Cluster | None,
     shown: Progress,
 ) -> Recipe:
     starter = open_starter(source, task, steps=settings.simulated_steps)
+    work = WorkFolder(output, _identity(source, settings, task) | _place(source, tf32))
+
+    def job() -> Job:
+        return source_job(source, tf32=tf32, sees=work.marker())
+
+    with engine_of(cluster, job, source_roots(source), shown.message) as engine:
+        recipe = _compute(source, settings, task, starter, work, engine, checkpoint, shown)
+    recipe.save(output)
+    work.remove()
+    return recipe
+
+
+def _compute(
+    source: Source,
+    settings: CalibrationSettings,
+    task: Task,
+    starter: Starter,
+    work: WorkFolder,
+    engine: Engine,
+    checkpoint: bool | None,
+    shown: Progress,
+) -> Recipe:
     process = starter.process
     groups = StepGroups.from_timesteps(
         process.timesteps,

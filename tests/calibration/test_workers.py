@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, nn
 
 from accuquant._util.progress import Silent
 from accuquant.calibration import CalibrationSettings, calibrate
@@ -27,6 +29,20 @@ SETTINGS = CalibrationSettings(
 )  # fmt: skip
 
 
+class Two(nn.Module):
+    """Two layers of different sizes, so that there is something to round and to share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.first, self.second = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 1, 1)
+        for parameter in self.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator) / 2
+
+    def forward(self, sample: Tensor, timestep: Tensor, return_dict: bool = True) -> tuple[Tensor]:
+        return (self.second(torch.tanh(self.first(sample))),)
+
+
 class OtherProcess:
     """An engine with all that a worker's process has of its own: networks, and copies of what units need.
 
@@ -40,7 +56,8 @@ class OtherProcess:
         self.computed: list[str] = []
         self._workers = []
         for _ in range(workers):
-            with opened(job, "node", job.device) as roots:
+            there = Unpacker({}).unpack(pack(job, {}).data, lambda _token: b"")
+            with opened(there, "node", job.device) as roots:
                 assert roots["network"] is not source.network
                 self._workers.append(Unpacker(roots))
 
@@ -67,9 +84,10 @@ class Told(Silent):
 
 
 def test_the_recipe_of_workers_has_the_same_bytes(
-    tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pointwise_source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, engines = load_source(tiny_pipeline), []
+    network = Two().requires_grad_(False).eval()
+    source, engines = dataclasses.replace(pointwise_source, network=network), []
 
     @contextmanager
     def engine_of(_cluster: Any, job: Any, _roots: Any, _say: Any) -> Iterator[OtherProcess]:
