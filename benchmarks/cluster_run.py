@@ -19,13 +19,13 @@ from typing import Any
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
 #: A calibration with every stage in it, small enough to be repeated.
 SETTINGS: dict[str, Any] = {
-    "steps": 6, "group_size": 1, "num_trajectories": 16, "batch_size": 2, "iterations": 2, "shared_iterations": 2,
-    "sensitivity": True, "probe": False, "weight_bits": 4, "activation_bits": 6,
+    "steps": 6, "group_size": 1, "num_trajectories": 16, "batch_size": 2, "iterations": 2,
+    "shared_iterations": 2, "sensitivity": True, "probe": False, "weight_bits": 4, "activation_bits": 6,
 }  # fmt: skip
 
 
 def run_apart(workers: int, **changes: Any) -> dict[str, Any]:
-    """Calibrate the bundled image model in a fresh process -> sha256, stages, units; 0 workers are the loop."""
+    """Calibrate the bundled image model in a fresh process -> what `measure` returns; 0 workers: the loop."""
     done = subprocess.run(
         [sys.executable, __file__, str(workers), json.dumps(SETTINGS | changes)],
         env=os.environ | _ENVIRONMENT, stdout=subprocess.PIPE, check=True,
@@ -35,7 +35,7 @@ def run_apart(workers: int, **changes: Any) -> dict[str, Any]:
 
 
 class Timed:
-    """An engine that notes how long each unit takes, and each call of `results` between its first and last."""
+    """An engine that notes how long each unit takes, and each stage."""
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine

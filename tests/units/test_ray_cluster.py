@@ -34,6 +34,14 @@ pytestmark = [
 UNITS = [str(k) for k in range(12)]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def by_value() -> None:
+    """Let what is defined here travel as it is: workers cannot import this module."""
+    import cloudpickle
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
 @pytest.fixture(scope="module")
 def network() -> nn.Module:
     with torch.random.fork_rng(devices=[]):
@@ -45,14 +53,38 @@ def job_of(network: nn.Module, **changes: Any) -> Job:
     return Job(lambda _device: {"network": network}, {"network": model_hash(network)}, **changes)
 
 
-@pytest.fixture(scope="module")
-def engine(network: nn.Module) -> Iterator[Any]:
-    import cloudpickle
-
+# before `engine` is made: a process has one Ray at a time
+def test_workers_of_another_release_or_with_other_weights_are_refused_by_name(network: nn.Module) -> None:
     from accuquant.units.ray_cluster import RayCluster
 
-    # workers cannot import this module
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    facts = {"accuquant": "9.9", "torch": torch.__version__}
+    for job, reason in (
+        (job_of(network, facts=facts), rf"accuquant {accuquant.__version__} instead of 9\.9"),
+        (
+            Job(lambda _device: {"network": nn.Linear(2, 2)}, {"network": "0" * 64}),
+            "other files of the model",
+        ),
+    ):
+        said: list[str] = []
+        with (
+            RayCluster(job, {"network": network}, workers=1, say=said.append) as engine,
+            pytest.raises(ClusterError, match=rf"worker on node .*: got {reason}"),
+        ):
+            InMemory(engine).map("s", UNITS, int, lambda: None)
+        assert len(said) == 1
+
+
+def test_a_cluster_that_is_not_there_is_an_error() -> None:
+    from accuquant.units.ray_cluster import RayCluster
+
+    with pytest.raises(UsageError, match=r"--ray-address: got 'ray://x:1', Ray's client protocol"):
+        RayCluster(job_of(nn.Linear(1, 1)), {}, address="ray://x:1").__enter__()
+
+
+@pytest.fixture(scope="module")
+def engine(network: nn.Module) -> Iterator[Any]:
+    from accuquant.units.ray_cluster import RayCluster
+
     with RayCluster(job_of(network), {"network": network}, workers=2) as engine:
         yield engine
 
@@ -104,38 +136,11 @@ def test_errors_of_units_come_back_as_what_they_are(engine: Any) -> None:
         InMemory(engine).map("s", UNITS, refuse, lambda: None)
     with pytest.raises(
         ClusterError,
-        match=r"unit '\d+' of the stage 'disk': got 3 failures: on node .* \(\w{8}\): \[Errno 28\] No space left on "
-        r"device: '/scratch/rows'",
+        match=r"unit '\d+' of the stage 'disk': got 3 failures: on node .* \(\w{8}\): \[Errno 28\] No space "
+        r"left on device: '/scratch/rows'",
     ):
         InMemory(engine).map("disk", UNITS, fill, lambda: None)
     assert InMemory(engine).map("s", UNITS, int, lambda: None) == list(range(12))
-
-
-def test_workers_of_another_release_or_with_other_weights_are_refused_by_name(network: nn.Module) -> None:
-    from accuquant.units.ray_cluster import RayCluster
-
-    facts = {"accuquant": "9.9", "torch": torch.__version__}
-    for job, reason in (
-        (job_of(network, facts=facts), rf"accuquant {accuquant.__version__} instead of 9\.9"),
-        (
-            Job(lambda _device: {"network": nn.Linear(2, 2)}, {"network": "0" * 64}),
-            "other files of the model",
-        ),
-    ):
-        said: list[str] = []
-        with (
-            RayCluster(job, {"network": network}, workers=1, say=said.append) as engine,
-            pytest.raises(ClusterError, match=rf"worker on node .*: got {reason}"),
-        ):
-            InMemory(engine).map("s", UNITS, int, lambda: None)
-        assert len(said) == 1
-
-
-def test_a_cluster_that_is_not_there_is_an_error() -> None:
-    from accuquant.units.ray_cluster import RayCluster
-
-    with pytest.raises(UsageError, match=r"--ray-address: got 'ray://x:1', Ray's client protocol"):
-        RayCluster(job_of(nn.Linear(1, 1)), {}, address="ray://x:1").__enter__()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
