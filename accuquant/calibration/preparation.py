@@ -123,7 +123,7 @@ def _first_scales(
         return _to_tree(found)
 
     shown.stage("initial scales", len(placement.quantized))
-    found = units.map("scales", placement.quantized, observe, shown.advance)
+    found = units.map("scales", placement.quantized, observe, shown.advance, anywhere=True)
     return {name: _from_tree(tree) for name, tree in zip(placement.quantized, found, strict=True)}
 
 
@@ -145,7 +145,8 @@ def _rounded(
     # the widest first: the memory that its covariance takes is the levels' of all others later
     names = sorted(inputs.rounded, key=lambda name: -input_width(layers[name]))
     shown.stage("weight rounding", len(names))
-    found = dict(zip(names, units.map("rounding", names, round_one, shown.advance), strict=True))
+    computed = units.map("rounding", names, round_one, shown.advance, anywhere=True)
+    found = dict(zip(names, computed, strict=True))
     return (
         {name: _from_tree(tree["qparams"]) for name, tree in found.items()},
         {name: tree["facts"] for name, tree in found.items()},
