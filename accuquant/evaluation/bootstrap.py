@@ -15,6 +15,9 @@ LEVEL = 0.95
 #: Groups of neighbouring images that a metric of sets is resampled by.
 BLOCKS = 20
 _SEED = 20_251_020
+#: Deviations of a normal distribution that hold LEVEL of it.
+_DEVIATIONS = 1.959964
+_PER_DRAW = 4
 
 
 @dataclass(frozen=True)
@@ -46,20 +49,24 @@ def mean_interval(values: npt.ArrayLike, resamples: int) -> Interval:
 
 
 def block_draws(blocks: int, resamples: int) -> Counts:
-    """Return how often each block is drawn: [resamples, blocks], the same for every figure and every run."""
+    """Return how often each block is drawn: [draws, blocks], the same for every figure and every run.
+
+    A deviation takes fewer draws than percentiles do: a quarter of `resamples`.
+    """
     rng = np.random.default_rng(_SEED)
-    return rng.multinomial(blocks, np.full(blocks, 1 / blocks), size=resamples)
+    return rng.multinomial(blocks, np.full(blocks, 1 / blocks), size=resamples // _PER_DRAW)
 
 
 def set_interval(value: float, drawn: Array, *, floor: float | None = None) -> Interval:
     """Return the interval of a figure of a set of images, from the figures of resampled sets.
 
-    Such a figure depends on the number of images (FID falls with it), and a resampled set holds each image
-    several times, as if there were fewer. So the draws are moved to have `value` as their mean: the interval
-    says what other seeds would change at this number of images, not what more of them would.
+    The bootstrap's standard interval (Efron and Tibshirani 1993, sec. 12.4): 1.96 deviations around `value`.
+    Percentiles would mislead: such a figure depends on the number of images (FID falls with it), and a
+    resampled set, which holds images several times, is as good as a smaller one. So the interval says what
+    other seeds would change at this number of images, not what more of them would.
     """
-    low, high = _percentiles(drawn - drawn.mean() + value)
-    return Interval(value, low if floor is None else max(low, floor), high)
+    reach = _DEVIATIONS * float(drawn.std(ddof=1))
+    return Interval(value, value - reach if floor is None else max(value - reach, floor), value + reach)
 
 
 def drawn_figures(draws: Counts, figure: Callable[[Counts], float]) -> Array:

@@ -20,8 +20,8 @@ class EvaluationSettings:
 
     `shard_size` images are a unit of work: what a kill costs at most. `real` is a folder of images or an
     .npz with images or statistics. `against` is another export of the same pipeline. `keep_images` is a
-    folder for all images as PNG. `resamples` draws make an interval, repeatably. `weights` says where the weights of
-    a metric's network lie.
+    folder for all images as PNG. `resamples` draws make an interval, repeatably. `weights` says where the
+    weights of a metric's network lie.
     """
 
     metrics: tuple[str, ...] = DEFAULT_METRICS

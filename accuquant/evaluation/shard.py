@@ -16,7 +16,8 @@ from accuquant.denoising.start import Start
 from accuquant.networks.device import device_of
 from accuquant.units.tensor_tree import Tree
 from accuquant.verification.measure.decoder import unpacked
-from accuquant.verification.measure.features import FeatureExtractor, extract_all, load_features
+from accuquant.verification.measure.feature_networks import FeatureNetwork
+from accuquant.verification.measure.features import extract_all, load_features
 from accuquant.verification.measure.metrics import mse, psnr, ssim
 from accuquant.verification.measure.rollout import Trajectory
 
@@ -39,7 +40,7 @@ class Meters:
     image_shape: tuple[int, ...]
     _loaded: dict[str, Any] = field(default_factory=dict, repr=False)
 
-    def features(self) -> FeatureExtractor:
+    def features(self) -> FeatureNetwork:
         """Return the feature network."""
         settings = self.shop.settings
         return self._once(

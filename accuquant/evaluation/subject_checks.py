@@ -9,7 +9,7 @@ from accuquant.manifest import Manifest
 from accuquant.pipelines.source import Source
 from accuquant.pipelines.starts import from_noise_alone
 from accuquant.pipelines.task import Task
-from accuquant.verification.measure.feature_networks import FeatureExtractor
+from accuquant.verification.measure.feature_networks import FeatureNetwork
 from accuquant.verification.measure.subject import Subject
 from accuquant.verification.verification_settings import VerificationSettings
 
@@ -78,7 +78,7 @@ def check_task(reference: Source, task: Task, settings: EvaluationSettings) -> N
         )
 
 
-def check_features(extractor: FeatureExtractor | None, settings: EvaluationSettings) -> None:
+def check_features(extractor: FeatureNetwork | None, settings: EvaluationSettings) -> None:
     """Raise UsageError where the feature network does not give what the metrics need."""
     for output in needed_outputs(settings.metrics):
         names = [name for name in settings.metrics if METRICS[name].output == output]
@@ -87,7 +87,7 @@ def check_features(extractor: FeatureExtractor | None, settings: EvaluationSetti
                 f"--metrics {','.join(names)}",
                 got=f"no feature network (--features {settings.features})",
                 expected="one that fits the images",
-                remedy="pip install torch-fidelity and give --features inception, or --features MODULE:CALLABLE",
+                remedy="pip install torch-fidelity for --features inception, or name a function of yours",
             )
         if output not in extractor.outputs:
             raise UsageError(

@@ -29,18 +29,22 @@ _CLEAN_URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/
 
 
 class FeatureExtractor(Protocol):
-    """Maps images [N, C, H, W] in [0, 1] to features [N, D], and maybe to more."""
+    """Maps images [N, C, H, W] in [0, 1] to features [N, D]."""
 
     @property
     def name(self) -> str:
         """The name that reports print."""
 
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the features [N, D] of images [N, C, H, W] in [0, 1]."""
+
+
+class FeatureNetwork(FeatureExtractor, Protocol):
+    """A feature extractor that may give more than features."""
+
     @property
     def outputs(self) -> tuple[str, ...]:
         """What it gives: FEATURES, and of SPATIAL and LOGITS what it has."""
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Return the features [N, D] of images [N, C, H, W] in [0, 1]."""
 
     def measure(self, images: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
         """Return each of `wanted`, [N, D] of its own width; all are in `outputs`."""
@@ -80,7 +84,7 @@ class Fashion:
         return self.measure(images, (FEATURES,))[FEATURES]
 
     def measure(self, images: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
-        """Return what is wanted; SPATIAL is the first channels of the 8x8 map of the third stage."""
+        """Return what is wanted; SPATIAL is the first channels of the last 4x4 map."""
         if tuple(images.shape[1:]) != FASHION_SHAPE:
             raise VerificationError(
                 "feature network 'fashion'",
@@ -88,7 +92,7 @@ class Fashion:
                 expected=f"{list(FASHION_SHAPE)}, grayscale images of clothes",
                 remedy="Give --features inception, --features MODULE:CALLABLE, or --features none",
             )
-        with watched(self._network.trunk.stage2) as maps:
+        with watched(self._network.trunk.stage3) as maps:
             features = self._network.features(images.to(self._device))
         found = {FEATURES: features, SPATIAL: first_channels(maps[0])}
         if LOGITS in wanted:

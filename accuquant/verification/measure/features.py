@@ -17,9 +17,9 @@ from accuquant.errors import UsageError, VerificationError
 from accuquant.networks.device import CPU
 from accuquant.verification.measure.feature_networks import (
     FASHION_SHAPE,
-    FEATURES,
     Fashion,
     FeatureExtractor,
+    FeatureNetwork,
     UserFunction,
     load_clean_fid,
     load_inception,
@@ -37,7 +37,7 @@ def load_features(
     *,
     weights: Mapping[str, Path] = NONE,
     device: torch.device = CPU,
-) -> FeatureExtractor | None:
+) -> FeatureNetwork | None:
     """Return the feature network called `name`, on `device`; None for "none".
 
     "fashion" is bundled, "inception" needs torch-fidelity, "clean-fid" clean-fid, "package.module:callable"
@@ -70,23 +70,29 @@ def load_features(
 @torch.no_grad()
 def extract(extractor: FeatureExtractor, images: Tensor) -> npt.NDArray[np.floating[Any]]:
     """Return the features [N, D] of images [N, C, H, W] in [0, 1], computed in batches."""
-    return extract_all(extractor, images, (FEATURES,))[FEATURES].numpy()
+    features = torch.cat([extractor(batch).float() for batch in torch.split(images, _BATCH)])
+    return _checked(extractor, features, images).numpy()
 
 
 @torch.no_grad()
-def extract_all(extractor: FeatureExtractor, images: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
+def extract_all(extractor: FeatureNetwork, images: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
     """Return each of `wanted` for images [N, C, H, W] in [0, 1], float32 [N, D], computed in batches."""
     batches = [extractor.measure(batch, wanted) for batch in torch.split(images, _BATCH)]
-    found = {name: torch.cat([batch[name].float() for batch in batches]) for name in wanted}
-    for values in found.values():
-        if values.ndim != 2 or len(values) != len(images):
-            raise VerificationError(
-                f"feature network '{extractor.name}'",
-                got=f"features of shape {tuple(values.shape)} for {len(images)} images",
-                expected=f"({len(images)}, D)",
-                remedy="Return one row of features for each image",
-            )
-    return found
+    return {
+        name: _checked(extractor, torch.cat([batch[name].float() for batch in batches]), images)
+        for name in wanted
+    }
+
+
+def _checked(extractor: FeatureExtractor, features: Tensor, images: Tensor) -> Tensor:
+    if features.ndim != 2 or len(features) != len(images):
+        raise VerificationError(
+            f"feature network '{extractor.name}'",
+            got=f"features of shape {tuple(features.shape)} for {len(images)} images",
+            expected=f"({len(images)}, D)",
+            remedy="Return one row of features for each image",
+        )
+    return features
 
 
 def fid_to_fp32(extractor: FeatureExtractor, images: Tensor, reference: Tensor) -> float:

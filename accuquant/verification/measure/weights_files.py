@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 
 from accuquant.errors import UsageError, unknown_name
 
@@ -18,7 +17,7 @@ VARIABLES = {
     "image-reward": "ACCUQUANT_IMAGE_REWARD",
 }
 #: No file was named.
-NONE: Mapping[str, Path] = MappingProxyType({})
+NONE: Mapping[str, Path] = {}
 
 
 def weights_file(name: str, given: Mapping[str, Path] = NONE) -> Path | None:
