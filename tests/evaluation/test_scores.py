@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from tiny_pipelines import clip as tiny_clip
 from torch import Tensor, nn
+from torchmetrics.functional.image import lpips as torchmetrics_lpips
 
 from accuquant.errors import MissingDependencyError, UsageError, VerificationError
 from accuquant.evaluation.scores import load_clip, load_image_reward, load_lpips
@@ -52,7 +53,7 @@ def torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
     module.models.alexnet = alexnet
     module.models.AlexNet_Weights = types.SimpleNamespace(DEFAULT="default")
     monkeypatch.setitem(sys.modules, "torchvision", module)
-    monkeypatch.setattr("torchmetrics.functional.image.lpips._TORCHVISION_AVAILABLE", True)
+    monkeypatch.setattr(torchmetrics_lpips, "_TORCHVISION_AVAILABLE", True)
 
 
 @pytest.fixture
@@ -66,9 +67,9 @@ def alexnet_file(tmp_path: Path) -> Path:
 
 def plain_lpips(first: Tensor, second: Tensor, state: dict[str, Tensor]) -> Tensor:
     """Return LPIPS (Zhang et al., eq. 1) in plain torch, with torchmetrics' linear weights."""
-    import torchmetrics.functional.image as home
-
-    linear = torch.load(Path(home.__file__).parent / "lpips_models" / "alex.pth", map_location="cpu")
+    linear = torch.load(
+        Path(torchmetrics_lpips.__file__).parent / "lpips_models" / "alex.pth", map_location="cpu"
+    )
     network = alexnet_features()
     network.load_state_dict({k.removeprefix("features."): v for k, v in state.items() if "features" in k})
     shift = torch.tensor([-0.030, -0.088, -0.188]).reshape(1, 3, 1, 1)
@@ -112,7 +113,7 @@ def test_lpips_without_weights_says_what_to_download_and_where_to_put_it(torchvi
 
 
 def test_lpips_without_torchvision_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torchmetrics.functional.image.lpips._TORCHVISION_AVAILABLE", False)
+    monkeypatch.setattr(torchmetrics_lpips, "_TORCHVISION_AVAILABLE", False)
     with pytest.raises(MissingDependencyError, match=r"metric 'lpips'.*pip install torchmetrics torchvision"):
         load_lpips()
 
