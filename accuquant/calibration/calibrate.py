@@ -29,7 +29,10 @@ from .block_checkpoints import checkpoint_blocks
 from .calibration_settings import CalibrationSettings
 from .descent import LearningSettings
 from .learning import learn_group
-from .placement import place
+from .methods.method import Run
+from .methods.recipe import rival_recipe
+from .methods.registry import method_named
+from .placement import Placement, place
 from .preparation import plain_config, prepare
 from .recording import Recorder
 from .shared_learning import learn_shared
@@ -87,10 +90,18 @@ def _calibrate(
     )
     work = WorkFolder(output, _identity(source, settings, task) | _place(source, tf32))
     recorder = Recorder(source, settings, starter, groups, work, shown)
+    if (method := method_named(settings.method)).find is not None:
+        batches = recorder.record(None)
+        starter.close()
+        placement = _placed(source, settings)
+        run = Run(source, settings, process, groups, placement, batches, shown)
+        recipe = rival_recipe(run, task, method.find(run))
+        recipe.save(output)
+        work.remove()
+        return recipe
     initial = work.load_initial()
     if initial is None:
-        macs = count_macs(source.network, source.signature)
-        placement = place(source.network, macs, include=settings.include, exclude=settings.exclude)
+        placement = _placed(source, settings)
         batches = recorder.record(placement)
         recorded = batches, recorder.inputs(placement)
         initial = prepare(source, settings, task, process, groups, placement, recorded, shown, work.units)
@@ -103,6 +114,11 @@ def _calibrate(
     recipe.save(output)
     work.remove()
     return recipe
+
+
+def _placed(source: Source, settings: CalibrationSettings) -> Placement:
+    macs = count_macs(source.network, source.signature)
+    return place(source.network, macs, include=settings.include, exclude=settings.exclude)
 
 
 def _identity(source: Source, settings: CalibrationSettings, task: Task) -> dict[str, Any]:
