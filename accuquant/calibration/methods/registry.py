@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 from accuquant.errors import unknown_name
 
-from . import accuquant, minmax, mse, percentile
+from . import accuquant, minmax, mse, percentile, q_diffusion
 from .method import Method
 
 METHODS: Mapping[str, Method] = {
-    module.METHOD.name: module.METHOD for module in (accuquant, minmax, percentile, mse)
+    module.METHOD.name: module.METHOD for module in (accuquant, minmax, percentile, mse, q_diffusion)
 }
 
 
