@@ -34,8 +34,8 @@ METHOD = Method(
     "activation scales of each block by |error|^2.4; one activation set",
     not_matched="20,000 and 5,000 iterations on 5,120 latents: --iterations and a quarter of them on 256, at "
     "a higher rate. Split quantization of skip concatenations: a QDQ pair has one scale, and a layer sums "
-    "its inputs in one int32, so that no engine could run two. Attention products and the first and last layer "
-    "stay in float here, for all methods",
+    "its inputs in one int32, so that no engine could run two. Attention products and the first and "
+    "last layer stay in float here, for all methods",
     find=find,
     options=("iterations",),
     every_step=True,
