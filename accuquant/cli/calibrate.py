@@ -33,7 +33,7 @@ GRADIENTS = ("accuquant", "independent", "exact", "checkpoint")
 OBSERVERS = ("mse", "norm", "minmax", "percentile")
 ROUNDINGS = ("gptq", "nearest")
 PRESETS = ("fast", "balanced", "best")
-METHODS = ("accuquant", "minmax", "percentile", "mse", "q-diffusion")
+METHODS = ("accuquant", "minmax", "percentile", "mse", "q-diffusion", "ptq4dm", "tfmq", "ptqd", "pcr")
 _BITS = click.IntRange(2, 8)
 _COUNT = click.IntRange(min=1)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,15 +51,20 @@ class Rows:
         return tensors_of(block(*args, **kwargs)), [target[rows] for target in self.targets]
 
 
-def block_names(network: nn.Module, layers: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Return the blocks that hold `layers`, by name, with their layers; the outermost of BLOCKS counts."""
+def block_names(
+    network: nn.Module, layers: Sequence[str], alone: Collection[str] = ()
+) -> dict[str, tuple[str, ...]]:
+    """Return the blocks that hold `layers`, by name, with their layers; the outermost of BLOCKS counts.
+
+    A layer in `alone` is a block of its own.
+    """
     modules = dict(network.named_modules())
     found: dict[str, list[str]] = {}
     for layer in layers:
         parts = layer.split(".")
         above = [".".join(parts[:end]) for end in range(1, len(parts))]
         block = next((name for name in above if type(modules[name]).__name__ in BLOCKS), layer)
-        found.setdefault(block, []).append(layer)
+        found.setdefault(layer if layer in alone else block, []).append(layer)
     return {block: tuple(names) for block, names in found.items()}
 
 

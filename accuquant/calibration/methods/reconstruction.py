@@ -45,23 +45,30 @@ def few_of(picks: Sequence[Pick], rows: int = ROWS) -> list[Pick]:
 
 
 def reconstruct(
-    run: Run, qparams: Mapping[str, LayerQParams], picks: Sequence[Pick], *, scales: bool
+    run: Run,
+    qparams: Mapping[str, LayerQParams],
+    picks: Sequence[Pick],
+    *,
+    scales: bool,
+    alone: Mapping[str, Sequence[Pick]] | None = None,
 ) -> Reconstructed:
     """Return `qparams` with levels learned block by block, and with `scales` their activation scales too.
 
     Weights are learned with float activations and the errors of the blocks before; scales afterwards, with
-    everything quantized (Q-Diffusion, arXiv 2302.04304, section 4; the order is its repository's).
+    everything quantized (Q-Diffusion, arXiv 2302.04304, section 4; the order is its repository's). The layers
+    in `alone` are no part of the blocks around them, and are reconstructed on picks of their own.
     """
     network = run.source.network
     simulated = quantize_network(network, qparams.values(), run.groups)
     layers, few = make_learnable(simulated, network), few_of(picks)
-    blocks = block_names(network, list(qparams))
+    alone = alone or {}
+    blocks = block_names(network, list(qparams), alone)
     order, errors = in_order(run, list(blocks), few[0]), {}
     iterations = run.settings.group_iterations
     run.shown.stage("weights of blocks", len(order))
     for number, name in enumerate(order):
         members = [layers[layer] for layer in blocks[name]]
-        rows = rows_of(run, name, simulated, few)
+        rows = rows_of(run, name, simulated, alone.get(name, few))
         errors[name] = learn_rounding(
             simulated.get_submodule(name), members, rows, iterations, run.settings.seed + number
         )
