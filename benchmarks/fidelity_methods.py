@@ -19,6 +19,7 @@ from torch import Tensor
 from accuquant._util.progress import Progress
 from accuquant.calibration import CalibrationSettings
 from accuquant.calibration.methods.registry import METHODS as RIVALS
+from accuquant.calibration.placement import Placement
 from accuquant.denoising.process import NetworkFn
 from accuquant.export.write.pipeline_folder import write_pipeline
 from accuquant.networks.network import call
@@ -74,6 +75,8 @@ class Method:
         if self.rival:
             common = {name: getattr(study.settings, name) for name in _COMMON}
             bit = {"weight_bits": bits.weights, "activation_bits": bits.activations}
+            if study.block_iterations is not None and "iterations" in RIVALS[self.rival].options:
+                bit["iterations"] = study.block_iterations
             return CalibrationSettings.preset("balanced", method=self.rival, **common, **bit)
         return replace(
             study.settings, weight_bits=bits.weights, activation_bits=bits.activations, **self.changes
@@ -176,8 +179,7 @@ def quantized_network(study: Study, method: Method, bits: Bits, progress: Progre
 
 @contextmanager
 def _our_network(study: Study, method: Method, bits: Bits, progress: Progress) -> Iterator[NetworkFn]:
-    left = study.placement(progress).float_layers
-    settings = replace(method.settings(study, bits), exclude=left, include=(), float_budget=0.0)
+    settings = _own_settings(study, method, bits, study.placement(progress))
     recipe = study.recipe(f"{bits}-{method.name}", settings, progress)
     if study.engine == "torch":
         simulated = simulate(study.source.network, Recipe.load(recipe))
@@ -188,6 +190,18 @@ def _our_network(study: Study, method: Method, bits: Bits, progress: Progress) -
         write_pipeline(study.source, Recipe.load(recipe), exported)
         with EngineModel.from_folder(exported, study.engine, num_threads=study.threads) as model:
             yield lambda sample, timestep: torch.from_numpy(model(sample.numpy(), float(timestep)))
+
+
+def calibration_seconds(study: Study, method: Method, bits: Bits, placement: Placement) -> float | None:
+    """Return the processor's seconds of the method's calibration; None of another tool's."""
+    if method.package:
+        return None
+    return study.seconds(f"{bits}-{method.name}", _own_settings(study, method, bits, placement))
+
+
+def _own_settings(study: Study, method: Method, bits: Bits, placement: Placement) -> CalibrationSettings:
+    left = placement.float_layers
+    return replace(method.settings(study, bits), exclude=left, include=(), float_budget=0.0)
 
 
 def _graph_runner(study: Study, method: Method, folder: Path, progress: Progress) -> Runner:
