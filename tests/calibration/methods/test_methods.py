@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from accuquant.calibration import CalibrationSettings
+from accuquant.calibration import CalibrationSettings, calibrate
 from accuquant.calibration.methods.method import OWN_SETTINGS
 from accuquant.calibration.methods.registry import METHODS
 from accuquant.cli.calibrate import METHODS as OFFERED
 from accuquant.errors import UsageError
 from accuquant.pipelines.source import Source
+from accuquant.recipe import Recipe
 
 RIVALS = [name for name in METHODS if name != "accuquant"]
 #: What a recipe of AccuQuant's own way said of its settings before there were other methods.
@@ -84,3 +86,27 @@ def test_an_estimate_of_a_rival_is_refused(tiny_source: Source) -> None:
 
     with pytest.raises(UsageError, match=r"--dry-run: got --method mse, whose stages are not timed"):
         estimate(tiny_source, settings_of("mse"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_calibrates_exports_and_runs(tiny_source: Source, tmp_path: Path, name: str) -> None:
+    from accuquant.export import write_pipeline
+    from accuquant.verification.verify import verify
+
+    changes = {"iterations": 4} if "iterations" in METHODS[name].options else {}
+    settings = settings_of(name, affine=True, **changes)
+    recipe = calibrate(tiny_source, settings, output=tmp_path / "recipe.safetensors")
+    assert Recipe.load(tmp_path / "recipe.safetensors").sha256() == recipe.sha256()
+    assert list(tmp_path.iterdir()) == [tmp_path / "recipe.safetensors"]
+    write_pipeline(tiny_source, recipe, tmp_path / "out")
+    report = verify(tmp_path / "out", tiny_source, engine="onnxruntime", num_images=2, features="none")
+    figures = report.to_dict()
+    assert figures["lowering"]["summary"]["psnr"]["minimum"] > 40
+    assert figures["fidelity"]["summary"]["psnr"]["minimum"] > 20
+
+
+def test_the_same_seed_gives_the_same_bytes(tiny_source: Source, tmp_path: Path) -> None:
+    settings = settings_of("pcr", weight_bits=4, iterations=3, num_trajectories=2, steps=2)
+    made = [calibrate(tiny_source, settings, output=tmp_path / f"{k}.safetensors").to_bytes() for k in (0, 1)]
+    assert made[0] == made[1]
