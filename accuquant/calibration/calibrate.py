@@ -30,7 +30,10 @@ from accuquant.units.units import Engine
 from .calibration_settings import CalibrationSettings
 from .descent import LearningSettings
 from .group_units import describe_result, learn_groups
-from .placement import place
+from .methods.method import Run
+from .methods.recipe import rival_recipe
+from .methods.registry import method_named
+from .placement import Placement, place
 from .preparation import plain_config, prepare
 from .recording import Recorder
 from .shared_learning import learn_shared
@@ -113,10 +116,15 @@ def _compute(
         num_train_timesteps=process.num_train_timesteps,
     )
     recorder = Recorder(source, settings, starter, groups, work, engine, shown)
+    if (method := method_named(settings.method)).find is not None:
+        batches = recorder.record(None)
+        starter.close()
+        placement = _placed(source, settings)
+        run = Run(source, settings, process, groups, placement, batches, shown)
+        return rival_recipe(run, task, method.find(run))
     initial = work.load_initial()
     if initial is None:
-        macs = count_macs(source.network, source.signature)
-        placement = place(source.network, macs, include=settings.include, exclude=settings.exclude)
+        placement = _placed(source, settings)
         batches = recorder.record(placement)
         recorded = batches, recorder.inputs(placement)
         units = work.units(engine)
@@ -127,6 +135,11 @@ def _compute(
     starter.close()
     work.forget_preparation()
     return _learn(source, settings, process, initial, batches, work, engine, checkpoint, shown)
+
+
+def _placed(source: Source, settings: CalibrationSettings) -> Placement:
+    macs = count_macs(source.network, source.signature)
+    return place(source.network, macs, include=settings.include, exclude=settings.exclude)
 
 
 def _identity(source: Source, settings: CalibrationSettings, task: Task) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from accuquant._util.progress import Progress, Silent
 from accuquant._util.scratch import scratch_folder
+from accuquant.errors import UsageError
 from accuquant.groups import StepGroups
 from accuquant.networks.device import describe, device_of, repeatable
 from accuquant.networks.memory import StageWatch, memory_named
@@ -91,9 +92,16 @@ def estimate(
     """Return what `calibrate` with the same arguments will take, timed by a few calls; nothing is written.
 
     The pipeline prepares one batch, and each stage's unit of work runs a few times where the network is.
-    Raises what `calibrate` raises before its first stage, and CalibrationError where memory does not suffice
-    for one batch.
+    Raises what `calibrate` raises before its first stage, UsageError for another method than AccuQuant's, and
+    CalibrationError where memory does not suffice for one batch.
     """
+    if settings.method != "accuquant":
+        raise UsageError(
+            "--dry-run",
+            got=f"--method {settings.method}, whose stages are not timed",
+            expected="AccuQuant's own method",
+            remedy="Calibrate without --dry-run, or leave out --method",
+        )
     shown, device = StageWatch(progress or Silent()), device_of(source.network)
     with repeatable(device, tf32=tf32), memory_named(shown, device, settings.batch_size):
         return _estimate(source, settings, task or Task(), shown)

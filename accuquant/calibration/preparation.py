@@ -80,22 +80,35 @@ def prepare(
         scheduler=plain_config(dict(source.scheduler.config)),
         model_hash=source.model_hash,
         calibration={
-            "settings": settings.to_dict(),
-            "task": task.to_dict(),
-            "guidance": process.guidance.to_dict(),
-            "source": source.name,
-            "loras": [lora.to_dict() for lora in source.loras],
-            "loading": source.loading.to_dict(),
-            "pipeline_class": source.pipeline_class,
-            "int8_mac_share": placement.int8_share,
-            "float_layers": list(placement.float_layers),
+            **calibration_of(source, settings, task, process, placement),
             "float_by_budget": left,
             "sensitivity": errors,
             **rounding,
-            "accuquant_version": accuquant.__version__,
-            "torch_version": torch.__version__,
         },
     )
+
+
+def calibration_of(
+    source: Source,
+    settings: CalibrationSettings,
+    task: Task,
+    process: DenoisingProcess,
+    placement: Placement,
+) -> dict[str, Any]:
+    """Return what the recipe of every method says of its calibration."""
+    return {
+        "settings": settings.to_dict(),
+        "task": task.to_dict(),
+        "guidance": process.guidance.to_dict(),
+        "source": source.name,
+        "loras": [lora.to_dict() for lora in source.loras],
+        "loading": source.loading.to_dict(),
+        "pipeline_class": source.pipeline_class,
+        "int8_mac_share": placement.int8_share,
+        "float_layers": list(placement.float_layers),
+        "accuquant_version": accuquant.__version__,
+        "torch_version": torch.__version__,
+    }
 
 
 def _first_scales(

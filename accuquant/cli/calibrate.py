@@ -34,6 +34,7 @@ GRADIENTS = ("accuquant", "independent", "exact", "checkpoint")
 OBSERVERS = ("mse", "norm", "minmax", "percentile")
 ROUNDINGS = ("gptq", "nearest")
 PRESETS = ("fast", "balanced", "best")
+METHODS = ("accuquant", "minmax", "percentile", "mse", "q-diffusion", "ptq4dm", "tfmq", "ptqd", "pcr")
 _BITS = click.IntRange(2, 8)
 _COUNT = click.IntRange(min=1)
 
@@ -53,6 +54,12 @@ _COUNT = click.IntRange(min=1)
     type=click.Choice(PRESETS),
     default="balanced",
     help="How much to spend: sets the defaults of the options below.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(METHODS),
+    default="accuquant",
+    help="How to calibrate: AccuQuant, or a published rival on the same layers (docs/methods.md).",
 )
 @click.option("--steps", type=_COUNT, default=50, help="Sampler steps that images will be made with.")
 @click.option(
