@@ -127,6 +127,10 @@ class OpenVinoRunner(Runner):
             self._request_for(tuple(tuple(port.shape) for port in self._model.inputs))
         return specs
 
+    def prepare_impl(self, feeds: Mapping[str, Array]) -> None:
+        """Compile for the shapes of `feeds`."""
+        self._request_for(tuple(feeds[spec.name].shape for spec in self.input_specs))
+
     def infer_impl(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Read the inputs in place; copy the outputs out of the request's buffers."""
         names = [spec.name for spec in self.input_specs]
