@@ -84,7 +84,7 @@ class OpenVinoRunner(Runner):
         return executed_nodes(self._last_request().get_compiled_model())
 
     def profiled(self) -> dict[str, float]:
-        """Return the milliseconds of each node that the last call ran, by name; it needs `profile`."""
+        """Return the mean milliseconds of each node over all calls since it was compiled; needs `profile`."""
         return {
             entry.node_name: entry.real_time.total_seconds() * 1e3
             for entry in self._last_request().profiling_info
