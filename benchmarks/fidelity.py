@@ -42,7 +42,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--networks", nargs="+", type=find_network, default=list(NETWORKS.values()), metavar="NAME|FOLDER")
-    add("--methods", nargs="+", default=list(ARMS), metavar="METHOD", help=f"{', '.join(ARMS)}, or --method's")
+    add(
+        "--methods", nargs="+", default=list(ARMS), metavar="METHOD", help=f"{', '.join(ARMS)}, or --method's"
+    )
     add("--settings", nargs="+", type=Setting.parse, default=[*map(Setting.parse, _SETTINGS)], metavar="W8A8")
     add("--calibration-seeds", type=int, default=1, help="calibrations of each cell (default: %(default)s)")
     add("--num-images", type=int, default=64, help="judged seeds (default: %(default)s)")
@@ -63,7 +65,7 @@ def cells(arguments: argparse.Namespace) -> list[list[Cell]]:
 
 
 def figures_of(lines: list[list[Cell]], arguments: argparse.Namespace) -> list[list[dict[str, Any]]]:
-    """Return what is measured of each line, in the order of `lines`; make what is missing while time is left."""
+    """Return what is measured of each of `lines`; make what is missing, while time is left."""
     begun, found = time.monotonic(), []
     benches = {
         network.name: Bench(network, arguments.cache_dir, arguments.num_images, arguments.first_seed)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -75,12 +75,19 @@ class Cell:
     def name(self) -> str:
         """What the cell's files are called."""
         options = "_".join(word.lstrip("-").replace("/", "-") for word in self.words)
-        return "_".join(filter(None, (self.network.name, str(self.setting), self.method, options, f"s{self.seed}")))
+        return "_".join(
+            filter(None, (self.network.name, str(self.setting), self.method, options, f"s{self.seed}"))
+        )
 
     def command(self, recipe: Path) -> list[str]:
         """Return the words of the command that calibrates."""
-        method = ARMS[self.method] if self.method in ARMS else ("--method", self.method)
-        bits = ("--weight-bits", str(self.setting.weights), "--activation-bits", str(self.setting.activations))
+        method = ARMS.get(self.method, ("--method", self.method))
+        bits = (
+            "--weight-bits",
+            str(self.setting.weights),
+            "--activation-bits",
+            str(self.setting.activations),
+        )
         return [
             *(sys.executable, "-m", "accuquant", "calibrate", *self.network.words, "-o", str(recipe)),
             *(*bits, "--seed", str(self.seed), *method, *self.words),

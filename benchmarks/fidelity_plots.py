@@ -40,14 +40,14 @@ def grouped(runs: Iterable[Run], key: Callable[[Run], Any]) -> dict[Any, list[Ru
 
 
 def plain_method(run: Run) -> str | None:
-    """Return the method of a run without options of its own."""
-    return None if run["options"] else str(run["method"])
+    """Return the method of a run that was given no group size of its own."""
+    return None if group_size(run) else str(run["method"])
 
 
 def group_size(run: Run) -> int | None:
-    """Return the group size of a run that gave one and nothing else."""
-    options = run["options"]
-    return int(options[1]) if len(options) == 2 and options[0] == "--group-size" else None
+    """Return the group size that a run was given."""
+    given = dict(zip(run["options"], run["options"][1:], strict=False))
+    return int(given["--group-size"]) if "--group-size" in given else None
 
 
 def median_psnr(runs: Iterable[Run]) -> float:
@@ -66,7 +66,7 @@ def error_against_step(axes: Axes, runs: list[Run]) -> bool:
 
 
 def fidelity_against_group_size(axes: Axes, runs: list[Run]) -> bool:
-    """Draw PSNR against the number of steps that share scales, a line for each method; False without runs."""
+    """Draw PSNR against the steps that share scales, a line for each method; False without runs."""
     chosen = [run for run in runs if group_size(run) is not None]
     for method, same in grouped(chosen, lambda run: run["method"]).items():
         sizes = grouped(same, group_size)

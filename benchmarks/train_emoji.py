@@ -25,18 +25,24 @@ from diffusers import (
     LDMPipeline,
     UNet2DModel,
 )
-from emoji import CLASSES, Emoji, draw, moved, read_emoji
+from emoji_images import Emoji, draw, moved, read_emoji
 from torch import Tensor, nn
 from train_reference import min_snr_weights, train_for
 
-#: DiTPipeline takes 1000 for "no class", whatever the network's own number is; label k shows class k % 8.
+#: DiTPipeline takes 1000 for "no class", whatever the network's own number is; label k shows class k % 4.
 NUM_LABELS = 1000
 UNGUIDED = 0.1  # share of images without their class, for classifier-free guidance, arXiv 2207.12598
-NOISE = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-#: What emoji-unet, which takes no class, is trained on.
-UNET_CLASSES = ("face", "heart", "fruit", "sign")
-COPIES = 9  # of each image, moved differently, as latents
-BATCH_SIZE = 64
+NOISE = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+}
+#: What emoji-dit is trained on, its labels 0 to 3; emoji-unet, which takes no class, on the first two.
+DIT_CLASSES = ("face", "heart", "clock", "flag")
+UNET_CLASSES = DIT_CLASSES[:2]
+COPIES = 4  # of each image, moved differently, as latents
+BATCH_SIZE = 24
 WARMUP_STEPS = 50  # of the few hundred steps that a slow core has time for
 
 
@@ -54,13 +60,13 @@ def build_autoencoder() -> AutoencoderKL:
 
 
 def build_transformer(num_labels: int) -> DiTTransformer2DModel:
-    """Return the untrained transformer: 64 tokens of width 96, 5 blocks, adaLN-Zero as DiT starts it."""
+    """Return the untrained transformer: 64 tokens of width 96, 4 blocks, adaLN-Zero as DiT starts it."""
     network = DiTTransformer2DModel(
         sample_size=16,
         patch_size=2,
         in_channels=4,
         out_channels=4,
-        num_layers=5,
+        num_layers=4,
         num_attention_heads=3,
         attention_head_dim=32,
         num_embeds_ada_norm=num_labels,
@@ -94,13 +100,19 @@ def train_autoencoder(emoji: Emoji, *, minutes: float, base_rate: float) -> Auto
     vae, average = build_autoencoder(), build_autoencoder()
 
     def loss_of_step(_step: int) -> Tensor:
-        images = moved(emoji.images[draw(emoji.labels, BATCH_SIZE // 8)])
+        images = moved(emoji.images[draw(emoji.labels, BATCH_SIZE // 3)])
         posterior = vae.encode(images).latent_dist
         error = (vae.decode(posterior.sample()).sample - images).square().mean()
         return error + 1e-4 * posterior.kl().mean() / images[0].numel()
 
     train_for(
-        minutes, vae, average, loss_of_step, base_rate=base_rate, warmup_steps=WARMUP_STEPS, name="autoencoder"
+        minutes,
+        vae,
+        average,
+        loss_of_step,
+        base_rate=base_rate,
+        warmup_steps=WARMUP_STEPS,
+        name="autoencoder",
     )
     scale = 1 / encode(average, Emoji(emoji.images[draw(emoji.labels, 500)], torch.zeros(500))).std().item()
     average.register_to_config(scaling_factor=average.config.scaling_factor * scale)
@@ -118,7 +130,7 @@ def train_transformer(
     latents: Tensor, labels: Tensor, *, minutes: float, base_rate: float
 ) -> DiTTransformer2DModel:
     """Train the transformer for `minutes` and return its average, with 1000 labels."""
-    classes = len(CLASSES)
+    classes = len(DIT_CLASSES)
     network, average = build_transformer(classes), build_transformer(classes)
     scheduler = DDPMScheduler(**NOISE)
 
@@ -129,13 +141,21 @@ def train_transformer(
         target = scheduler.get_velocity(latents[chosen], noise, timesteps)
         return (network(noisy, timestep=timesteps, class_labels=names).sample - target).square().mean()
 
-    train_for(minutes, network, average, loss_of_step, base_rate=base_rate, warmup_steps=WARMUP_STEPS, name="transformer")
+    train_for(
+        minutes,
+        network,
+        average,
+        loss_of_step,
+        base_rate=base_rate,
+        warmup_steps=WARMUP_STEPS,
+        name="transformer",
+    )
     return with_all_labels(average)
 
 
 def with_all_labels(network: DiTTransformer2DModel) -> DiTTransformer2DModel:
     """Return the transformer with a row for every label that DiTPipeline may pass."""
-    classes = len(CLASSES)
+    classes = len(DIT_CLASSES)
     rows = torch.cat([torch.arange(NUM_LABELS) % classes, torch.tensor([classes])])
     state = {
         name: value[rows] if name.endswith("embedding_table.weight") else value
@@ -157,7 +177,9 @@ def train_unet(latents: Tensor, labels: Tensor, *, minutes: float, base_rate: fl
         errors = (network(noisy, timesteps).sample - noise).square().mean((1, 2, 3))
         return (errors * weights[timesteps]).mean()
 
-    train_for(minutes, network, average, loss_of_step, base_rate=base_rate, warmup_steps=WARMUP_STEPS, name="UNet")
+    train_for(
+        minutes, network, average, loss_of_step, base_rate=base_rate, warmup_steps=WARMUP_STEPS, name="UNet"
+    )
     return average
 
 
@@ -177,9 +199,9 @@ def sampler(prediction_type: str) -> DDIMScheduler:
 
 def make_dit(emoji: Emoji, vae: AutoencoderKL, minutes: float, base_rate: float) -> DiTPipeline:
     """Train emoji-dit."""
-    network = train_transformer(*_copies(emoji, vae), minutes=minutes, base_rate=base_rate)
+    network = train_transformer(*_copies(emoji.of(*DIT_CLASSES), vae), minutes=minutes, base_rate=base_rate)
     pipeline = DiTPipeline(network.half(), vae.half(), sampler("v_prediction"))
-    pipeline.register_to_config(id2label={str(label): name for label, name in enumerate(CLASSES)})
+    pipeline.register_to_config(id2label={str(label): name for label, name in enumerate(DIT_CLASSES)})
     return pipeline
 
 

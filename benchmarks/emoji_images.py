@@ -43,13 +43,13 @@ class Emoji:
     labels: Tensor
 
     def of(self, *names: str) -> Emoji:
-        """Return the emoji of some classes."""
-        chosen = torch.isin(self.labels, torch.tensor([list(CLASSES).index(name) for name in names]))
-        return Emoji(self.images[chosen], self.labels[chosen])
+        """Return the emoji of some classes, labelled in the order of `names`."""
+        parts = [self.images[self.labels == list(CLASSES).index(name)] for name in names]
+        return Emoji(torch.cat(parts), torch.repeat_interleave(torch.tensor([len(part) for part in parts])))
 
 
 def read_emoji(archive: Path) -> Emoji:
-    """Read the npm package emoji-datasource-google -> the emoji of CLASSES, each skin tone as one of its own."""
+    """Read the npm package emoji-datasource-google -> the emoji of CLASSES, each skin tone as one."""
     with tarfile.open(archive) as package:
         entries = json.loads(_member(package, "package/emoji.json", archive))
         sheet = Image.open(io.BytesIO(_member(package, f"package/img/google/sheets/{SIDE}.png", archive)))
