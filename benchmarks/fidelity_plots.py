@@ -76,7 +76,7 @@ def fidelity_against_group_size(axes: Axes, runs: list[Run]) -> bool:
 
 
 def fidelity_against_time(axes: Axes, runs: list[Run]) -> bool:
-    """Draw PSNR against the processor time of the calibration, a point for each method; False without runs."""
+    """Draw PSNR against the processor time of the calibration, a point for each method; False without."""
     methods = grouped(runs, plain_method)
     for method, same in methods.items():
         axes.plot(np.median([run["cpu_seconds"] for run in same]), median_psnr(same), "o", label=method)

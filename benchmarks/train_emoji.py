@@ -5,8 +5,9 @@
     python benchmarks/train_emoji.py dit emoji-datasource-google-16.0.0.tgz --minutes 30
     python benchmarks/train_emoji.py unet emoji-datasource-google-16.0.0.tgz --minutes 30
 
-The autoencoder comes first and both pipelines hold it. emoji-dit is a DiTPipeline: a class-conditional transformer that
-predicts v, guided. emoji-unet is an LDMPipeline without classes: a UNet with attention at 8x8 and 4x4.
+The autoencoder comes first and both pipelines hold it. emoji-dit is a DiTPipeline: a class-conditional
+transformer that predicts v, guided. emoji-unet is an LDMPipeline without classes: a UNet with attention at
+8x8 and 4x4.
 """
 
 from __future__ import annotations
@@ -32,12 +33,7 @@ from train_reference import min_snr_weights, train_for
 #: DiTPipeline takes 1000 for "no class", whatever the network's own number is; label k shows class k % 4.
 NUM_LABELS = 1000
 UNGUIDED = 0.1  # share of images without their class, for classifier-free guidance, arXiv 2207.12598
-NOISE = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-}
+NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}  # Stable Diffusion's
 #: What emoji-dit is trained on, its labels 0 to 3; emoji-unet, which takes no class, on the first two.
 DIT_CLASSES = ("face", "heart", "clock", "flag")
 UNET_CLASSES = DIT_CLASSES[:2]
@@ -47,7 +43,7 @@ WARMUP_STEPS = 50  # of the few hundred steps that a slow core has time for
 
 
 def build_autoencoder() -> AutoencoderKL:
-    """Return the untrained autoencoder: 32x32 RGB images to latents of 4 channels, 16x16; 0.16 M parameters."""
+    """Return the untrained autoencoder: 32x32 RGB images to 4 x 16 x 16 latents; 0.16 M parameters."""
     return AutoencoderKL(
         block_out_channels=(16, 32),
         down_block_types=("DownEncoderBlock2D",) * 2,
