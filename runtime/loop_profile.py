@@ -13,7 +13,7 @@ Part = Literal[
 ]  # fmt: skip
 #: Part -> what counts as it, in the order of a run.
 PARTS: dict[Part, str] = {
-    "loading": "importing, reading, compiling",
+    "loading": "importing, compiling, releasing",
     "text encoder": "with the tokenizer",
     "image encoder": "images to latents",
     "network": "in its engine",
