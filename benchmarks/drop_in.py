@@ -61,6 +61,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS[:2])
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--guidance-scale", type=float, default=7.5)
+    parser.add_argument("--size", type=int, help="height and width of the images, in pixels")
+    parser.add_argument("--no-memory", action="store_true", help="run no processes that are weighed")
     parser.add_argument("--seed", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
@@ -89,6 +91,8 @@ def sample(pipe: Any, prompts: list[str], arguments: argparse.Namespace) -> np.n
     """Call the pipeline -> float32 images [N, H, W, C] in [0, 1], or latents."""
     generators = [torch.Generator().manual_seed(arguments.seed + k) for k in range(max(1, len(prompts)))]
     settings = {"num_inference_steps": arguments.steps, "guidance_scale": arguments.guidance_scale}
+    if arguments.size is not None:
+        settings |= {"height": arguments.size, "width": arguments.size}
     if not arguments.latents:
         images = pipe(prompts, generator=generators, output_type="np", **settings).images
         return np.asarray(images, np.float32)
@@ -157,7 +161,7 @@ def main() -> None:
         sample(open_pipeline(arguments.only_memory, arguments), prompts[:1], arguments)
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
         return
-    memory = {arm: peak_memory(arm) for arm in arguments.arms}
+    memory = {arm: 0 if arguments.no_memory else peak_memory(arm) for arm in arguments.arms}
     pipes = {arm: open_pipeline(arm, arguments) for arm in arguments.arms}
     outputs = {arm: sample(pipe, prompts, arguments) for arm, pipe in pipes.items()}
     one = prompts[:1]
@@ -181,7 +185,7 @@ def main() -> None:
                 arm,
                 f"{seconds:.2f} s",
                 f"{times[first].median / times[arm].median:.2f}",
-                f"{memory[arm] / 1e6:.0f} MB",
+                f"{memory[arm] / 1e6:.0f} MB" if memory[arm] else "",
                 f"{np.median(values):.1f} dB" if values else "",
             ]
         )

@@ -7,7 +7,7 @@ import pytest
 from accuquant.errors import UsageError
 from accuquant.runtime.parts_choice import runs_on_engine
 
-ALL = {"held": True, "engine": "openvino", "named": False, "device": "cpu"}
+ALL: dict[str, Any] = {"held": True, "engine": "openvino", "named": False, "device": "cpu"}
 
 
 @pytest.mark.parametrize(
