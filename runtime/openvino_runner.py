@@ -37,9 +37,10 @@ class OpenVinoRunner(Runner):
     `profiled`; a run without it is faster. `num_streams` calls of `compiled` run side by side, with an equal
     part of the threads each; None gives one call all threads.
 
-    With `rewriting` a file that `accuquant export` wrote is rewritten in memory into the `form` that suits
-    this processor, which computes the same function; None chooses it at the first call (cpu_forms.select).
-    A form that is named is taken with or without. `choice` says what was taken and why.
+    A file that `accuquant export` wrote is rewritten in memory into the `form` that suits this processor,
+    which computes the same function; None chooses it at the first call (cpu_forms.select). Without `rewriting`
+    it is run operator by operator; a form that is named is taken all the same. `choice` says what was taken
+    and why.
 
     `precision` "bf16" lets what is float run in bfloat16: activate() raises EngineError on a processor
     without it. "auto" does where `accuquant verify` found here that it is faster and that images keep.
@@ -58,7 +59,7 @@ class OpenVinoRunner(Runner):
         form: CpuForm | None = None,
         profile: bool = False,
         num_streams: int | None = None,
-        rewriting: bool = False,
+        rewriting: bool = True,
     ) -> None:
         super().__init__(path, name=name)
         if precision not in _PRECISIONS:

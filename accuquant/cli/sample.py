@@ -11,6 +11,7 @@ import click
 from accuquant.cli._command import Command
 from accuquant.cli._options import (
     Source,
+    class_labels_option,
     device_option,
     engine_option,
     engine_precision_option,
@@ -30,21 +31,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from accuquant.runtime.loop_profile import LoopProfile
-
-
-class _ClassLabels(click.ParamType):  # type: ignore[type-arg]  # no generic before click 8.2
-    """Whole numbers, separated by commas."""
-
-    name = "class labels"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        """Return the numbers."""
-        labels = [label.strip() for label in str(value).split(",")]
-        if not all(label.isdecimal() for label in labels):
-            self.fail(f"'{value}' is no list of whole numbers such as 3,5,7.", param, ctx)
-        return tuple(map(int, labels))
 
 
 @click.command("sample", cls=Command)
@@ -75,13 +61,7 @@ class _ClassLabels(click.ParamType):  # type: ignore[type-arg]  # no generic bef
     show_default=True,
     help="What runs text encoders and decoder; auto is the engine where OUT holds them (--whole-pipeline).",
 )
-@click.option(
-    "--class-labels",
-    type=_ClassLabels(),
-    metavar="N,N,...",
-    show_default="every class in turn",
-    help="The classes of the images, from the first again where there are fewer.",
-)
+@class_labels_option
 @device_option
 @lora_option("those that OUT was calibrated with by default")
 @loading_options

@@ -87,6 +87,7 @@ RECEIVERS: dict[str, Callable[[str], object]] = {
     "--gradient": lambda name: CalibrationSettings(gradient=name),
     "--observer": lambda name: CalibrationSettings(observer=name),
     "--rounding": lambda name: CalibrationSettings(rounding=name),
+    "--method": lambda name: CalibrationSettings.preset("balanced", method=name),
     "--lowering": lambda name: ExportOptions(lowering=name),  # type: ignore[arg-type]
     "--precision": lambda name: ExportOptions(precision=name),  # type: ignore[arg-type]
     "--affine": lambda name: ExportOptions(affine=name),  # type: ignore[arg-type]
