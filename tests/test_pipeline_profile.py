@@ -81,7 +81,11 @@ def test_one_stand_in_inside_another_leaves_the_outer_one(pipe: Any, tmp_path: P
     seen: list[str] = []
 
     def named(name: str) -> Callable[..., Any]:
-        return lambda method, *args, **kwargs: (seen.append(name), method(*args, **kwargs))[1]
+        def stand_in(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            seen.append(name)
+            return method(*args, **kwargs)
+
+        return stand_in
 
     with replaced(pipe.scheduler, "scale_model_input", named("outer")):
         with replaced(pipe.scheduler, "scale_model_input", named("inner")):
