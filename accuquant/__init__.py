@@ -17,12 +17,14 @@ _HOMES = {
     "AccuQuantError": "accuquant.errors",
     "CalibrationSettings": "accuquant.calibration.calibration_settings",
     "EngineUNet": "accuquant.runtime.engine_unet",
+    "EvaluationSettings": "accuquant.evaluation.evaluation_settings",
     "ExportOptions": "accuquant.export.export_options",
     "Recipe": "accuquant.recipe",
     "Task": "accuquant.pipelines.task",
     "calibrate": "accuquant.calibration.calibrate",
     "check_model": "accuquant.export.lint.check_model",
     "estimate": "accuquant.calibration.estimate",
+    "evaluate": "accuquant.evaluation.evaluate",
     "export_onnx": "accuquant.export.for_target.for_onnx",
     "export_pipeline": "accuquant.export.for_target.for_pipeline",
     "load_source": "accuquant.pipelines.source",
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from accuquant.calibration.calibration_settings import CalibrationSettings
     from accuquant.calibration.estimate import estimate
     from accuquant.errors import AccuQuantError
+    from accuquant.evaluation.evaluate import evaluate
+    from accuquant.evaluation.evaluation_settings import EvaluationSettings
     from accuquant.export.export_options import ExportOptions
     from accuquant.export.for_target.for_onnx import export_onnx
     from accuquant.export.for_target.for_pipeline import export_pipeline
@@ -68,6 +72,7 @@ __all__ = [
     "AccuQuantError",
     "CalibrationSettings",
     "EngineUNet",
+    "EvaluationSettings",
     "ExportOptions",
     "Recipe",
     "Task",
@@ -75,6 +80,7 @@ __all__ = [
     "calibrate",
     "check_model",
     "estimate",
+    "evaluate",
     "export_onnx",
     "export_pipeline",
     "load_source",

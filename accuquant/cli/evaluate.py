@@ -121,7 +121,7 @@ class _NamedPath(click.ParamType):  # type: ignore[type-arg]  # no generic befor
     "--weights",
     type=_NamedPath(),
     multiple=True,
-    metavar="NAME=PATH",
+    metavar="NAME=WHERE",
     help="Where weights lie: inception, clean-fid, lpips, clip, image-reward; may be given several times.",
 )
 @click.option(
