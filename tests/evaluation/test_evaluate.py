@@ -280,7 +280,7 @@ def test_statistics_of_another_width_are_refused(export: Export, gray_source: So
     np.savez(tmp_path / "s.npz", mu=np.zeros(20), sigma=np.eye(20))
     settings = replace(SETTINGS, **FASHION, metrics=("fid",), real=tmp_path / "s.npz")
     with pytest.raises(
-        VerificationError, match="statistics of 2048 features, expected 64, the width of 'fashion'"
+        VerificationError, match="statistics of 20 features, expected 64, the width of 'fashion'"
     ):
         evaluate(export(gray_source), gray_source, settings)
 
