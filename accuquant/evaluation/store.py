@@ -12,12 +12,12 @@ from accuquant._util.files import write_text
 from accuquant._util.progress import Progress
 from accuquant.errors import VerificationError
 from accuquant.units.tensor_tree import Tree
-from accuquant.units.units import KeptUnits, Units
+from accuquant.units.units import SERIAL, Engine, KeptUnits, Units
 
 from .evaluation_settings import members
 
 #: Shards whose results are in memory at a time: features of 256 images take 2 to 6 MB a branch.
-WINDOW = 8
+WINDOW = 32
 _SETTINGS, _UNITS = "settings.json", "units"
 
 
@@ -31,11 +31,15 @@ class EvaluationStore:
     """
 
     def __init__(
-        self, path: Path, settings: Mapping[str, Any], units: Callable[[Path], Units] = KeptUnits
+        self,
+        path: Path,
+        settings: Mapping[str, Any],
+        units: Callable[[Path, Engine], Units] = KeptUnits,
+        engine: Engine = SERIAL,
     ) -> None:
         self._path = path
         self._open(json.loads(json.dumps(settings)))
-        self._units = units(path / _UNITS)
+        self._units = units(path / _UNITS, engine)
 
     def _open(self, settings: dict[str, Any]) -> None:
         marker = self._path / _SETTINGS

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from accuquant.cli import evaluate as cli
+from accuquant.cli._cluster import take_cluster
 from accuquant.cli._options import take_weights_options
 from accuquant.cli._source import take_loading
 from accuquant.cli._task import take_task
@@ -59,6 +60,7 @@ def test_evaluate_has_the_defaults_of_the_library(tmp_path: Path) -> None:
     assert take_loading(given) == Loading()
     assert (given.pop("device"), given.pop("tf32")) == ("auto", False)
     assert take_weights_options(given) == {"as_stored": True, "offload": False}
+    assert take_cluster(given) is None
     for name in ("folder", "reference", "json_file", "html_file", "steps", "work"):
         del given[name]
     assert EvaluationSettings(**given | {"weights": dict(given["weights"])}) == EvaluationSettings()

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,9 @@ from accuquant.evaluation import Evaluation, EvaluationSettings, evaluate
 from accuquant.evaluation.shard import Shards
 from accuquant.evaluation.store import EvaluationStore
 from accuquant.pipelines.source import Source
+from accuquant.pipelines.source_job import source_roots
 from accuquant.pipelines.task import Task
+from accuquant.units.travelling import Unpacker, pack
 from accuquant.units.units import InMemory, KeptUnits
 from accuquant.verification.measure.features import extract, fid_to_fp32, load_features
 from accuquant.verification.measure.metrics import psnr
@@ -108,7 +109,7 @@ class Killed(KeptUnits):
 
     left = 2
 
-    def map(self, stage: str, units: Any, compute: Any, done: Any) -> Any:
+    def map(self, stage: str, units: Any, compute: Any, done: Any, *, anywhere: bool = False) -> Any:
         def mortal(unit: str) -> Any:
             if not Killed.left:
                 raise KeyboardInterrupt
@@ -123,7 +124,7 @@ def test_an_interrupted_run_goes_on_to_the_same_result(
 ) -> None:
     monkeypatch.setattr("accuquant.evaluation.store.WINDOW", 2)
     folder = export(tiny_source_8)
-    uninterrupted = evaluate(folder, tiny_source_8, SETTINGS, units=lambda _: InMemory())
+    uninterrupted = evaluate(folder, tiny_source_8, SETTINGS, units=lambda _, engine: InMemory(engine))
     monkeypatch.setattr(Killed, "left", 2)
     with pytest.raises(KeyboardInterrupt):
         evaluate(folder, tiny_source_8, SETTINGS, units=Killed)
@@ -157,15 +158,17 @@ def test_shards_of_other_settings_are_refused(tmp_path: Path) -> None:
 def test_a_shard_is_computed_from_what_travels_to_another_process(
     export: Export, tiny_source_8: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    roots = source_roots(tiny_source_8)
     folder, results = export(tiny_source_8), {}
 
     class Elsewhere(InMemory):
-        def map(self, stage: str, units: Any, compute: Any, done: Any) -> Any:
-            moved = pickle.loads(pickle.dumps(compute))
+        def map(self, stage: str, units: Any, compute: Any, done: Any, *, anywhere: bool = False) -> Any:
+            parcel = pack(compute, roots)
+            moved = Unpacker(roots).unpack(parcel.data, parcel.parts.__getitem__)
             results[stage] = super().map(stage, units, moved, done)
             return results[stage]
 
-    there = evaluate(folder, tiny_source_8, SETTINGS, units=lambda _: Elsewhere())
+    there = evaluate(folder, tiny_source_8, SETTINGS, units=lambda *_: Elsewhere())
     assert there.to_json() == evaluate(folder, tiny_source_8, SETTINGS).to_json()
     assert len(results["images-00000"]) == 3
 
