@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +68,15 @@ class EvaluationStore:
         """Yield the results of all units in their order, some in memory at a time."""
         for number, first in enumerate(range(0, len(units), WINDOW)):
             window = units[first : first + WINDOW]
-            sizes = iter([len(members(unit)) for unit in window])
-            yield from self._units.map(
-                f"{stage}-{number:05d}", window, compute, lambda sizes=sizes: progress.advance(next(sizes))
-            )
+            done = partial(_advance, progress, iter([len(members(unit)) for unit in window]))
+            yield from self._units.map(f"{stage}-{number:05d}", window, compute, done)
 
     def remove(self) -> None:
         """Delete the folder: the evaluation is finished."""
         # the settings go last: without them, another run would take what is left for its own
         shutil.rmtree(self._path / _UNITS, ignore_errors=True)
         shutil.rmtree(self._path)
+
+
+def _advance(progress: Progress, sizes: Iterator[int]) -> None:
+    progress.advance(next(sizes))

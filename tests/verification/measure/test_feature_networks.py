@@ -39,8 +39,7 @@ class TinyInception(nn.Module):
     ) -> None:
         super().__init__()
         assert tuple(features_list) == Inception.requested
-        self.Mixed_6d = nn.Module()
-        self.Mixed_6d.branch1x1 = nn.Conv2d(3, 8, 1)
+        self.Mixed_6d = nn.ModuleDict({"branch1x1": nn.Conv2d(3, 8, 1)})
         self.fc = nn.Linear(8, 5)
         if feature_extractor_weights_path is None:
             raise OSError("no network")
@@ -48,7 +47,7 @@ class TinyInception(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         assert images.dtype == torch.uint8
-        maps = self.Mixed_6d.branch1x1(images.float())
+        maps = self.Mixed_6d["branch1x1"](images.float())
         pooled = maps.mean((2, 3))
         return pooled, pooled @ self.fc.weight.T
 
