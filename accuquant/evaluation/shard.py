@@ -44,12 +44,13 @@ class Meters:
     def features(self) -> FeatureNetwork:
         """Return the feature network."""
         settings = self.shop.settings
-        return self._once(
+        network: FeatureNetwork = self._once(
             "features",
             lambda: load_features(
                 settings.features, self.image_shape, weights=settings.weights, device=self._device
             ),
         )
+        return network
 
     def pairs(self) -> dict[str, PairScore]:
         """Return the metrics that compare two images, by name."""
