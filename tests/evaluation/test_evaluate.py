@@ -28,7 +28,7 @@ SETTINGS = EvaluationSettings(
     metrics=("fid2fp32", "psnr", "ssim"), num_images=6, batch_size=1, shard_size=2, seed=3, resamples=20,
     features="tiny_features:quarters",
 )  # fmt: skip
-FASHION = {"features": "auto", "batch_size": 3, "shard_size": 3}
+FASHION: dict[str, Any] = {"features": "auto", "batch_size": 3, "shard_size": 3}
 
 
 def stored_images(folder: Path) -> torch.Tensor:
@@ -104,6 +104,19 @@ def test_the_number_of_shards_changes_nothing(export: Export, tiny_source_8: Sou
     assert whole == parts
 
 
+def watch_shards(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that the names of shards are put into when they are computed."""
+    computed: list[str] = []
+    compute = Shards.__call__
+
+    def watched(self: Shards, unit: str) -> Any:
+        computed.append(unit)
+        return compute(self, unit)
+
+    monkeypatch.setattr(Shards, "__call__", watched)
+    return computed
+
+
 class Killed(KeptUnits):
     """Computes a number of units and dies."""
 
@@ -128,9 +141,7 @@ def test_an_interrupted_run_goes_on_to_the_same_result(
     monkeypatch.setattr(Killed, "left", 2)
     with pytest.raises(KeyboardInterrupt):
         evaluate(folder, tiny_source_8, SETTINGS, units=Killed)
-    computed: list[str] = []
-    compute = Shards.__call__
-    monkeypatch.setattr(Shards, "__call__", lambda self, unit: computed.append(unit) or compute(self, unit))
+    computed = watch_shards(monkeypatch)
     assert evaluate(folder, tiny_source_8, SETTINGS).to_json() == uninterrupted.to_json()
     assert computed == ["00000004-00000006"]
     assert not folder.with_name("out.evaluation").exists()
@@ -141,9 +152,7 @@ def test_more_images_go_on_where_fewer_ended(
 ) -> None:
     folder, work = export(tiny_source_8), tmp_path / "work"
     evaluate(folder, tiny_source_8, replace(SETTINGS, num_images=2), work=work)
-    computed: list[str] = []
-    compute = Shards.__call__
-    monkeypatch.setattr(Shards, "__call__", lambda self, unit: computed.append(unit) or compute(self, unit))
+    computed = watch_shards(monkeypatch)
     more = evaluate(folder, tiny_source_8, SETTINGS, work=work)
     assert computed == ["00000002-00000004", "00000004-00000006"]
     assert more.to_json() == evaluate(folder, tiny_source_8, SETTINGS).to_json()
