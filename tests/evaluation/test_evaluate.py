@@ -108,7 +108,7 @@ class Killed(KeptUnits):
 
     left = 2
 
-    def map(self, stage: str, units: Any, compute: Any, done: Any) -> Any:
+    def map(self, stage: str, units: Any, compute: Any, done: Any, *, anywhere: bool = False) -> Any:
         def mortal(unit: str) -> Any:
             if not Killed.left:
                 raise KeyboardInterrupt
@@ -160,7 +160,7 @@ def test_a_shard_is_computed_from_what_travels_to_another_process(
     folder, results = export(tiny_source_8), {}
 
     class Elsewhere(InMemory):
-        def map(self, stage: str, units: Any, compute: Any, done: Any) -> Any:
+        def map(self, stage: str, units: Any, compute: Any, done: Any, *, anywhere: bool = False) -> Any:
             moved = pickle.loads(pickle.dumps(compute))
             results[stage] = super().map(stage, units, moved, done)
             return results[stage]
