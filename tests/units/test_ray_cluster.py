@@ -150,7 +150,8 @@ def test_errors_of_units_come_back_as_what_they_are(engine: Any) -> None:
 def test_a_signal_leaves_no_process_behind(number: signal.Signals, tmp_path: Path) -> None:
     script = textwrap.dedent(
         f"""
-        import time, pathlib
+        import pathlib, signal, time
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
         from torch import nn
         from accuquant.cli._signals import terminable
         from accuquant.networks.network import model_hash
