@@ -144,6 +144,7 @@ class MomentSampler:
 class RowShape:
     """How many rows [groups * width] a layer gives in a whole recording."""
 
+    name: str
     groups: int
     width: int
     rows: int
@@ -184,12 +185,12 @@ def row_need(
         groups, width = group_count(layers[name]), input_width(layers[name])
         rows = min(plan.rows, positions[name]) * calls
         if plan.summed:
-            sums.append(RowShape(groups, width, rows))
+            sums.append(RowShape(name, groups, width, rows))
             size = 8 * groups * width**2
             memory += size + 4 * min(_BLOCK, rows) * groups * width
             disk += size * batches
         else:
-            files.append(RowShape(groups, width, rows))
+            files.append(RowShape(name, groups, width, rows))
             waiting += 4 * rows // batches * groups * width
             disk += 4 * rows * groups * width
         disk += _KEY * rows

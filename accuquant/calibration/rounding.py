@@ -18,6 +18,7 @@ from accuquant.qparams import LayerQParams, level_bounds
 from .factor import Factor
 from .filed_factor import FiledFactor
 from .input_moments import Moments
+from .row_factor import RowFactor, few_rows
 from .row_store import PRECISE_WIDTH, FiledMoments
 from .unfolding import as_matrices, from_matrices
 
@@ -26,7 +27,7 @@ ROUNDINGS = ("gptq", "nearest")
 SHRINKAGE = 0.05
 #: The widest covariance that is factored as a whole, 1.2 GB of files. Wider inputs fall into blocks.
 MAX_WIDTH = 24576
-_BLOCK = 128
+AnyFactor = Factor | FiledFactor | RowFactor
 #: Tensors of a weight's size that rounding holds, and what its products take meanwhile.
 _COPIES = 6
 #: Outputs whose errors are computed at once, in float64.
@@ -102,17 +103,21 @@ def shrinkage(width: int, distinct: int) -> float:
     return SHRINKAGE * max(1.0, width / distinct)
 
 
-def rounding_work(layer: nn.Module) -> tuple[int, float]:
+def rounding_work(layer: nn.Module, rows: int | None) -> tuple[int, float]:
     """Return the columns that `compensate` rounds one by one in a layer, and its products.
 
+    `rows` of it lie in files, None where they are summed. What gathering a covariance takes is not counted.
     A covariance of d inputs is factored with d^3 / 3 products and rounds O outputs with d^2 O / 2. In
-    float32, above PRECISE_WIDTH, a product counts as half of one.
+    float32, above PRECISE_WIDTH, a product counts as half of one. Few rows n take 2 d n (n + O).
     """
     groups, outputs, inputs = as_matrices(layer, weight_of(layer)).shape
     columns, products = 0, 0.0
     for _, _, some in blocks_of(groups, outputs, inputs):
         width = some.stop - some.start
         columns += width
+        if rows is not None and few_rows(rows, width):
+            products += 2 * width * rows * (rows + outputs)
+            continue
         products += width**2 * (width / 3 + outputs / 2) * (1 if width <= PRECISE_WIDTH else 0.5)
     return columns, products
 
@@ -135,15 +140,18 @@ def _factor(
     noise: float,
     name: str,
     device: torch.device,
-) -> Factor | FiledFactor:
+) -> AnyFactor:
     """Return the factor of the noisy, shrunk covariance of a group's inputs.
 
-    Main memory holds none of more than PRECISE_WIDTH inputs: they lie in files.
+    Main memory holds none of more than PRECISE_WIDTH inputs: they lie in files. Few rows need none.
     """
-    power = 0.0
+    power, width = 0.0, columns.stop - columns.start
     try:
-        wide = columns.stop - columns.start > PRECISE_WIDTH
-        if device.type == "cpu" and isinstance(moments, FiledMoments) and wide:
+        if isinstance(moments, FiledMoments) and few_rows(moments.rows, width):
+            rows = torch.cat(list(moments.scaled_rows(group, columns))).to(device)
+            power = float(rows.double().square().sum(0).mean())
+            return RowFactor(rows, share * power + noise)
+        if device.type == "cpu" and isinstance(moments, FiledMoments) and width > PRECISE_WIDTH:
             variances = moments.variances(group, columns)
             power = float(variances.mean())
             return FiledFactor.of(
@@ -162,7 +170,7 @@ def _factor(
         ) from error
 
 
-def _parts(outputs: int, factor: Factor | FiledFactor) -> list[slice]:
+def _parts(outputs: int, factor: AnyFactor) -> list[slice]:
     """Return which outputs are rounded at once: all, or some where all of them would take much memory."""
     size = outputs if isinstance(factor, Factor) else _OUTPUTS
     return [slice(start, start + size) for start in range(0, outputs, size)]
@@ -176,7 +184,7 @@ def _mean_errors(weight: Tensor, levels: Tensor, scale: Tensor, mean: Tensor) ->
     )
 
 
-def gptq(weight: Tensor, scale: Tensor, factor: Factor | FiledFactor, bits: int) -> Tensor:
+def gptq(weight: Tensor, scale: Tensor, factor: AnyFactor, bits: int) -> Tensor:
     """Return int8 levels [O, d] at the scales [O] for `weight` [O, d], given the factor of its inputs.
 
     Columns are rounded one after the other, those with the most input power first, and each makes up for the
@@ -189,18 +197,13 @@ def gptq(weight: Tensor, scale: Tensor, factor: Factor | FiledFactor, bits: int)
     scale = scale.to(free.dtype)
     errors = torch.empty_like(free)
     levels = torch.empty(free.shape, dtype=torch.int8, device=free.device)
-    for first, panel in factor.panels():
-        for stop in range(first + panel.shape[1], first, -_BLOCK):
-            start = max(stop - _BLOCK, first)
-            columns = slice(start - first, stop - first)
-            block = panel[columns, columns]
-            earlier = panel[stop - first :, columns].T @ errors[stop:]
-            for row in reversed(range(stop - start)):
-                at = start + row
-                owed = earlier[row] + block[row + 1 :, row] @ errors[at + 1 : stop]
-                level = ((free[at] + owed / block[row, row]) / scale).round_().clamp_(qmin, qmax)
-                errors[at] = free[at] - level * scale
-                levels[at] = level.to(torch.int8)
+    for start, stop, block, earlier in factor.blocks(errors):
+        for row in reversed(range(stop - start)):
+            at = start + row
+            owed = earlier[row] + block[row + 1 :, row] @ errors[at + 1 : stop]
+            level = ((free[at] + owed / block[row, row]) / scale).round_().clamp_(qmin, qmax)
+            errors[at] = free[at] - level * scale
+            levels[at] = level.to(torch.int8)
     restored = torch.empty_like(levels)
     restored[factor.order] = levels
     return restored.T

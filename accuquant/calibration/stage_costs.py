@@ -27,6 +27,7 @@ from .plan import (
     PlannedStage,
 )
 from .rounding import rounding_work
+from .row_factor import few_rows
 from .row_store import PRECISE_WIDTH
 from .trial import Trial, Unit
 
@@ -135,9 +136,11 @@ class StageCosts:
         return sum(self._trial.summed.seconds(rows, rows * square) for rows, square in shapes)
 
     def _rounding(self) -> float:
-        work = [rounding_work(layer) for layer in self._layers.values()]
+        filed = {shape.name: shape.rows for shape in self._rows.files}
+        work = [rounding_work(layer, filed.get(name)) for name, layer in self._layers.items()]
         columns, products = sum(columns for columns, _ in work), sum(products for _, products in work)
-        for layer in self._rows.files:  # the lower half of a covariance, in float32 where it is wide
+        summed = [shape for shape in self._rows.files if not few_rows(shape.rows, shape.width)]
+        for layer in summed:  # the lower half of a covariance, in float32 where it is wide
             share = 0.5 if layer.width <= PRECISE_WIDTH else 0.25
             products += share * layer.groups * layer.rows * layer.width**2
         return self._trial.rounded.seconds(columns, products)

@@ -35,7 +35,7 @@ from .learning import end_point_loss, held_out_errors
 from .output_correction import corrected
 from .output_search import count_calls, refine_scales
 from .rounding import compensate, rounding_work
-from .row_store import RowSums
+from .row_store import FiledMoments, RowSums
 from .seen_inputs import InputWatch
 from .sensitivity import measure_sensitivity
 from .trajectory import TrajectoryBatch
@@ -206,7 +206,7 @@ class Rehearsal:
 
     def _round(self, qparams: dict[str, LayerQParams], drawn: Drawn) -> CostLine:
         """Round a narrow layer and a wide one."""
-        work = {name: rounding_work(layer) for name, layer in self.layers.items()}
+        work = {name: rounding_work(layer, None) for name, layer in self.layers.items()}
         narrow = min(work, key=lambda name: work[name])
         fitting = [name for name in work if work[name][0] <= _WIDEST]
         wide = max(fitting or [narrow], key=lambda name: work[name])
@@ -215,7 +215,8 @@ class Rehearsal:
             taken = moments_of(name, self.layers[name], [drawn])
             work_of = partial(compensate, self.layers[name], qparams[name], taken, device_of(self.network))
             seconds = _elapsed(self.network, work_of)
-            points.append((*work[name], seconds))
+            rows = taken.rows if isinstance(taken, FiledMoments) else None
+            points.append((*rounding_work(self.layers[name], rows), seconds))
         return CostLine.through(points)
 
     def _quantize_one(self, qparams: dict[str, LayerQParams]) -> Unit:
