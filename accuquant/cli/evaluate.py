@@ -181,13 +181,14 @@ def run(folder: Path, reference: str, options: dict[str, Any]) -> Evaluation:
     from accuquant.cli._progress import Bars
     from accuquant.evaluation.evaluate import evaluate
     from accuquant.evaluation.evaluation_settings import EvaluationSettings
-    from accuquant.manifest import RECIPE_NAME, Manifest
+    from accuquant.manifest import MANIFEST_NAME, RECIPE_NAME, Manifest
     from accuquant.networks.device import check_offload, choose_device, repeatable
     from accuquant.pipelines.lora import find_loras, loras_of_recipe
     from accuquant.pipelines.source import load_source
     from accuquant.recipe import Recipe
 
     task, cluster = take_task(options), take_cluster(options)
+    folder = folder.absolute()  # workers have folders of their own to start from
     tf32 = options.pop("tf32", False)
     weights = take_weights_options(options)
     Manifest.load(folder)  # a folder that is no export should be named as such
