@@ -13,8 +13,8 @@ from accuquant.channel_fold import ChannelFold
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.groups import StepGroups
 from accuquant.pipelines.source import Source
+from accuquant.prediction_correction import PredictionCorrection
 from accuquant.qparams import LayerQParams
-from accuquant.recipe import PredictionCorrection
 
 if TYPE_CHECKING:
     from accuquant.calibration.calibration_settings import CalibrationSettings
