@@ -55,10 +55,10 @@ def min_snr_weights(scheduler: DDPMScheduler) -> Tensor:
     return snr.clamp(max=MIN_SNR_GAMMA) / snr
 
 
-def learning_rate(base: float, step: int, progress: float) -> float:
+def learning_rate(base: float, step: int, progress: float, warmup_steps: int = WARMUP_STEPS) -> float:
     """Return a linear warm-up times a cosine that ends at 2 % of `base`; progress runs from 0 to 1."""
     cosine = 0.5 * (1 + math.cos(math.pi * progress))
-    return base * min(1.0, (step + 1) / WARMUP_STEPS) * (0.98 * cosine + 0.02)
+    return base * min(1.0, (step + 1) / warmup_steps) * (0.98 * cosine + 0.02)
 
 
 def loss_of_batch(network: nn.Module, images: Tensor, scheduler: DDPMScheduler, weights: Tensor) -> Tensor:
@@ -87,6 +87,7 @@ def train_for(
     *,
     base_rate: float,
     weight_decay: float = 1e-4,
+    warmup_steps: int = WARMUP_STEPS,
     name: str = "network",
 ) -> None:
     """Train `live` by the losses of steps 0, 1, ..., for `minutes`; `average` gets its moving average."""
@@ -95,7 +96,7 @@ def train_for(
     start, step, losses = time.monotonic(), 0, []
     while (progress := (time.monotonic() - start) / (60 * minutes)) < 1:
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(base_rate, step, progress)
+            group["lr"] = learning_rate(base_rate, step, progress, warmup_steps)
         loss = loss_of_step(step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -23,7 +23,6 @@ from accuquant.scales.placement_patterns import stays_float
 from .calibration_settings import CalibrationSettings
 from .calls import Calls
 from .care import care_notes
-from .input_moments import row_need
 from .placement import Placement, place
 from .plan import Plan
 from .remedies import remedies
@@ -125,13 +124,12 @@ def _estimate(source: Source, settings: CalibrationSettings, task: Task, shown: 
     placement = place(network, macs, include=settings.include, exclude=settings.exclude)
     plan = Plan(settings, groups.steps_of(process.timesteps), len(placement.quantized))
     layers = {name: quantizable_layers(network)[name] for name in placement.quantized}
-    rows = row_need(layers if settings.rounding == "gptq" else {}, sum(plan.calls_of_groups), plan.batches)
     rehearsal = Rehearsal(network, process, start, groups, placement.quantized, settings)
     rehearsal.warm_up()  # from now on, this process holds what libraries keep once they have run
     room = Room.of(network)
     with scratch_folder("estimate") as folder:
-        trial = rehearsal.run(plan.calls_of_groups, rows, folder, shown)
-    costs = StageCosts(plan, trial, rows, layers, start, room)
+        trial = rehearsal.run(plan.calls_of_groups, folder, shown)
+    costs = StageCosts(plan, trial, layers, start, room)
     stages = [costs.of(stage) for stage in plan.stages()]
     if isinstance(starter, PipelineStarter):
         stages.insert(0, costs.of_starts(*beginning))

@@ -51,9 +51,10 @@ class FiledFactor:
             yield start, self._read(start)
 
     def delete(self) -> None:
-        """Remove the files."""
+        """Remove the files and their folder."""
         for start in self._starts:
             self._path(start).unlink(missing_ok=True)
+        self._folder.rmdir()
 
     def _sum(self, rows: Callable[[], Iterable[Tensor]]) -> None:
         """Write the panels of the covariance, as many in one pass over the rows as fit."""

@@ -14,6 +14,7 @@ import accuquant
 from accuquant._util.progress import Progress
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.groups import StepGroups
+from accuquant.networks.device import device_of
 from accuquant.networks.network import quantizable_layers
 from accuquant.pipelines.diffusers_internals import VOLATILE_CONFIG
 from accuquant.pipelines.source import Source
@@ -135,7 +136,7 @@ def _first_scales(
         return _to_tree(found)
 
     shown.stage("initial scales", len(placement.quantized))
-    found = units.map("scales", placement.quantized, observe, shown.advance)
+    found = units.map("scales", placement.quantized, observe, shown.advance, anywhere=True)
     return {name: _from_tree(tree) for name, tree in zip(placement.quantized, found, strict=True)}
 
 
@@ -147,17 +148,18 @@ def _rounded(
     units: Units,
 ) -> tuple[dict[str, LayerQParams], dict[str, dict[str, float]]]:
     """Return the qparams of all rounded layers, and what each rounding was based on; a layer is a unit."""
-    layers = quantizable_layers(source.network)
+    layers, device = quantizable_layers(source.network), device_of(source.network)
 
     def round_one(name: str) -> dict[str, Any]:
         moments = inputs.moments(name)
-        rounded = compensate(layers[name], qparams[name], moments)
+        rounded = compensate(layers[name], qparams[name], moments, device)
         return {"qparams": _to_tree(rounded), "facts": rounding_facts(layers[name], moments)}
 
     # the widest first: the memory that its covariance takes is the levels' of all others later
     names = sorted(inputs.rounded, key=lambda name: -input_width(layers[name]))
     shown.stage("weight rounding", len(names))
-    found = dict(zip(names, units.map("rounding", names, round_one, shown.advance), strict=True))
+    computed = units.map("rounding", names, round_one, shown.advance, anywhere=True)
+    found = dict(zip(names, computed, strict=True))
     return (
         {name: _from_tree(tree["qparams"]) for name, tree in found.items()},
         {name: tree["facts"] for name, tree in found.items()},
