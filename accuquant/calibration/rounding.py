@@ -28,7 +28,6 @@ SHRINKAGE = 0.05
 #: The widest covariance that is factored as a whole, 1.2 GB of files. Wider inputs fall into blocks.
 MAX_WIDTH = 24576
 AnyFactor = Factor | FiledFactor | RowFactor
-_BLOCK = 128
 #: Tensors of a weight's size that rounding holds, and what its products take meanwhile.
 _COPIES = 6
 #: Outputs whose errors are computed at once, in float64.
@@ -109,8 +108,7 @@ def rounding_work(layer: nn.Module, rows: int | None) -> tuple[int, float]:
 
     `rows` of it lie in files, None where they are summed. What gathering a covariance takes is not counted.
     A covariance of d inputs is factored with d^3 / 3 products and rounds O outputs with d^2 O / 2. In
-    float32, above PRECISE_WIDTH, a product counts as half of one. Few rows n are factored with 2 d n^2, and
-    give the factor's panels with d^2 n / 2 for every _OUTPUTS outputs.
+    float32, above PRECISE_WIDTH, a product counts as half of one. Few rows n take 2 d n (n + O).
     """
     groups, outputs, inputs = as_matrices(layer, weight_of(layer)).shape
     columns, products = 0, 0.0
@@ -118,8 +116,7 @@ def rounding_work(layer: nn.Module, rows: int | None) -> tuple[int, float]:
         width = some.stop - some.start
         columns += width
         if rows is not None and few_rows(rows, width):
-            panels = math.ceil(outputs / _OUTPUTS)
-            products += width * (2 * rows**2 + width * (rows * panels + outputs) / 2)
+            products += 2 * width * rows * (rows + outputs)
             continue
         products += width**2 * (width / 3 + outputs / 2) * (1 if width <= PRECISE_WIDTH else 0.5)
     return columns, products
@@ -200,18 +197,13 @@ def gptq(weight: Tensor, scale: Tensor, factor: AnyFactor, bits: int) -> Tensor:
     scale = scale.to(free.dtype)
     errors = torch.empty_like(free)
     levels = torch.empty(free.shape, dtype=torch.int8, device=free.device)
-    for first, panel in factor.panels():
-        for stop in range(first + panel.shape[1], first, -_BLOCK):
-            start = max(stop - _BLOCK, first)
-            columns = slice(start - first, stop - first)
-            block = panel[columns, columns]
-            earlier = panel[stop - first :, columns].T @ errors[stop:]
-            for row in reversed(range(stop - start)):
-                at = start + row
-                owed = earlier[row] + block[row + 1 :, row] @ errors[at + 1 : stop]
-                level = ((free[at] + owed / block[row, row]) / scale).round_().clamp_(qmin, qmax)
-                errors[at] = free[at] - level * scale
-                levels[at] = level.to(torch.int8)
+    for start, stop, block, earlier in factor.blocks(errors):
+        for row in reversed(range(stop - start)):
+            at = start + row
+            owed = earlier[row] + block[row + 1 :, row] @ errors[at + 1 : stop]
+            level = ((free[at] + owed / block[row, row]) / scale).round_().clamp_(qmin, qmax)
+            errors[at] = free[at] - level * scale
+            levels[at] = level.to(torch.int8)
     restored = torch.empty_like(levels)
     restored[factor.order] = levels
     return restored.T

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-_PANEL = 512
+from .factor import COLUMNS, Block
 
 
 class RowFactor:
@@ -15,7 +15,8 @@ class RowFactor:
 
     Below the diagonal L_ij = x_i . p_j, where p_j = M_j x_j / L_jj, L_jj^2 = added + x_j . M_j x_j, and
     M_{j+1} = M_j - p_j p_j^T from M_0 = I on (columns x of X; by induction over the columns of Cholesky's
-    algorithm). That takes 2 d n^2 products where a covariance takes d^2 n / 2 and its factor d^3 / 3.
+    algorithm). That takes 2 d n^2 products where a covariance takes d^2 n / 2 and its factor d^3 / 3, and O
+    outputs are rounded with 2 d n O in place of d^2 O / 2.
     """
 
     dtype = torch.float64
@@ -31,8 +32,8 @@ class RowFactor:
         self._directions = torch.empty_like(self._rows)
         self._corners: dict[int, Tensor] = {}
         left = torch.eye(len(rows), dtype=torch.float64).to(rows.device)
-        for start in range(0, len(self.order), _PANEL):
-            some = slice(start, start + _PANEL)
+        for start in range(0, len(self.order), COLUMNS):
+            some = slice(start, start + COLUMNS)
             seen = left @ self._rows[:, some]
             corner = self._rows[:, some].T @ seen
             corner.diagonal().add_(added)
@@ -43,17 +44,18 @@ class RowFactor:
             left -= found @ found.T
             self._directions[:, some], self._corners[start] = found, lower
 
-    def panels(self) -> Iterator[tuple[int, Tensor]]:
-        """Yield where each panel starts, and L[start:, start:stop], from the last to the first."""
+    def blocks(self, errors: Tensor) -> Iterator[Block]:
+        """Yield the factor's columns from the last to the first; `errors` [d, O] are filled in meanwhile."""
+        behind = self._rows.new_zeros(len(self._rows), errors.shape[1])
         for start, corner in reversed(self._corners.items()):
-            panel = self._rows[:, start:].T @ self._directions[:, start : start + _PANEL]
-            panel[: len(corner)] = corner
-            yield start, panel
+            some = slice(start, start + len(corner))
+            yield start, some.stop, corner, self._directions[:, some].T @ behind
+            behind += self._rows[:, some] @ errors[some]
 
     def delete(self) -> None:
         """Do nothing: there are no files."""
 
 
 def few_rows(rows: int, width: int) -> bool:
-    """Say whether the way by rows is by far the shorter one; panels are made anew for every 256 outputs."""
-    return rows * 16 <= width
+    """Say whether the way by rows is the shorter one, in float64 where wide covariances are in float32."""
+    return rows * 8 <= width

@@ -78,24 +78,24 @@ def test_a_matrix_that_is_not_positive_definite_has_no_factor(tmp_path: Path) ->
         FiledFactor.of(lambda: [torch.zeros(4, 3)], torch.zeros(3), 0.0, tmp_path)
 
 
-@pytest.mark.parametrize("panel", [7, 512])
+@pytest.mark.parametrize("columns", [7, 128])
 def test_the_factor_of_few_rows_is_numpy_s_of_their_covariance(
-    panel: int, monkeypatch: pytest.MonkeyPatch
+    columns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("accuquant.calibration.row_factor._PANEL", panel)
+    monkeypatch.setattr("accuquant.calibration.row_factor.COLUMNS", columns)
     rows = make_rows()[:5]
     factor = RowFactor(rows, ADDED)
     covariance = (rows.double().T @ rows.double()).numpy()
     order = factor.order.numpy()
     assert np.all(np.diff(covariance.diagonal()[order]) >= 0)
     expected = np.linalg.cholesky(covariance[order][:, order] + ADDED * np.eye(SIZE))
-    stop = SIZE
-    for start, found in factor.panels():
-        assert len(found) == SIZE - start
-        lower = np.tril(found.numpy())
-        np.testing.assert_allclose(lower, expected[start:, start:stop], rtol=1e-9, atol=1e-12)
-        stop = start
-    assert stop == 0
+    errors, before = torch.randn(SIZE, 3).double(), SIZE
+    for start, stop, corner, owed in factor.blocks(errors):
+        assert stop == before
+        np.testing.assert_allclose(np.tril(corner), expected[start:stop, start:stop], rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(owed, expected[stop:, start:stop].T @ errors[stop:].numpy(), atol=1e-9)
+        before = start
+    assert before == 0
     with pytest.raises(ArithmeticError, match="not positive definite"):
         RowFactor(rows * float("nan"), ADDED)
 
@@ -109,7 +109,7 @@ def test_a_layer_that_gave_few_rows_is_rounded_as_by_their_covariance(
     monkeypatch.setattr(rounding, "few_rows", lambda rows, width: True)
     found = compensate(layer, qparams, moments)
     np.testing.assert_array_equal(found.weight_levels, expected.weight_levels)
-    assert (few_rows(64, 1024), few_rows(65, 1024)) == (True, False)
+    assert (few_rows(128, 1024), few_rows(129, 1024)) == (True, False)
 
 
 def wide_layer(folder: Path, *, spoilt: bool = False) -> tuple[nn.Module, LayerQParams, Moments]:

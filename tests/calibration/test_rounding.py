@@ -166,7 +166,7 @@ def test_blocks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> Non
     weight, scale = weight_and_scale(4)
     factor = Factor.of_(covariance_of(correlated()))
     whole = gptq(weight, scale, factor, 4)
-    monkeypatch.setattr(rounding, "_BLOCK", 7)
+    monkeypatch.setattr("accuquant.calibration.factor.COLUMNS", 7)
     assert torch.equal(gptq(weight, scale, factor, 4), whole)
 
 
