@@ -18,15 +18,18 @@ _HOMES = {
     "CalibrationSettings": "accuquant.calibration.calibration_settings",
     "EngineUNet": "accuquant.runtime.engine_unet",
     "ExportOptions": "accuquant.export.export_options",
+    "LoopProfile": "accuquant.runtime.loop_profile",
     "Recipe": "accuquant.recipe",
     "Task": "accuquant.pipelines.task",
     "calibrate": "accuquant.calibration.calibrate",
     "check_model": "accuquant.export.lint.check_model",
+    "engine_parts": "accuquant.runtime.engine_parts",
     "estimate": "accuquant.calibration.estimate",
     "export_onnx": "accuquant.export.for_target.for_onnx",
     "export_pipeline": "accuquant.export.for_target.for_pipeline",
     "load_source": "accuquant.pipelines.source",
     "observe_onnx": "accuquant.observation.observe_onnx",
+    "profiled": "accuquant.pipeline_profile",
     "sample": "accuquant.sample_folder",
     "verify": "accuquant.verification.verify",
     "write_html": "accuquant.verification.report.html",
@@ -42,10 +45,13 @@ if TYPE_CHECKING:
     from accuquant.export.for_target.for_pipeline import export_pipeline
     from accuquant.export.lint.check_model import check_model
     from accuquant.observation.observe_onnx import observe_onnx
+    from accuquant.pipeline_profile import profiled
     from accuquant.pipelines.source import load_source
     from accuquant.pipelines.task import Task
     from accuquant.recipe import Recipe
+    from accuquant.runtime.engine_parts import engine_parts
     from accuquant.runtime.engine_unet import EngineUNet
+    from accuquant.runtime.loop_profile import LoopProfile
     from accuquant.sample_folder import sample
     from accuquant.verification.report.html import write_html
     from accuquant.verification.verify import verify
@@ -69,16 +75,19 @@ __all__ = [
     "CalibrationSettings",
     "EngineUNet",
     "ExportOptions",
+    "LoopProfile",
     "Recipe",
     "Task",
     "__version__",
     "calibrate",
     "check_model",
+    "engine_parts",
     "estimate",
     "export_onnx",
     "export_pipeline",
     "load_source",
     "observe_onnx",
+    "profiled",
     "sample",
     "verify",
     "write_html",

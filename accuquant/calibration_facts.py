@@ -16,6 +16,10 @@ _Pixels = Annotated[int, Meta(ge=1, le=65536)]
 _TwoPixels = Annotated[tuple[_Pixels, ...], Meta(min_length=2, max_length=2)]
 
 
+#: Kind of guidance -> how often every latent goes through the network in one step.
+COPIES = {"none": 1, "embedded": 1, "classifier-free": 2, "conditional-first": 2, "image-and-text": 3}
+
+
 @dataclass(frozen=True)
 class SettingsFacts:
     """The numbers of a calibration; `steps` is None where no sampler was simulated."""
@@ -34,6 +38,11 @@ class GuidanceFacts:
     image_scale: Real = 1.0
     rescale: Real = 0.0
     learned_variance: bool = False
+
+    @property
+    def copies(self) -> int:
+        """How often every latent goes through the network in one step; 1 for a kind that is not known."""
+        return COPIES.get(self.kind, 1)
 
 
 @dataclass(frozen=True)

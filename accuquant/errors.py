@@ -9,6 +9,7 @@ AccuQuantError              exit code 1
  +-- ExportError            a graph cannot be lowered to QDQ form
  +-- EngineError            an exported model cannot be loaded, built or run
  +-- VerificationError      outputs cannot be compared
+ +-- ClusterError           a cluster cannot be used, or a unit of work failed on it again and again
 """
 
 from __future__ import annotations
@@ -102,6 +103,10 @@ class EngineError(AccuQuantError):
 
 class VerificationError(AccuQuantError):
     """Outputs cannot be compared."""
+
+
+class ClusterError(AccuQuantError):
+    """A cluster or a worker of it cannot be used, or a unit of work failed there again and again."""
 
 
 def last_line(fault: Exception) -> str:

@@ -21,14 +21,18 @@ from accuquant.calibration_facts import CalibrationFacts
 from accuquant.errors import AccuQuantError, RecipeError
 from accuquant.groups import StepGroups
 from accuquant.networks.signature import Signature
+from accuquant.prediction_correction import PredictionCorrection
 from accuquant.qparams import FloatArray, LayerQParams, fingerprint
 
 FORMAT_VERSION = 1
+#: With a correction of the prediction: whoever ignores it makes other images.
+CORRECTED_VERSION = 2
 _METADATA_KEY = "accuquant"
 #: What the tensors of a layer are called, behind its name and a dot; others are not read.
 _TENSOR_KINDS = ("weight_scale", "activation_scale", "weight_levels", "bias_correction")
 #: What numpy can read, as safetensors names it.
 _NUMPY_TYPES = ("F32", "I8", "F16", "F64", "BOOL", "U8", "I16", "U16", "I32", "U32", "I64", "U64")
+_FACTOR, _BIAS = "prediction_factor", "prediction_bias"
 _RECALIBRATE = "Run `accuquant calibrate` again"
 
 
@@ -52,7 +56,8 @@ class Recipe:
 
     `layers` maps a module name to its LayerQParams; layers that are not in it stay float. `scheduler`
     is the diffusers configuration that was simulated, `model_hash` names the float weights,
-    `calibration` holds the settings (JSON values only), `results` one GroupResult a step group.
+    `calibration` holds the settings (JSON values only), `results` one GroupResult a step group. `correction`
+    is what is taken off the network's prediction; None of most methods.
     """
 
     groups: StepGroups
@@ -62,6 +67,7 @@ class Recipe:
     model_hash: str
     calibration: dict[str, Any] = field(default_factory=dict)
     results: tuple[GroupResult, ...] = ()
+    correction: PredictionCorrection | None = None
 
     def __post_init__(self) -> None:
         for layer in self.layers.values():
@@ -140,11 +146,15 @@ class Recipe:
                 tensors[f"{name}.weight_levels"] = np.ascontiguousarray(layer.weight_levels)
             if layer.bias_correction is not None:
                 tensors[f"{name}.bias_correction"] = np.ascontiguousarray(layer.bias_correction)
+        if self.correction is not None:
+            tensors[_FACTOR], tensors[_BIAS] = self.correction.factor, self.correction.bias
         return tensors
 
     def _metadata(self) -> dict[str, Any]:
+        steps = None if self.correction is None else list(self.correction.steps.edges)
         return {
-            "format_version": FORMAT_VERSION,
+            "format_version": FORMAT_VERSION if steps is None else CORRECTED_VERSION,
+            **({} if steps is None else {"correction_edges": steps}),
             "group_edges": list(self.groups.edges),
             "layers": [
                 {
@@ -177,6 +187,7 @@ class Recipe:
             model_hash=facts.model_hash,
             calibration=facts.calibration,
             results=facts.results,
+            correction=_correction(facts.correction_edges, tensors),
         )
 
 
@@ -206,6 +217,18 @@ class _RecipeFacts:
     model_hash: Text
     calibration: dict[str, Any]
     results: tuple[GroupResult, ...]
+    correction_edges: Annotated[tuple[Real, ...], Meta(max_length=10_001)] | None = None
+
+
+def _correction(
+    edges: tuple[float, ...] | None, tensors: Mapping[str, npt.NDArray[Any]]
+) -> PredictionCorrection | None:
+    if edges is None:
+        return None
+    missing = [name for name in (_FACTOR, _BIAS) if name not in tensors]
+    if missing:
+        raise _damaged("correction of the prediction", f"no tensor '{missing[0]}' in the recipe")
+    return PredictionCorrection(StepGroups(edges), tensors[_FACTOR], tensors[_BIAS])
 
 
 def _damaged(subject: str, got: str) -> RecipeError:
@@ -270,7 +293,7 @@ def _read(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
         with safe_open(path, framework="numpy") as file:
             metadata = parse_json((file.metadata() or {}).get(_METADATA_KEY, "null"))
             held = file.keys() if isinstance(metadata, dict) else ()  # a checkpoint may hold gigabytes
-            names = [name for name in held if name.rpartition(".")[2] in _TENSOR_KINDS]
+            names = [name for name in held if name.rpartition(".")[2] in (*_TENSOR_KINDS, _FACTOR, _BIAS)]
             _check_types(path, file, names)
             tensors = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, FactsError, UnicodeError, OSError) as fault:
@@ -282,10 +305,11 @@ def _read(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
             "Pass the file that `accuquant calibrate -o` wrote, not a checkpoint",
         )
     version = metadata.get("format_version")
-    if version != FORMAT_VERSION or isinstance(version, bool):
+    wanted = FORMAT_VERSION if "correction_edges" not in metadata else CORRECTED_VERSION
+    if version != wanted or isinstance(version, bool):
         raise error(
             f"format version {version!r}",
-            f"version {FORMAT_VERSION}",
+            f"version {wanted}",
             "Upgrade AccuQuant, or calibrate again with this version",
         )
     return tensors, metadata

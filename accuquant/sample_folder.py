@@ -17,6 +17,8 @@ from accuquant.errors import UsageError
 from accuquant.manifest import Manifest
 from accuquant.pipelines.lora import find_loras
 from accuquant.pipelines.task import Task, option
+from accuquant.runtime.loop_profile import LoopProfile
+from accuquant.runtime.parts_choice import Parts
 from accuquant.runtime.sample import runs_without_torch, sample_images
 
 
@@ -30,6 +32,7 @@ def sample(
     seed: int = 0,
     batch_size: int | None = None,
     pipeline: str | None = None,
+    parts: Parts = "auto",
     loras: Sequence[str] = (),
     variant: str | None = None,
     without: Sequence[str] = (),
@@ -37,6 +40,7 @@ def sample(
     device: str = "auto",
     tf32: bool = False,
     progress: Steps | None = None,
+    profile: LoopProfile | None = None,
     **options: Any,
 ) -> npt.NDArray[np.float32]:
     """Sample `num_images` images of an exported folder -> float32 [N, H, W, C] in [0, 1].
@@ -46,6 +50,8 @@ def sample(
     diffusers: image k takes prompt k of `task` as well, and what `task` leaves open is as it was calibrated;
     `pipeline` is where text encoders and decoder come from, `loras` ("PATH_OR_HUB_ID[:SCALE]") change them,
     `variant` and `without` say how it is read, and `device` where they run ("auto" is a GPU that works).
+    `parts` "engine" runs them in the engine, from a folder that holds them (`--whole-pipeline`), and needs no
+    `pipeline`; "auto" does where that is so and nothing else is named. `profile` counts where the seconds go.
     `options` go to the engine. Raises UsageError for a choice that the folder's pipeline has no use for.
     """
     root, asked = Path(folder), task or Task()
@@ -57,6 +63,7 @@ def sample(
         "seed": seed,
         "batch_size": batch_size,
         "progress": progress,
+        "profile": profile,
         **options,
     }
     if runs_without_torch(root, manifest):
@@ -65,6 +72,7 @@ def sample(
             {
                 "lora": loras,
                 "pipeline": pipeline,
+                "parts": parts != "auto",
                 "variant": variant,
                 "without": without,
                 "device": device != "auto",
@@ -87,7 +95,14 @@ def sample(
     loading, place = Loading(variant or None, tuple(without)), choose_device(device, tf32=tf32)
     with repeatable(place, tf32=tf32):
         return sample_pipeline(
-            root, asked, pipeline=pipeline, loras=find_loras(loras), loading=loading, device=place, **common
+            root,
+            asked,
+            pipeline=pipeline,
+            parts=parts,
+            loras=find_loras(loras),
+            loading=loading,
+            device=place,
+            **common,
         )
 
 

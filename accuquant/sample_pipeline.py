@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +17,21 @@ from accuquant._util.progress import Steps
 from accuquant.denoising.process import seeded_generators
 from accuquant.denoising.schedulers import check_prediction
 from accuquant.errors import SourceError, UsageError
-from accuquant.manifest import RECIPE_NAME
+from accuquant.manifest import RECIPE_NAME, Manifest
 from accuquant.networks.device import CPU
+from accuquant.pipeline_profile import profiled
 from accuquant.pipelines.diffusers_internals import replaced
 from accuquant.pipelines.families import call_arguments, no_step_left, refusals_of
 from accuquant.pipelines.loading import Loading
-from accuquant.pipelines.lora import Lora, loras_of_recipe
+from accuquant.pipelines.lora import Lora, check_loras, loras_of_recipe
 from accuquant.pipelines.real_pipeline import open_pipeline
 from accuquant.pipelines.source import Source, folder_of_pipeline, load_component
 from accuquant.pipelines.task import Task
 from accuquant.recipe import Recipe
+from accuquant.runtime.engine_parts import engine_parts, holds_parts
 from accuquant.runtime.engine_unet import EngineUNet
+from accuquant.runtime.loop_profile import LoopProfile, counted
+from accuquant.runtime.parts_choice import Parts, runs_on_engine
 
 _DEFAULT_BATCH = 4
 
@@ -36,6 +42,7 @@ def sample_pipeline(
     *,
     engine: str = "openvino",
     pipeline: str | None = None,
+    parts: Parts = "auto",
     loras: Sequence[Lora] = (),
     loading: Loading = Loading(),  # noqa: B008, it is frozen
     num_images: int = 4,
@@ -44,22 +51,78 @@ def sample_pipeline(
     batch_size: int | None = None,
     device: torch.device = CPU,
     progress: Steps | None = None,
+    profile: LoopProfile | None = None,
     **options: Any,
 ) -> npt.NDArray[np.float32]:
     """Sample `num_images` images of an exported folder -> float32 [N, H, W, C] in [0, 1].
 
-    `pipeline` is where text encoders and decoder come from: the pipeline that was exported, unless it has
-    moved; `loras` likewise, which only change text encoders here; `loading` says how it is read. They run on
-    `device`. What `task` leaves open is as it was calibrated. Image k takes prompt k and seed + k. `options`
-    go to the engine. Raises SourceError where the pipeline or a LoRA is not found, UsageError for a task that
-    does not fit it.
+    `parts` says what runs text encoders and decoder: "engine" takes them from the folder, "torch" from the
+    pipeline that was exported, or `pipeline`, on `device`; "auto" takes the engine where the folder holds
+    them, no `pipeline` is named and `device` is the CPU. `loras`, which only change text encoders here, and
+    `loading` say how the pipeline is read. What `task` leaves open is as it was calibrated. Image k takes
+    prompt k and seed + k. `profile` counts where the seconds go. `options` go to the engine. Raises
+    SourceError where the pipeline or a LoRA is not found, UsageError for a choice that does not fit.
     """
     root = Path(folder)
-    network = EngineUNet.from_pretrained(root, engine, **options)
-    manifest = network.engine_model.manifest
-    count = manifest.steps(steps)
-    calibrated = Recipe.load(root / RECIPE_NAME).facts
-    whole = task.with_defaults(calibrated.task)
+    with counted(profile, "loading", then="rest"):
+        network = EngineUNet.from_pretrained(root, engine, **options)
+        manifest = network.engine_model.manifest
+        count = manifest.steps(steps)
+        calibrated = Recipe.load(root / RECIPE_NAME).facts
+        whole = task.with_defaults(calibrated.task)
+        read_as = loading.or_recorded(calibrated.loading)
+        given: dict[str, Any] = {}
+        if runs_on_engine(
+            parts,
+            held=holds_parts(manifest),
+            engine=engine,
+            named=pipeline is not None,
+            device=device.type,
+        ):
+            given = engine_parts(root, engine, check_hashes=False, **_of_parts(options))
+            if loras:  # those of the graphs
+                check_loras(calibrated.loras, loras)
+            found, loras, read_as = (str(root), root), (), replace(read_as, variant=None)
+        else:
+            found = _named(manifest, pipeline, read_as)
+            loras = loras_of_recipe(calibrated.loras, loras)
+        scheduler = load_component(root, "scheduler")
+        check_prediction(scheduler)
+        source = Source(
+            name=found[0],
+            folder=found[1],
+            pipeline_class=manifest.pipeline_class,
+            component=manifest.component,
+            network=network,
+            scheduler=scheduler,
+            signature=manifest.signature,
+            loras=tuple(loras),
+            loading=read_as,
+        )
+        pipe = open_pipeline(source, whole, device, given=given)
+    size = min(batch_size or _DEFAULT_BATCH, num_images)
+    watch = _Ticker(pipe, progress, -(-num_images // size))
+    batches = []
+    with nullcontext() if profile is None else profiled(pipe, profile):
+        for first in range(0, num_images, size):
+            members = range(first, min(first + size, num_images))
+            arguments = call_arguments(pipe, whole, members, count) | {"output_type": "np"}
+            generators = seeded_generators([seed + k for k in members])
+            with replaced(pipe.scheduler, "step", watch), refusals_of(pipe):
+                batches.append(np.asarray(pipe(**arguments, generator=generators).images, np.float32))
+            if not watch.done:
+                raise no_step_left(pipe)
+    return np.concatenate(batches)
+
+
+def _of_parts(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of the engine's options the float parts take; bfloat16 only where it is asked for."""
+    taken = {name: options[name] for name in ("num_threads", "cache_dir") if name in options}
+    return taken | ({"precision": "bf16"} if options.get("precision") == "bf16" else {})
+
+
+def _named(manifest: Manifest, pipeline: str | None, loading: Loading) -> tuple[str, Path]:
+    """Return the name and the folder of the pipeline that text encoders and decoder come from."""
     name = pipeline or manifest.source
     if not name:
         raise UsageError(
@@ -68,33 +131,7 @@ def sample_pipeline(
             expected="the pipeline whose text encoders and decoder are used",
             remedy="Give --pipeline, a folder or a Hub id",
         )
-    scheduler = load_component(root, "scheduler")
-    check_prediction(scheduler)
-    read_as = loading.or_recorded(calibrated.loading)
-    source = Source(
-        name=name,
-        folder=_folder(name, pipeline, read_as),
-        pipeline_class=manifest.pipeline_class,
-        component=manifest.component,
-        network=network,
-        scheduler=scheduler,
-        signature=manifest.signature,
-        loras=loras_of_recipe(calibrated.loras, loras),
-        loading=read_as,
-    )
-    pipe = open_pipeline(source, whole, device)
-    size = min(batch_size or _DEFAULT_BATCH, num_images)
-    watch = _Ticker(pipe, progress, -(-num_images // size))
-    batches = []
-    for first in range(0, num_images, size):
-        members = range(first, min(first + size, num_images))
-        arguments = call_arguments(pipe, whole, members, count) | {"output_type": "np"}
-        generators = seeded_generators([seed + k for k in members])
-        with replaced(pipe.scheduler, "step", watch), refusals_of(pipe):
-            batches.append(np.asarray(pipe(**arguments, generator=generators).images, np.float32))
-        if not watch.done:
-            raise no_step_left(pipe)
-    return np.concatenate(batches)
+    return name, _folder(name, pipeline, loading)
 
 
 def _folder(name: str, named: str | None, loading: Loading) -> Path:

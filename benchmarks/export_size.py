@@ -37,6 +37,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp32")
     parser.add_argument("--weight-bits", type=int, default=8, help="default: %(default)s")
     parser.add_argument("--weight-storage", choices=("int8", "int4"), default="int8")
+    parser.add_argument(
+        "--whole-pipeline",
+        action="store_true",
+        help="with sd15: text encoder and autoencoder in full size, exported too",
+    )
     parser.add_argument("--work", type=Path, help="keep pipelines and exports in this folder")
     parser.add_argument("--child", nargs=2, metavar=("ACTION", "MODEL"), help=argparse.SUPPRESS)
     add_json_option(parser)
@@ -70,6 +75,7 @@ def export(folder: Path, output: Path, arguments: argparse.Namespace) -> dict[st
         output,
         precision=arguments.precision,
         weight_storage=arguments.weight_storage,
+        whole_pipeline=arguments.whole_pipeline,
         progress=lambda text, _: steps.append((text, time.monotonic())),
     )
     for (text, start), (_, end) in pairwise(steps):
@@ -95,6 +101,7 @@ def run_child(arguments: argparse.Namespace, action: str, model: str, work: Path
         sys.executable, __file__, "--child", action, model, "--work", str(work),
         "--groups", str(arguments.groups), "--precision", arguments.precision,
         "--weight-bits", str(arguments.weight_bits), "--weight-storage", arguments.weight_storage,
+        *(["--whole-pipeline"] if arguments.whole_pipeline else []),
     ]  # fmt: skip
     start = time.monotonic()
     result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
@@ -109,7 +116,7 @@ def do_child(arguments: argparse.Namespace) -> dict[str, float]:
     action, model = arguments.child
     folder = arguments.work / model
     if action == "write":
-        write_pipeline(model, folder)
+        write_pipeline(model, folder, full_parts=arguments.whole_pipeline)
     elif action == "recipe":
         make_recipe(folder, arguments.groups, arguments.weight_bits)
     else:

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from accuquant._util.progress import Progress
 from accuquant.calibration import CalibrationSettings
+from accuquant.calibration.methods.registry import METHODS as RIVALS
+from accuquant.calibration.placement import Placement
 from accuquant.denoising.process import NetworkFn
 from accuquant.export.write.pipeline_folder import write_pipeline
 from accuquant.networks.network import call
@@ -47,20 +49,35 @@ class Bits:
 
 @dataclass(frozen=True, eq=False)
 class Method:
-    """A way to quantize. `package` names another tool; `changes` are ours, to CalibrationSettings."""
+    """A way to quantize.
+
+    `package` names another tool, `rival` a published method of `accuquant calibrate --method`; `changes` are
+    ours, to CalibrationSettings.
+    """
 
     name: str
     meaning: str
     package: str = ""
     only_8_bits: bool = False
     changes: Mapping[str, Any] = field(default_factory=dict)
+    rival: str = ""
 
     def supports(self, bits: Bits) -> bool:
         """Return whether the method can quantize to `bits`."""
-        return not self.only_8_bits or bits == Bits(8, 8)
+        if not self.rival:
+            return not self.only_8_bits or bits == Bits(8, 8)
+        rival = RIVALS[self.rival]
+        pairs = ((bits.weights, rival.weight_bits), (bits.activations, rival.activation_bits))
+        return all(low <= found <= high for found, (low, high) in pairs)
 
     def settings(self, study: Study, bits: Bits) -> CalibrationSettings:
         """Return the settings of our own calibration for this method."""
+        if self.rival:
+            common = {name: getattr(study.settings, name) for name in _COMMON}
+            bit = {"weight_bits": bits.weights, "activation_bits": bits.activations}
+            if study.block_iterations is not None and "iterations" in RIVALS[self.rival].options:
+                bit["iterations"] = study.block_iterations
+            return CalibrationSettings.preset("balanced", method=self.rival, **common, **bit)
         return replace(
             study.settings, weight_bits=bits.weights, activation_bits=bits.activations, **self.changes
         )
@@ -75,6 +92,8 @@ class Method:
         return {**common, "calibration": calibration, "version": version(self.package)}
 
 
+#: What rivals have in common with our own settings.
+_COMMON = ("steps", "num_trajectories", "batch_size", "affine", "include", "exclude", "seed")
 _NO_LEARNING = {"iterations": 0, "shared_iterations": 0}
 _PLAIN = {**_NO_LEARNING, "affine": False, "refine": False, "rounding": "nearest"}
 METHODS = {
@@ -95,10 +114,25 @@ METHODS = {
             only_8_bits=True,
         ),
         Method(
-            "minmax", "a min-max scale per step group, no learning", changes={**_PLAIN, "observer": "minmax"}
+            "minmax-groups",
+            "a min-max scale per step group, symmetric, no learning",
+            changes={**_PLAIN, "observer": "minmax"},
         ),
-        Method("mse", "an MSE scale per step group, no learning", changes={**_PLAIN, "observer": "mse"}),
-        Method("mse-affine", "mse with zero-points", changes={**_PLAIN, "observer": "mse", "affine": True}),
+        Method(
+            "mse-groups",
+            "an MSE scale per step group, symmetric, no learning",
+            changes={**_PLAIN, "observer": "mse"},
+        ),
+        Method(
+            "mse-groups-affine",
+            "mse-groups with zero-points",
+            changes={**_PLAIN, "observer": "mse", "affine": True},
+        ),
+        *(
+            Method(rival.name, rival.meaning, rival=rival.name)
+            for rival in RIVALS.values()
+            if rival.name != "accuquant"
+        ),
         Method("start", "our settings before learning", changes=_NO_LEARNING),
         Method("scales", "our settings, only activation scales learned", changes={"shared_iterations": 0}),
         Method(
@@ -145,8 +179,7 @@ def quantized_network(study: Study, method: Method, bits: Bits, progress: Progre
 
 @contextmanager
 def _our_network(study: Study, method: Method, bits: Bits, progress: Progress) -> Iterator[NetworkFn]:
-    left = study.placement(progress).float_layers
-    settings = replace(method.settings(study, bits), exclude=left, include=(), float_budget=0.0)
+    settings = _own_settings(study, method, bits, study.placement(progress))
     recipe = study.recipe(f"{bits}-{method.name}", settings, progress)
     if study.engine == "torch":
         simulated = simulate(study.source.network, Recipe.load(recipe))
@@ -157,6 +190,18 @@ def _our_network(study: Study, method: Method, bits: Bits, progress: Progress) -
         write_pipeline(study.source, Recipe.load(recipe), exported)
         with EngineModel.from_folder(exported, study.engine, num_threads=study.threads) as model:
             yield lambda sample, timestep: torch.from_numpy(model(sample.numpy(), float(timestep)))
+
+
+def calibration_seconds(study: Study, method: Method, bits: Bits, placement: Placement) -> float | None:
+    """Return the processor's seconds of the method's calibration; None of another tool's."""
+    if method.package:
+        return None
+    return study.seconds(f"{bits}-{method.name}", _own_settings(study, method, bits, placement))
+
+
+def _own_settings(study: Study, method: Method, bits: Bits, placement: Placement) -> CalibrationSettings:
+    left = placement.float_layers
+    return replace(method.settings(study, bits), exclude=left, include=(), float_budget=0.0)
 
 
 def _graph_runner(study: Study, method: Method, folder: Path, progress: Progress) -> Runner:

@@ -53,12 +53,20 @@ _SHARD_BYTES = 1_000_000_000
 _TOKENS = 77
 
 
-def write_pipeline(name: str, folder: Path, *, dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
+def write_pipeline(
+    name: str,
+    folder: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    full_parts: bool = False,
+    **changes: Any,
+) -> Path:
     """Write a whole pipeline folder with random weights in `dtype`, a shard at a time, and return it.
 
-    `changes` are changes of the network's configuration. Text encoders and decoder are tiny.
+    `changes` are changes of the network's configuration. Text encoders and decoder are tiny, but for
+    `full_parts` of Stable Diffusion 1.5.
     """
-    from large_pipelines import CLASSES, COMPONENT, write_small_parts
+    from large_pipelines import CLASSES, COMPONENT, write_parts
 
     component = COMPONENT[name]
     with torch.device("meta"):
@@ -83,7 +91,7 @@ def write_pipeline(name: str, folder: Path, *, dtype: torch.dtype = torch.float3
     weight_map = {key: _shard_name(int(shard), len(shards)) for key, shard in weight_map.items()}
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (part / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
-    write_small_parts(name, folder)
+    write_parts(name, folder, full=full_parts)
     return folder
 
 

@@ -23,8 +23,11 @@ _LETTERS = [chr(code) for code in range(ord("a"), ord("z") + 1)]
 _TOKENS = 77
 
 
-def write_small_parts(name: str, folder: Path) -> None:
-    """Write all parts of a pipeline but its network, and the model_index.json that lists them."""
+def write_parts(name: str, folder: Path, *, full: bool = False) -> None:
+    """Write all parts of a pipeline but its network, and the model_index.json that lists them.
+
+    Text encoders and autoencoder are tiny; with `full` those of Stable Diffusion 1.5 have their own size.
+    """
     torch.manual_seed(0)
     class_name, parts = {
         "tiny": _stable_diffusion, "sd15": _stable_diffusion, "sdxl": _sdxl, "flux": _flux,
@@ -33,6 +36,9 @@ def write_small_parts(name: str, folder: Path) -> None:
     for part, value in parts.items():
         value.save_pretrained(folder / part)
         entries[part] = [type(value).__module__.split(".")[0], type(value).__name__]
+    if full:
+        _full_clip().save_pretrained(folder / "text_encoder")
+        _full_vae().save_pretrained(folder / "vae")
     network = COMPONENT[name]
     entries[network] = ["diffusers", CLASSES[name].__name__]
     if class_name == "StableDiffusionPipeline":
@@ -89,6 +95,26 @@ def _clip(folder: Path, width: int, *, projected: bool = False) -> tuple[Any, nn
         pad_token_id=53, projection_dim=width,
     )  # fmt: skip
     return tokenizer, (CLIPTextModelWithProjection if projected else CLIPTextModel)(config).eval()
+
+
+def _full_clip() -> Any:
+    """Return a text encoder of CLIP ViT-L/14's size: 123 M parameters."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    config = CLIPTextConfig(
+        hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
+        max_position_embeddings=_TOKENS, bos_token_id=52, eos_token_id=53, pad_token_id=53,
+        projection_dim=768,
+    )  # fmt: skip
+    return CLIPTextModel(config).eval()
+
+
+def _full_vae() -> Any:
+    """Return an autoencoder of Stable Diffusion's size: 84 M parameters."""
+    return diffusers.AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512), down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=2, latent_channels=4,
+    ).eval()  # fmt: skip
 
 
 def _vae(channels: int) -> nn.Module:

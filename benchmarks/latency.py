@@ -58,7 +58,7 @@ CANDIDATES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "shift",
         {"form": CpuForm("bordered", "channels", "bf16")},
     ),
-    "openvino-int8-chosen": ("openvino", "shift", {"rewriting": True}),
+    "openvino-int8-chosen": ("openvino", "shift", {}),
     "openvino-int8-zero-point": ("openvino", "zero_point", {"form": AS_WRITTEN}),
     "openvino-int8-per-group": ("openvino", "per-group", {"form": AS_WRITTEN}),
     "nncf": ("openvino", "nncf", {}),

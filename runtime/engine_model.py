@@ -18,6 +18,7 @@ from accuquant.networks.signature import TensorSpec
 from accuquant.runtime.device_memory import DeviceArray, Workspace
 from accuquant.runtime.engine_files import find_engines
 from accuquant.runtime.int8_use import Int8Use
+from accuquant.runtime.loop_profile import LoopProfile, counted
 from accuquant.runtime.open_runner import make_runner
 from accuquant.runtime.openvino_runner import OpenVinoRunner
 from accuquant.runtime.runner import Array, Runner
@@ -42,6 +43,8 @@ class EngineModel:
             )
         self.manifest = manifest
         self._runners = runners
+        #: What the engine takes is counted here, where it is set: compiling as "loading", calls as "network".
+        self.profile: LoopProfile | None = None
 
     @classmethod
     def from_folder(
@@ -89,8 +92,7 @@ class EngineModel:
         and is cut off again; a larger one than the engine's is refused. The result is a new array. Raises
         UsageError outside the calibrated timesteps.
         """
-        runner = self._runner(timestep)
-        runner.activate()
+        runner = self._active(timestep)
         signature = self.manifest.signature
         given = {signature.sample.name: sample, **(conditioning or {})}
         feeds: dict[str, Array] = {}
@@ -102,9 +104,9 @@ class EngineModel:
         feeds.update(given)  # what no input takes: the runner refuses it with the names it has
         missing = missing_rows(signature, runner.input_specs, np.shape(sample))
         if not missing:
-            return self._output_of(runner.infer(feeds))
+            return self._output_of(self._infer(runner, feeds))
         padded = pad_rows(feeds, batched_names(signature), missing)
-        return self._output_of(runner.infer(padded))[: len(sample)]
+        return self._output_of(self._infer(runner, padded))[: len(sample)]
 
     @property
     def runs_on_device(self) -> bool:
@@ -120,19 +122,18 @@ class EngineModel:
     @property
     def fixed_batch(self) -> int | None:
         """The batch that the engine was built for, or None where it takes any; loads the first graph."""
-        self._runners[0].activate()
+        with counted(self.profile, "loading"):
+            self._runners[0].activate()
         return fixed_batch(self.manifest.signature, self._runners[0].input_specs)
 
     def missing_rows(self, shape: Sequence[int], timestep: float) -> int:
         """Return how many rows a sample lacks whose batch is smaller than the engine's; loads the graph."""
-        runner = self._runner(timestep)
-        runner.activate()
+        runner = self._active(timestep)
         return missing_rows(self.manifest.signature, runner.input_specs, shape)
 
     def timestep_array(self, timestep: float) -> Array:
         """Return the graph's input for the scheduler's `timestep`; loads the graph. Raises UsageError."""
-        runner, signature = self._runner(timestep), self.manifest.signature
-        runner.activate()
+        runner, signature = self._active(timestep), self.manifest.signature
         spec = next((s for s in runner.input_specs if s.name == signature.timestep.name), signature.timestep)
         return _timestep_array(spec, timestep / signature.timestep_divisor)
 
@@ -148,16 +149,13 @@ class EngineModel:
         `timestep` is the scheduler's value, which finds the step group. The host neither waits nor sees a
         value; see TensorRtRunner.infer_on_device. Raises UsageError outside the calibrated timesteps.
         """
-        runner = self._runner(timestep)
-        runner.activate()
+        runner = self._active(timestep)
         assert isinstance(runner, TensorRtRunner), "runs_on_device"
         taken = {spec.name for spec in runner.input_specs}
         known = {spec.name for spec in self.manifest.signature.inputs}
-        runner.infer_on_device(
-            {name: array for name, array in feeds.items() if name in taken or name not in known},
-            allocate,
-            caller_stream,
-        )
+        passed = {name: array for name, array in feeds.items() if name in taken or name not in known}
+        with counted(self.profile, "network"):
+            runner.infer_on_device(passed, allocate, caller_stream)
 
     @property
     def chosen(self) -> tuple[str, ...]:
@@ -192,6 +190,21 @@ class EngineModel:
                 remedy="Run `accuquant export` again",
             )
         return outputs[name]
+
+    def _active(self, timestep: float) -> Runner:
+        runner = self._runner(timestep)
+        if not runner.is_active:
+            with counted(self.profile, "loading"):
+                runner.activate()
+        return runner
+
+    def _infer(self, runner: Runner, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        if self.profile is None:
+            return runner.infer(feeds)
+        with counted(self.profile, "loading"):
+            runner.prepare(feeds)
+        with counted(self.profile, "network"):
+            return runner.infer(feeds)
 
     def _runner(self, timestep: float) -> Runner:
         group = self.manifest.groups.find(timestep)  # also with one graph: refuses what was not calibrated

@@ -54,16 +54,28 @@ class Int8Use:
         return tuple(run for run in self.runs if run.precision != "int8")
 
     def describe(self) -> str:
-        """Return how many layers run in float, their work, the processor and a remedy; "" where none does."""
+        """Return which layers do not run in int8, or may not, and a remedy; "" where every one does."""
+        return " ".join(filter(None, (self._describe_float(), self._describe_unknown())))
+
+    def _describe_float(self) -> str:
         out = self.in_float
         if not out:
             return ""
-        count, names = len(self.runs), ", ".join(run.layer for run in out[:_NAMES])
-        rest = f" and {len(out) - _NAMES} more" if len(out) > _NAMES else ""
         kernels = ", ".join(sorted({run.kernel for run in out}))
         return (
-            f"{len(out)} of {count} calibrated layers, {1 - self.share:.0%} of their work, do not run in "
-            f"int8 on {describe_processor()} but in {kernels}: {printable(names)}{rest}. {_remedy(out)}"
+            f"{len(out)} of {len(self.runs)} calibrated layers, {1 - self.share:.0%} of their work, do not "
+            f"run in int8 on {describe_processor()} but in {kernels}: {_listed([run.layer for run in out])}. "
+            f"{_remedy(out)}"
+        )
+
+    def _describe_unknown(self) -> str:
+        if not self.unknown:
+            return ""
+        return (
+            f"Of {len(self.unknown)} calibrated layers it is unknown whether they run in int8, because no "
+            f"kernel on {describe_processor()} goes by their names: {_listed(self.unknown)}. They are in no "
+            "share. "
+            "`accuquant audit --engine openvino --layers` lists every kernel."
         )
 
     @staticmethod
@@ -118,7 +130,7 @@ def macs(node: ExecutedNode) -> int:
 
 
 def warn_once(path: Path, use: Int8Use) -> None:
-    """Warn of the layers of the file at `path` that run in float, once a process for each file's content."""
+    """Warn of what `use` says of the file at `path`, once a process for each file's content."""
     text = use.describe()
     if not text:
         return
@@ -127,6 +139,11 @@ def warn_once(path: Path, use: Int8Use) -> None:
     if key not in _warned:
         _warned.add(key)
         warnings.warn(f"'{printable(path)}': {text}", FloatLayersWarning, stacklevel=2)
+
+
+def _listed(names: Sequence[str]) -> str:
+    rest = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
+    return printable(", ".join(names[:_NAMES])) + rest
 
 
 def _remedy(runs: Sequence[LayerRun]) -> str:

@@ -34,11 +34,13 @@ class OpenVinoRunner(Runner):
     OpenVINO computes the same with extents that it knows in fewer and faster kernels. The two latest
     sets of shapes stay compiled. `num_threads` None uses all cores. `cache_dir` keeps compiled
     models, keyed by their content and shapes. `profile` measures what each kernel takes, for `executed` and
-    `profiled`; a run without it is faster.
+    `profiled`; a run without it is faster. `num_streams` calls of `compiled` run side by side, with an equal
+    part of the threads each; None gives one call all threads.
 
-    With `rewriting` a file that `accuquant export` wrote is rewritten in memory into the `form` that suits
-    this processor, which computes the same function; None chooses it at the first call (cpu_forms.select).
-    A form that is named is taken with or without. `choice` says what was taken and why.
+    A file that `accuquant export` wrote is rewritten in memory into the `form` that suits this processor,
+    which computes the same function; None chooses it at the first call (cpu_forms.select). Without `rewriting`
+    it is run operator by operator; a form that is named is taken all the same. `choice` says what was taken
+    and why.
 
     `precision` "bf16" lets what is float run in bfloat16: activate() raises EngineError on a processor
     without it. "auto" does where `accuquant verify` found here that it is faster and that images keep.
@@ -56,7 +58,8 @@ class OpenVinoRunner(Runner):
         precision: FloatPrecision | Literal["auto"] = "fp32",
         form: CpuForm | None = None,
         profile: bool = False,
-        rewriting: bool = False,
+        num_streams: int | None = None,
+        rewriting: bool = True,
     ) -> None:
         super().__init__(path, name=name)
         if precision not in _PRECISIONS:
@@ -65,6 +68,7 @@ class OpenVinoRunner(Runner):
         self.cache_dir = cache_dir
         self.precision = precision
         self.profile = profile
+        self.num_streams = num_streams
         self.form = form
         self.rewriting = rewriting
         self.choice: FormChoice | None = None
@@ -79,12 +83,17 @@ class OpenVinoRunner(Runner):
         """What became of the calibrated layers in what was compiled last; None before, and without pairs."""
         return self._use
 
+    def compiled(self, feeds: Mapping[str, Array]) -> Any:
+        """Return the openvino.CompiledModel for the shapes of `feeds`, for calls that overlap."""
+        self.prepare(feeds)
+        return self._last_request().get_compiled_model()
+
     def executed(self) -> tuple[ExecutedNode, ...]:
         """Return what the model that ran last consists of. Raises EngineError before the first call."""
         return executed_nodes(self._last_request().get_compiled_model())
 
     def profiled(self) -> dict[str, float]:
-        """Return the milliseconds of each node that the last call ran, by name; it needs `profile`."""
+        """Return the mean milliseconds of each node over all calls since it was compiled; needs `profile`."""
         return {
             entry.node_name: entry.real_time.total_seconds() * 1e3
             for entry in self._last_request().profiling_info
@@ -126,6 +135,10 @@ class OpenVinoRunner(Runner):
         if not self._model.is_dynamic():
             self._request_for(tuple(tuple(port.shape) for port in self._model.inputs))
         return specs
+
+    def prepare_impl(self, feeds: Mapping[str, Array]) -> None:
+        """Compile for the shapes of `feeds`."""
+        self._request_for(tuple(feeds[spec.name].shape for spec in self.input_specs))
 
     def infer_impl(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Read the inputs in place; copy the outputs out of the request's buffers."""
@@ -236,6 +249,8 @@ class OpenVinoRunner(Runner):
         }
         if self.profile:
             properties["PERF_COUNT"] = True
+        if self.num_streams is not None:
+            properties |= {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": self.num_streams}
         if self.num_threads is not None:
             properties["INFERENCE_NUM_THREADS"] = self.num_threads
         if self.cache_dir is not None:

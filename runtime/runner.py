@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -118,18 +119,21 @@ class Runner(ABC):
         """
         self._active_specs()
         self._check(feeds)
-        try:
+        with self._faults_of(feeds):
             return self.infer_impl(feeds)
-        except AccuQuantError:
-            raise
-        except Exception as fault:  # each engine has exception classes of its own
-            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
-            raise EngineError(
-                self.name,
-                got=f"an error ({last_line(fault)}) for {shapes}",
-                expected="shapes that fit together and enough memory",
-                remedy="Use a smaller batch, or sizes that the network was exported for",
-            ) from fault
+
+    def prepare(self, feeds: Mapping[str, Array]) -> None:
+        """Do what the first call with such `feeds` would do before it runs: compile for their shapes.
+
+        `infer` does so by itself; a caller that times calls may want it apart. Raises EngineError.
+        """
+        self._active_specs()
+        self._check(feeds)
+        with self._faults_of(feeds):
+            self.prepare_impl(feeds)
+
+    def prepare_impl(self, feeds: Mapping[str, Array]) -> None:  # noqa: B027, most have nothing to do
+        """Compile for checked feeds; nothing where `activate_impl` left nothing to do."""
 
     @abstractmethod
     def activate_impl(self) -> ModelSpecs:
@@ -151,6 +155,22 @@ class Runner(ABC):
         self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.deactivate()
+
+    @contextmanager
+    def _faults_of(self, feeds: Mapping[str, Array]) -> Iterator[None]:
+        """Turn whatever the engine raises for `feeds` into EngineError."""
+        try:
+            yield
+        except AccuQuantError:
+            raise
+        except Exception as fault:  # each engine has exception classes of its own
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
+            raise EngineError(
+                self.name,
+                got=f"an error ({last_line(fault)}) for {shapes}",
+                expected="shapes that fit together and enough memory",
+                remedy="Use a smaller batch, or sizes that the network was exported for",
+            ) from fault
 
     def _active_specs(self) -> ModelSpecs:
         if self._specs is None:

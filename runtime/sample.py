@@ -15,6 +15,7 @@ from accuquant.errors import EngineError, UsageError
 from accuquant.manifest import Manifest
 from accuquant.runtime.class_labels import labels_of_images
 from accuquant.runtime.engine_model import EngineModel
+from accuquant.runtime.loop_profile import LoopProfile, counted
 from accuquant.runtime.noise_schedule import Float32Array
 from accuquant.runtime.runner import Array
 from accuquant.runtime.samplers import Network, Schedule, StepCallback, sample_ddim, sample_ddpm
@@ -37,6 +38,7 @@ def sample_images(
     class_labels: Sequence[int] | None = None,
     progress: Steps | None = None,
     callback: StepCallback | None = None,
+    profile: LoopProfile | None = None,
     **options: Any,
 ) -> Float32Array:
     """Sample `num_images` images with an engine -> float32 [N, H, W, C] in [0, 1].
@@ -45,10 +47,13 @@ def sample_images(
     pipeline makes with generator=[torch.Generator().manual_seed(seed + k), ...]. `steps` None takes
     the calibrated number. `class_labels` has one label an image, for a class-conditional network; None
     gives image k the class k modulo the number of classes. `callback(step, timestep, latents)`
-    runs after each step of each batch, batches in order. `options` go to the engine. Raises
-    UsageError for a folder whose pipeline or scheduler the numpy loop does not know.
+    runs after each step of each batch, batches in order. `profile` counts where the seconds go. `options` go
+    to the engine. Raises UsageError for a folder whose pipeline or scheduler the numpy loop does not know.
     """
-    with EngineModel.from_folder(folder, engine, **options) as model:
+    with counted(profile, "loading", then="rest"):
+        opened = EngineModel.from_folder(folder, engine, **options)
+    with opened as model:
+        model.profile = profile
         config = sampler_config(Path(folder), model.manifest)
         schedule = _schedule(config, model.manifest, steps)
         _check_counts(num_images, batch_size)
@@ -60,7 +65,8 @@ def sample_images(
             indices = range(first, min(first + size, num_images))
             seeds = [seed + k for k in indices]
             conditioning = {} if labels is None else {"class_labels": labels[indices.start : indices.stop]}
-            batches.append(sample_latents(model, schedule, seeds, conditioning, eta=eta, callback=ticker))
+            with counted(profile, "scheduler"):
+                batches.append(sample_latents(model, schedule, seeds, conditioning, eta=eta, callback=ticker))
     return to_images(np.concatenate(batches))
 
 
@@ -139,7 +145,8 @@ def to_images(latents: Float32Array) -> Float32Array:
 def _call(
     model: EngineModel, conditioning: Mapping[str, Array] | None, x: Float32Array, timestep: int
 ) -> Float32Array:
-    return model(x, timestep, conditioning)
+    with counted(model.profile, "drop-in"):
+        return model(x, timestep, conditioning)
 
 
 class _Ticker:

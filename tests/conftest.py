@@ -16,7 +16,8 @@ if "ACCUQUANT_CACHE" not in os.environ:
 # What is printed must not depend on the terminal that the tests run in.
 os.environ["COLUMNS"] = "80"
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -237,3 +238,15 @@ def no_driver() -> None:
 def save_graph() -> Callable[..., Path]:
     """Return `save`."""
     return save
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Callable[[int], None]]:
+    """Return a function after which no file grows beyond so many bytes: what a full disk is like."""
+    if sys.platform == "win32":
+        pytest.skip("limits of POSIX")
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -35,3 +35,13 @@ class Silent:
 
     def message(self, text: str) -> None:
         """Ignore the line."""
+
+
+class AtHome:
+    """A Progress that hands everything on in this process; a copy that travels to another is told in vain."""
+
+    def __init__(self, shown: Progress) -> None:
+        self.stage, self.advance, self.message = shown.stage, shown.advance, shown.message
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Silent, ()

@@ -25,7 +25,7 @@ def stacked_bars(bars: Sequence[tuple[str, Sequence[tuple[str, float]]]], *, uni
                 continue
             drawn.append(
                 f'<rect class="part {_style(part)}" x="{x:.1f}" y="{y}" width="{value * scale:.1f}" '
-                f'height="{_BAR}"><title>{escape(part)}: {value:.4g} {unit}</title></rect>'
+                f'height="{_BAR}"><title>{escape(part)}: {_figure(value)} {unit}</title></rect>'
             )
             if value * scale > 9 * len(part):
                 drawn.append(
@@ -34,7 +34,7 @@ def stacked_bars(bars: Sequence[tuple[str, Sequence[tuple[str, float]]]], *, uni
                 )
             x += value * scale
         total = sum(value for _, value in parts)
-        drawn.append(f'<text class="tick" x="{x + 8:.1f}" y="{y + 18}">{total:.4g} {unit}</text>')
+        drawn.append(f'<text class="tick" x="{x + 8:.1f}" y="{y + 18}">{_figure(total)} {unit}</text>')
     height = len(bars) * (_BAR + _GAP)
     return _svg(height, drawn, f"{unit} by part")
 
@@ -51,6 +51,11 @@ def network_strip(audit: EngineAudit) -> str:
         )
         x += width
     return _svg(_STRIP, drawn, "precision of every convolution and matrix product")
+
+
+def _figure(value: float) -> str:
+    """Return four digits, never as a power of ten: 5.559, 15050."""
+    return f"{value:.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def _style(part: str) -> str:

@@ -18,7 +18,7 @@ from accuquant.audit.audit_model import AuditReport, find_graph, name_of, shapes
 from accuquant.audit.engine_audit import EngineAudit, compare
 from accuquant.audit.engine_layers import EngineDescription
 from accuquant.audit.onnxruntime_layers import ProfiledSession
-from accuquant.audit.openvino_layers import read_openvino_layers
+from accuquant.audit.openvino_layers import read_openvino_layers, times_of_calls
 from accuquant.errors import EngineError
 from accuquant.export.read.as_written import read_as_written
 from accuquant.graph.calibrated import find_followers
@@ -82,7 +82,7 @@ class _Side:
         self.name = name
         self.num_engines = num_engines
         self._calls: list[float] = []
-        self._kernels: list[Mapping[str, float]] = []
+        self._means: list[Mapping[str, float]] = []
 
     def open(self, engine: CpuEngine, shapes: Shapes, num_threads: int | None, scratch: Path) -> None:
         """Compile the network, and run it once: the first call is slower."""
@@ -98,6 +98,7 @@ class _Side:
         self._feeds = feeds_of(self._runner, shapes)
         self._shapes = {name: array.shape for name, array in self._feeds.items()}
         self._runner.infer(self._feeds)
+        self._read_counters()
         self._seconds = time.perf_counter() - began
 
     def run(self) -> None:
@@ -105,8 +106,7 @@ class _Side:
         began = time.perf_counter()
         self._runner.infer(self._feeds)
         self._calls.append((time.perf_counter() - began) * 1e3)
-        if isinstance(self._runner, OpenVinoRunner):
-            self._kernels.append(self._runner.profiled())
+        self._read_counters()
 
     def audit(self, engine: CpuEngine, num_threads: int | None) -> EngineAudit:
         """Return what ran."""
@@ -133,13 +133,12 @@ class _Side:
     def _described(self) -> EngineDescription:
         if not isinstance(self._runner, OpenVinoRunner):
             return self._runner.described(self._network)
-        names = dict.fromkeys(name for times in self._kernels for name in times)
-        medians = {
-            name: float(np.median([times[name] for times in self._kernels if name in times]))
-            for name in names
-        }
         followers = find_followers(read_skeleton(self.path, error=EngineError))
-        return read_openvino_layers(self._runner.executed(), medians, followers)
+        return read_openvino_layers(self._runner.executed(), times_of_calls(self._means), followers)
+
+    def _read_counters(self) -> None:
+        if isinstance(self._runner, OpenVinoRunner):
+            self._means.append(self._runner.profiled())
 
 
 def feeds_of(runner: Any, shapes: Shapes) -> dict[str, Array]:

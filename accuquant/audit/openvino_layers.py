@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
 
 from accuquant.audit.engine_layers import EngineDescription, EngineLayer, EngineTensor
 from accuquant.runtime.executed_nodes import ExecutedNode, ExecutedTensor, with_lost_names
@@ -49,6 +52,21 @@ def read_openvino_layers(
         if node.name in milliseconds and node.kind not in _PORTS and not node.constant
     ]
     return EngineDescription(tuple(layers))
+
+
+def times_of_calls(means: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the median milliseconds of each kernel over all calls but the first.
+
+    `means` are what OpenVINO's counters say after each call: the mean over all calls since the model was
+    compiled. The first call is slower, and would stay in every later mean. What call k took is the difference
+    of two sums, so that it is known to k of the counters' microseconds.
+    """
+    taken: dict[str, list[float]] = {}
+    for call, (before, after) in enumerate(pairwise(means), start=2):
+        for name, mean in after.items():
+            if name in before:
+                taken.setdefault(name, []).append(max(0.0, mean * call - before[name] * (call - 1)))
+    return {name: float(np.median(times)) for name, times in taken.items()}
 
 
 def _tensors(tensors: Sequence[ExecutedTensor]) -> tuple[EngineTensor, ...]:

@@ -73,7 +73,7 @@ def float_contenders(
     def ready(engine: str, precision: Precision, runner: Runner) -> Contender:
         stack.callback(runner.deactivate)
         runner.activate()
-        feeds = _feeds(manifest, runner, inputs)
+        feeds = feeds_of(manifest, runner, inputs)
         return Contender(engine, precision, _DEVICES[engine], lambda: runner.infer(feeds))
 
     def openvino(precision: Precision) -> Contender:
@@ -92,7 +92,7 @@ def float_contenders(
     yield attempt("tensorrt fp16", tensorrt)
 
 
-def _feeds(manifest: Manifest, runner: Runner, inputs: Inputs) -> dict[str, Any]:
+def feeds_of(manifest: Manifest, runner: Runner, inputs: Inputs) -> dict[str, Any]:
     """Return the inputs by the graph's names, shapes and types."""
     signature = manifest.signature
     given: dict[str, Any] = {signature.sample.name: inputs.sample, **inputs.conditioning}

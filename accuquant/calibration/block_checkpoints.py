@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.networks.device import device_of
-from accuquant.networks.memory import free_bytes
+from accuquant.networks.room import free_memory
 
 from .trajectory import TrajectoryBatch, bound
 
@@ -34,7 +34,7 @@ def checkpoint_blocks(
     if enable is None:
         return False
     if choice is None:
-        free = free_bytes(device_of(network))
+        free = free_memory(device_of(network))
         choice = free is not None and bytes_kept(network, process, batch) > _SHARE * free
     if choice:
         enable()

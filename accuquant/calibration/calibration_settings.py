@@ -9,6 +9,8 @@ from accuquant.errors import UsageError
 from accuquant.scales.observer import observer_named
 
 from .gradient import gradient_arm
+from .methods.method import Method
+from .methods.registry import method_named
 from .presets import preset_values
 from .rounding import check_rounding
 
@@ -32,6 +34,9 @@ class CalibrationSettings:
     `sensitivity` measures what each layer alone does to a step, for the report; a `float_budget` needs it
     anyway. It takes four calls of the network a layer.
     `affine` lets one-sided activations (after SiLU) use a zero_point; False gives symmetric ranges only.
+    `method` is how all of it is done (docs/methods.md); a rival of "accuquant" takes only those of the other
+    settings that it has in common with it: `methods.method.OWN_SETTINGS` names the rest. Make settings of one
+    with `preset`, which knows its defaults.
     """
 
     steps: int = 50
@@ -57,14 +62,20 @@ class CalibrationSettings:
     shared_learning_rate: float = 0.01
     seed: int = 0
     preset_name: str = "balanced"
+    method: str = "accuquant"
 
     @classmethod
     def preset(cls, name: str, **given: Any) -> CalibrationSettings:
         """Return the settings of the preset `name`, with the fields that are `given` instead of its own.
 
-        Raises UsageError where no preset has that name.
+        What the `method` sets by default comes between the two. Raises UsageError where no preset has that
+        name, and where an option was given that the method has no use for.
         """
-        values = {**preset_values(name), "preset_name": name}
+        method = method_named(given.get("method", cls.method))
+        for option in given:
+            if option in method.refused:
+                raise _clash(method, option, "given")
+        values = {**preset_values(name), **method.defaults, "preset_name": name}
         if "calibration_steps" in values:
             values["calibration_steps"] = min(values["calibration_steps"], given.get("steps", cls.steps))
         return cls(**{**values, **given})
@@ -84,6 +95,29 @@ class CalibrationSettings:
         gradient_arm(self.gradient)
         observer_named(self.observer)
         check_rounding(self.rounding)
+        self._check_method()
+
+    def _check_method(self) -> None:
+        method = method_named(self.method)
+        if method.find is not None and self.preset_name != "balanced":
+            raise UsageError(
+                f"--preset {self.preset_name}",
+                got=f"a preset of AccuQuant's own way, with --method {method.name}",
+                expected="--preset balanced",
+                remedy="Leave it out, or leave out --method",
+            )
+        for name in method.refused:
+            if (value := getattr(self, name)) != type(self).__dataclass_fields__[name].default:
+                raise _clash(method, name, str(value))
+        for option, (low, high) in (("weight", method.weight_bits), ("activation", method.activation_bits)):
+            bits = getattr(self, f"{option}_bits")
+            if not low <= bits <= high:
+                raise UsageError(
+                    f"--{option}-bits",
+                    got=f"{bits}, which --method {method.name} does not define",
+                    expected=str(low) if low == high else f"a value from {low} to {high}",
+                    remedy="Give such a value, or take another method",
+                )
 
     def _check_calibration_steps(self) -> None:
         if self.calibration_steps is not None and self.calibration_steps > self.steps:
@@ -99,12 +133,16 @@ class CalibrationSettings:
         """The steps of the trajectories that are recorded, learned from and judged by."""
         if self.calibration_steps is not None:
             return self.calibration_steps
+        if method_named(self.method).every_step:
+            return self.steps
         learns = self.trajectory_iterations > 0 or self.group_iterations > 0
         return self.steps if learns else min(self.steps, _FEW_STEPS)
 
     @property
     def simulated_group_size(self) -> int:
         """How many simulated steps make a group: they span about what `group_size` sampled steps span."""
+        if method_named(self.method).one_set:
+            return self.simulated_steps
         return max(1, round(self.group_size * self.simulated_steps / self.steps))
 
     @property
@@ -115,25 +153,46 @@ class CalibrationSettings:
     @property
     def trajectory_iterations(self) -> int:
         """How many iterations learn what all groups share."""
+        if method_named(self.method).find is not None:
+            return 0
         if self.shared_iterations is None:
             return _SHARED_ITERATIONS if self._coarse else 0
         return self.shared_iterations
 
     @property
     def group_iterations(self) -> int:
-        """How many iterations learn the scales of one step group."""
+        """How many iterations learn the scales of one step group, or a block with a method that has them."""
+        method = method_named(self.method)
+        if method.find is not None:
+            return method.iterations if self.iterations is None else self.iterations
         if self.iterations is None:
             return _ITERATIONS if self._coarse else 0
         return self.iterations
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings as JSON values, with numbers where None left the choice to the rest."""
+        """Return the settings as JSON values, with numbers where None left the choice to the rest.
+
+        Those that the method refuses are not among them, nor is the method where it is AccuQuant's.
+        """
         values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-        return values | {
+        values |= {
             "calibration_steps": self.simulated_steps,
             "iterations": self.group_iterations,
             "shared_iterations": self.trajectory_iterations,
         }
+        # recipes of AccuQuant's own way stay what they were before there were others
+        absent = (*method_named(self.method).refused, *(["method"] if self.method == "accuquant" else []))
+        return {name: value for name, value in values.items() if name not in absent}
+
+
+def _clash(method: Method, name: str, got: str) -> UsageError:
+    taken = ", ".join(f"--{option.replace('_', '-')}" for option in method.options)
+    return UsageError(
+        f"--{name.replace('_', '-')}",
+        got=f"{got}, with --method {method.name}, which has no use for it",
+        expected=f"of AccuQuant's own options only {taken}" if taken else "none of AccuQuant's own options",
+        remedy="Leave it out, or take another method (docs/methods.md)",
+    )
 
 
 #: Steps that are simulated at most where scales are only measured: at equal cost, more trajectories of fewer

@@ -15,7 +15,7 @@ from accuquant.errors import CalibrationError
 
 from .calls import Calls
 from .descent_state import DescentState, Stateful
-from .gradient import LossFn, Segment, count_calls, gradient_arm
+from .gradient import GradientArm, LossFn, Segment, count_calls, gradient_arm
 from .trajectory import TrajectoryBatch
 
 
@@ -128,13 +128,15 @@ def descend(
     judge: Judge,
     progress: Callable[[int], None] | None,
     kept: DescentState | None = None,
+    arm: GradientArm | None = None,
 ) -> str:
     """Take a step for each of the first `settings.iterations` of `draws`; return what went wrong, or "".
 
     `judge` is asked at `moments`, shares of the iterations, and ends the descent by answering False. What an
-    earlier run has `kept` is taken over, and its iterations are not made again.
+    earlier run has `kept` is taken over, and its iterations are not made again. `arm` computes gradients, by
+    default as `settings` say.
     """
-    arm = gradient_arm(settings.gradient)
+    arm = arm or gradient_arm(settings.gradient)
     asked = judged_after(settings.iterations, moments)
     kept = kept or DescentState()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]

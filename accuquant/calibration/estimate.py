@@ -9,6 +9,7 @@ from typing import Any
 
 from accuquant._util.progress import Progress, Silent
 from accuquant._util.scratch import scratch_folder
+from accuquant.errors import UsageError
 from accuquant.groups import StepGroups
 from accuquant.networks.device import describe, device_of, repeatable
 from accuquant.networks.memory import StageWatch, memory_named
@@ -22,7 +23,6 @@ from accuquant.scales.placement_patterns import stays_float
 from .calibration_settings import CalibrationSettings
 from .calls import Calls
 from .care import care_notes
-from .input_moments import row_need
 from .placement import Placement, place
 from .plan import Plan
 from .remedies import remedies
@@ -92,9 +92,16 @@ def estimate(
     """Return what `calibrate` with the same arguments will take, timed by a few calls; nothing is written.
 
     The pipeline prepares one batch, and each stage's unit of work runs a few times where the network is.
-    Raises what `calibrate` raises before its first stage, and CalibrationError where memory does not suffice
-    for one batch.
+    Raises what `calibrate` raises before its first stage, UsageError for another method than AccuQuant's, and
+    CalibrationError where memory does not suffice for one batch.
     """
+    if settings.method != "accuquant":
+        raise UsageError(
+            "--dry-run",
+            got=f"--method {settings.method}, whose stages are not timed",
+            expected="AccuQuant's own method",
+            remedy="Calibrate without --dry-run, or leave out --method",
+        )
     shown, device = StageWatch(progress or Silent()), device_of(source.network)
     with repeatable(device, tf32=tf32), memory_named(shown, device, settings.batch_size):
         return _estimate(source, settings, task or Task(), shown)
@@ -117,13 +124,12 @@ def _estimate(source: Source, settings: CalibrationSettings, task: Task, shown: 
     placement = place(network, macs, include=settings.include, exclude=settings.exclude)
     plan = Plan(settings, groups.steps_of(process.timesteps), len(placement.quantized))
     layers = {name: quantizable_layers(network)[name] for name in placement.quantized}
-    rows = row_need(layers if settings.rounding == "gptq" else {}, sum(plan.calls_of_groups), plan.batches)
     rehearsal = Rehearsal(network, process, start, groups, placement.quantized, settings)
     rehearsal.warm_up()  # from now on, this process holds what libraries keep once they have run
     room = Room.of(network)
     with scratch_folder("estimate") as folder:
-        trial = rehearsal.run(plan.calls_of_groups, rows, folder, shown)
-    costs = StageCosts(plan, trial, rows, layers, start, room)
+        trial = rehearsal.run(plan.calls_of_groups, folder, shown)
+    costs = StageCosts(plan, trial, layers, start, room)
     stages = [costs.of(stage) for stage in plan.stages()]
     if isinstance(starter, PipelineStarter):
         stages.insert(0, costs.of_starts(*beginning))

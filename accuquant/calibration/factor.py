@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 _BLOCK = 512
+#: Columns that GPTQ rounds before their errors are carried to all others.
+COLUMNS = 128
+
+#: Columns [start, stop) of a factor: start, stop, L[start:stop, start:stop], and (L^T errors)[start:stop] of
+#: the errors [d, O] behind them.
+Block = tuple[int, int, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -35,9 +41,9 @@ class Factor:
         """The type that products with the factor are computed in."""
         return self.lower.dtype
 
-    def panels(self) -> Iterator[tuple[int, Tensor]]:
-        """Yield where each panel of columns starts, and L[start:, start:stop]: one panel, all of L."""
-        yield 0, self.lower
+    def blocks(self, errors: Tensor) -> Iterator[Block]:
+        """Yield the factor's columns from the last to the first; `errors` [d, O] are filled in meanwhile."""
+        return panel_blocks([(0, self.lower)], errors)
 
     def delete(self) -> None:
         """Do nothing: there are no files."""
@@ -48,6 +54,15 @@ class Factor:
         solution = torch.empty_like(right)
         solution[self.order] = torch.linalg.solve_triangular(self.lower.T, half, upper=True)
         return solution
+
+
+def panel_blocks(panels: Iterable[tuple[int, Tensor]], errors: Tensor) -> Iterator[Block]:
+    """Yield blocks of columns from panels L[start:, start:stop], each with its start, the last one first."""
+    for first, panel in panels:
+        for stop in range(first + panel.shape[1], first, -COLUMNS):
+            start = max(stop - COLUMNS, first)
+            some = slice(start - first, stop - first)
+            yield start, stop, panel[some, some], panel[stop - first :, some].T @ errors[stop:]
 
 
 def reorder_(matrix: Tensor, order: Tensor) -> Tensor:

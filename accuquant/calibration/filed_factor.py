@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .factor import Block, panel_blocks
+
 _PANEL = 512
 #: Bytes of panels that are summed in one pass over the rows.
 AT_ONCE = 2**28
@@ -50,10 +52,15 @@ class FiledFactor:
         for start in reversed(self._starts):
             yield start, self._read(start)
 
+    def blocks(self, errors: Tensor) -> Iterator[Block]:
+        """Yield the factor's columns from the last to the first; `errors` [d, O] are filled in meanwhile."""
+        return panel_blocks(self.panels(), errors)
+
     def delete(self) -> None:
-        """Remove the files."""
+        """Remove the files and their folder."""
         for start in self._starts:
             self._path(start).unlink(missing_ok=True)
+        self._folder.rmdir()
 
     def _sum(self, rows: Callable[[], Iterable[Tensor]]) -> None:
         """Write the panels of the covariance, as many in one pass over the rows as fit."""

@@ -63,7 +63,7 @@ def accuquant(process: DenoisingProcess, network: NetworkFn, segment: Segment, l
     (AccuQuant, arXiv 2510.20348, overview figure). Adds to the parameters' gradients, returns the loss.
     """
     latents, states = rollout(process, network, segment)
-    loss, gradient = _end_point_gradient(loss_fn, latents[-1], segment.target)
+    loss, gradient = end_point_gradient(loss_fn, latents[-1], segment.target)
     for step, before, state in zip(segment.steps, latents, states, strict=False):
         generators = process.restore_state(state)
         after = process.step(network, before, step, generators)
@@ -94,7 +94,7 @@ def exact(process: DenoisingProcess, network: NetworkFn, segment: Segment, loss_
 def checkpointed(process: DenoisingProcess, network: NetworkFn, segment: Segment, loss_fn: LossFn) -> float:
     """Back-propagate through all steps, recomputing each step's network: exact, memory of one step."""
     latents, states = rollout(process, network, segment)
-    loss, gradient = _end_point_gradient(loss_fn, latents[-1], segment.target)
+    loss, gradient = end_point_gradient(loss_fn, latents[-1], segment.target)
     wanted: dict[str, Tensor] = {}  # the gradient at the history after the step
     for step, before, state in reversed(list(zip(segment.steps, latents, states, strict=False))):
         leaf = before.detach().requires_grad_(True)
@@ -141,7 +141,8 @@ def count_calls(name: str, steps: int) -> Calls:
     return _STEP_CALLS[name] * steps
 
 
-def _end_point_gradient(loss_fn: LossFn, end: Tensor, target: Tensor) -> tuple[float, Tensor]:
+def end_point_gradient(loss_fn: LossFn, end: Tensor, target: Tensor) -> tuple[float, Tensor]:
+    """Return the loss, and its gradient at the end point."""
     leaf = end.detach().requires_grad_(True)
     loss = loss_fn(leaf, target)
     (gradient,) = torch.autograd.grad(loss, leaf)

@@ -15,6 +15,7 @@ from .row_store import BUFFER, PRECISE_WIDTH, RowPart, RowSums, RowWriter, filed
 from .unfolding import group_count, input_width, random_rows
 
 #: Rows gathered for each layer over the whole recording; wider layers get one for each of their inputs.
+#: A call gives no more than it has output positions.
 ROWS = 8192
 #: Sums that all layers together may take in memory, and in the file of a batch, in bytes.
 MEMORY = 2**28
@@ -41,13 +42,13 @@ class Moments(Protocol):
     def distinct(self) -> int:
         """How many of them differ."""
 
-    def covariance(self, group: int, columns: slice) -> Tensor:
-        """Return the covariance of some of a group's inputs, a tensor that the caller may overwrite."""
+    def covariance(self, group: int, columns: slice, device: torch.device) -> Tensor:
+        """Return the covariance of some of a group's inputs on `device`; the caller may overwrite it."""
 
 
 @dataclass(frozen=True)
 class RowPlan:
-    """What is kept of one layer: `rows` for each call, as sums or as they are."""
+    """What is kept of one layer: up to `rows` for each call, as sums or as they are."""
 
     rows: int
     summed: bool
@@ -140,42 +141,56 @@ class MomentSampler:
 
 
 @dataclass(frozen=True)
+class RowShape:
+    """How many rows [groups * width] a layer gives in a whole recording."""
+
+    name: str
+    groups: int
+    width: int
+    rows: int
+
+
+@dataclass(frozen=True)
 class RowNeed:
     """What the rows of all layers take until they are rounded: `memory`, of one batch, and `disk`, in bytes.
 
-    `sums` and `files` [(groups, width)] are the layers whose rows are summed, and those whose rows lie in
-    files.
+    `sums` are the layers whose rows are summed, `files` those whose rows lie in files.
     """
 
     memory: int
     disk: int
-    sums: tuple[tuple[int, int], ...]
-    files: tuple[tuple[int, int], ...]
+    sums: tuple[RowShape, ...]
+    files: tuple[RowShape, ...]
 
 
-def rows_of(width: int, calls: int) -> int:
-    """Return how many rows a layer of `width` inputs gives in `calls` calls of the network."""
-    return _rows_a_call(width, calls) * calls
+def rows_of(width: int, calls: int, positions: int) -> int:
+    """Return how many rows a layer of `width` inputs gives in `calls` calls, of so many positions each."""
+    return min(_rows_a_call(width, calls), positions) * calls
 
 
 def _rows_a_call(width: int, calls: int) -> int:
     return max(1, max(ROWS, width) // max(1, calls))
 
 
-def row_need(layers: Mapping[str, nn.Module], calls: int, batches: int) -> RowNeed:
-    """Return what samplers of these layers take in `calls` calls of the network, in so many batches."""
+def row_need(
+    layers: Mapping[str, nn.Module], positions: Mapping[str, int], calls: int, batches: int
+) -> RowNeed:
+    """Return what samplers of these layers take in `calls` calls of the network, in so many batches.
+
+    `positions` are each layer's in a call (`output_positions`).
+    """
     memory = disk = waiting = 0
     sums, files = [], []
     for name, plan in plan_rows(layers, calls, batches).items():
         groups, width = group_count(layers[name]), input_width(layers[name])
-        rows = plan.rows * calls
+        rows = min(plan.rows, positions[name]) * calls
         if plan.summed:
-            sums.append((groups, width))
+            sums.append(RowShape(name, groups, width, rows))
             size = 8 * groups * width**2
             memory += size + 4 * min(_BLOCK, rows) * groups * width
             disk += size * batches
         else:
-            files.append((groups, width))
+            files.append(RowShape(name, groups, width, rows))
             waiting += 4 * rows // batches * groups * width
             disk += 4 * rows * groups * width
         disk += _KEY * rows

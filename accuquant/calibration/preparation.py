@@ -14,6 +14,7 @@ import accuquant
 from accuquant._util.progress import Progress
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.groups import StepGroups
+from accuquant.networks.device import device_of
 from accuquant.networks.network import quantizable_layers
 from accuquant.pipelines.diffusers_internals import VOLATILE_CONFIG
 from accuquant.pipelines.source import Source
@@ -79,22 +80,35 @@ def prepare(
         scheduler=plain_config(dict(source.scheduler.config)),
         model_hash=source.model_hash,
         calibration={
-            "settings": settings.to_dict(),
-            "task": task.to_dict(),
-            "guidance": process.guidance.to_dict(),
-            "source": source.name,
-            "loras": [lora.to_dict() for lora in source.loras],
-            "loading": source.loading.to_dict(),
-            "pipeline_class": source.pipeline_class,
-            "int8_mac_share": placement.int8_share,
-            "float_layers": list(placement.float_layers),
+            **calibration_of(source, settings, task, process, placement),
             "float_by_budget": left,
             "sensitivity": errors,
             **rounding,
-            "accuquant_version": accuquant.__version__,
-            "torch_version": torch.__version__,
         },
     )
+
+
+def calibration_of(
+    source: Source,
+    settings: CalibrationSettings,
+    task: Task,
+    process: DenoisingProcess,
+    placement: Placement,
+) -> dict[str, Any]:
+    """Return what the recipe of every method says of its calibration."""
+    return {
+        "settings": settings.to_dict(),
+        "task": task.to_dict(),
+        "guidance": process.guidance.to_dict(),
+        "source": source.name,
+        "loras": [lora.to_dict() for lora in source.loras],
+        "loading": source.loading.to_dict(),
+        "pipeline_class": source.pipeline_class,
+        "int8_mac_share": placement.int8_share,
+        "float_layers": list(placement.float_layers),
+        "accuquant_version": accuquant.__version__,
+        "torch_version": torch.__version__,
+    }
 
 
 def _first_scales(
@@ -122,7 +136,7 @@ def _first_scales(
         return _to_tree(found)
 
     shown.stage("initial scales", len(placement.quantized))
-    found = units.map("scales", placement.quantized, observe, shown.advance)
+    found = units.map("scales", placement.quantized, observe, shown.advance, anywhere=True)
     return {name: _from_tree(tree) for name, tree in zip(placement.quantized, found, strict=True)}
 
 
@@ -134,17 +148,18 @@ def _rounded(
     units: Units,
 ) -> tuple[dict[str, LayerQParams], dict[str, dict[str, float]]]:
     """Return the qparams of all rounded layers, and what each rounding was based on; a layer is a unit."""
-    layers = quantizable_layers(source.network)
+    layers, device = quantizable_layers(source.network), device_of(source.network)
 
     def round_one(name: str) -> dict[str, Any]:
         moments = inputs.moments(name)
-        rounded = compensate(layers[name], qparams[name], moments)
+        rounded = compensate(layers[name], qparams[name], moments, device)
         return {"qparams": _to_tree(rounded), "facts": rounding_facts(layers[name], moments)}
 
     # the widest first: the memory that its covariance takes is the levels' of all others later
     names = sorted(inputs.rounded, key=lambda name: -input_width(layers[name]))
     shown.stage("weight rounding", len(names))
-    found = dict(zip(names, units.map("rounding", names, round_one, shown.advance), strict=True))
+    computed = units.map("rounding", names, round_one, shown.advance, anywhere=True)
+    found = dict(zip(names, computed, strict=True))
     return (
         {name: _from_tree(tree["qparams"]) for name, tree in found.items()},
         {name: tree["facts"] for name, tree in found.items()},

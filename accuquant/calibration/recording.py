@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from safetensors.torch import save_file
+from torch import nn
 
 from accuquant._util.files import atomic_write
-from accuquant._util.progress import Progress
+from accuquant._util.progress import AtHome, Progress
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.denoising.start import Start
 from accuquant.groups import StepGroups
@@ -16,7 +17,7 @@ from accuquant.networks.network import quantizable_layers
 from accuquant.pipelines.source import Source
 from accuquant.pipelines.starts import Starter, from_noise_alone
 from accuquant.units.tensor_tree import storable
-from accuquant.units.units import unit_seed
+from accuquant.units.units import Engine, InMemory, unit_seed
 
 from .activations import ActivationSampler
 from .calibration_settings import CalibrationSettings
@@ -42,6 +43,7 @@ class Recorder:
     starter: Starter
     groups: StepGroups
     work: WorkFolder
+    engine: Engine
     shown: Progress
 
     def record(self, placement: Placement | None) -> list[StoredBatch]:
@@ -55,13 +57,20 @@ class Recorder:
         if missing:
             start_of = self._starts(members, missing)
             self.starter.close()
-            steps = len(self._process)
+            steps, away = len(self._process), self.engine.away
             self.shown.stage("full-precision trajectories", len(members) * steps)
             if len(missing) < len(members):
                 self.shown.advance((len(members) - len(missing)) * steps)
-            for batch in missing:
-                self._record(batch, start_of(batch), placement)
-                self.work.start(batch).unlink(missing_ok=True)
+            recording = _Recording(
+                self.source.network, self._process, self.groups, self.settings.seed, len(members),
+                placement, self._rounded(placement), self.work, start_of, AtHome(self.shown),
+            )  # fmt: skip
+            InMemory(self.engine).map(
+                "trajectories",
+                [str(batch) for batch in missing],
+                recording,
+                (lambda: self.shown.advance(steps)) if away else lambda: None,
+            )
         return [StoredBatch(self.work.trajectories(k)) for k in range(len(members))]
 
     def inputs(self, placement: Placement) -> RecordedInputs:
@@ -82,8 +91,8 @@ class Recorder:
         there = TensorFile(self.work.trajectories(batch)).whole()
         return there and (not inputs or is_whole(self.work.inputs(batch)))
 
-    def _rounded(self, placement: Placement) -> tuple[str, ...]:
-        return placement.quantized if self.settings.rounding == "gptq" else ()
+    def _rounded(self, placement: Placement | None) -> tuple[str, ...]:
+        return placement.quantized if placement and self.settings.rounding == "gptq" else ()
 
     def _starts(self, members: Sequence[range], missing: Sequence[int]) -> Callable[[int], Start]:
         """Return what gives the start of a batch; what encoders made is kept, and read when it is needed."""
@@ -91,7 +100,7 @@ class Recorder:
         def make(batch: int) -> Start:
             return self.starter.start(members[batch], seed=self.settings.seed)
 
-        if from_noise_alone(self.source):
+        if from_noise_alone(self.source) and not self.engine.away:
             return make
         self.shown.stage("prompts and first latents", len(missing))
         for batch in missing:
@@ -101,24 +110,55 @@ class Recorder:
                 with atomic_write(path) as temporary:
                     save_file(tensors, temporary)
             self.shown.advance()
-        return lambda batch: Start.from_tensors(TensorFile(self.work.start(batch)).all())
+        return _KeptStart(self.work)
 
-    def _record(self, batch: int, start: Start, placement: Placement | None) -> None:
-        process, network = self._process, self.source.network
-        if placement is None:
-            found = record_batch(network, process, start, lambda _step: self.shown.advance())
+
+@dataclass(frozen=True)
+class _KeptStart:
+    """Reads the start of a batch."""
+
+    work: WorkFolder
+
+    def __call__(self, batch: int) -> Start:
+        return Start.from_tensors(TensorFile(self.work.start(batch)).all())
+
+
+@dataclass(frozen=True)
+class _Recording:
+    """Records one of `count` batches, and samples what the layers in `placement` see, into its files."""
+
+    network: nn.Module
+    process: DenoisingProcess
+    groups: StepGroups
+    seed: int
+    count: int
+    placement: Placement | None
+    rounded: tuple[str, ...]
+    work: WorkFolder
+    start_of: Callable[[int], Start]
+    shown: AtHome
+
+    def __call__(self, unit: str) -> None:
+        """Record the batch of that number."""
+        batch = int(unit)
+        self._record(batch, self.start_of(batch))
+        self.work.start(batch).unlink(missing_ok=True)
+
+    def _record(self, batch: int, start: Start) -> None:
+        if self.placement is None:
+            found = record_batch(self.network, self.process, start, lambda _step: self.shown.advance())
             save_batch(self.work.trajectories(batch), found)
             return
-        activations, moments = self._samplers(batch, placement)
-        group_of = [self.groups.find(t) for t in process.timesteps]
+        activations, moments = self._samplers(batch, self.placement)
+        group_of = [self.groups.find(t) for t in self.process.timesteps]
 
         def before_step(step: int) -> None:
-            activations.group, activations.place = group_of[step], place_of(step, process)
+            activations.group, activations.place = group_of[step], place_of(step, self.process)
             self.shown.advance()
 
         try:
-            with activations.watch(network), moments.watch():
-                found = record_batch(network, process, start, before_step)
+            with activations.watch(self.network), moments.watch():
+                found = record_batch(self.network, self.process, start, before_step)
             save_inputs(self.work.inputs(batch), activations, moments)
         finally:
             moments.close()
@@ -126,17 +166,16 @@ class Recorder:
 
     def _samplers(self, batch: int, placement: Placement) -> tuple[ActivationSampler, MomentSampler]:
         """Return what draws from the activations of one batch, as much as all batches together want of it."""
-        count, seed = len(self._members()), self.settings.seed
-        group_of = [self.groups.find(t) for t in self._process.timesteps]
-        calls = [group_of.count(group) * count for group in range(len(self.groups))]
-        layers = quantizable_layers(self.source.network)
-        rounded = {name: layers[name] for name in self._rounded(placement)}
+        group_of = [self.groups.find(t) for t in self.process.timesteps]
+        calls = [group_of.count(group) * self.count for group in range(len(self.groups))]
+        layers = quantizable_layers(self.network)
+        rounded = {name: layers[name] for name in self.rounded}
         return (
-            ActivationSampler(placement.quantized, calls, unit_seed(seed, (batch, 0))),
+            ActivationSampler(placement.quantized, calls, unit_seed(self.seed, (batch, 0))),
             MomentSampler(
                 rounded,
-                plan_rows(rounded, sum(calls), count),
-                unit_seed(seed, (batch, 1)),
+                plan_rows(rounded, sum(calls), self.count),
+                unit_seed(self.seed, (batch, 1)),
                 rows_beside(self.work.inputs(batch)),
             ),
         )

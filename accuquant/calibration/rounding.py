@@ -10,12 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from accuquant.errors import CalibrationError, unknown_name
+from accuquant.networks.device import CPU, full_float32
 from accuquant.networks.network import weight_of
+from accuquant.networks.room import free_memory
 from accuquant.qparams import LayerQParams, level_bounds
 
 from .factor import Factor
 from .filed_factor import FiledFactor
 from .input_moments import Moments
+from .row_factor import RowFactor, few_rows
 from .row_store import PRECISE_WIDTH, FiledMoments
 from .unfolding import as_matrices, from_matrices
 
@@ -24,7 +27,9 @@ ROUNDINGS = ("gptq", "nearest")
 SHRINKAGE = 0.05
 #: The widest covariance that is factored as a whole, 1.2 GB of files. Wider inputs fall into blocks.
 MAX_WIDTH = 24576
-_BLOCK = 128
+AnyFactor = Factor | FiledFactor | RowFactor
+#: Tensors of a weight's size that rounding holds, and what its products take meanwhile.
+_COPIES = 6
 #: Outputs whose errors are computed at once, in float64.
 _OUTPUTS = 256
 
@@ -35,7 +40,10 @@ def check_rounding(name: str) -> None:
         raise unknown_name("rounding", name, ROUNDINGS)
 
 
-def compensate(layer: nn.Module, qparams: LayerQParams, moments: Moments) -> LayerQParams:
+@full_float32()
+def compensate(
+    layer: nn.Module, qparams: LayerQParams, moments: Moments, device: torch.device = CPU
+) -> LayerQParams:
     """Return `qparams` with weight levels whose rounding errors cancel, and the bias correction for the rest.
 
     Minimizes E|(W - W^)(x + n)|^2 over the levels of W^ by GPTQ, where x are the layer's inputs and n is the
@@ -46,27 +54,45 @@ def compensate(layer: nn.Module, qparams: LayerQParams, moments: Moments) -> Lay
     by itself, the sample says that directions which it does not span carry nothing and may take any error.
     The groups of a convolution are products of their own; those of a transposed one share their scales.
 
-    Raises CalibrationError where the inputs are not finite.
+    It is computed on `device` where a layer's covariance has room there, in full float32 or float64, else on
+    the CPU. Raises CalibrationError where the inputs are not finite.
     """
-    weight = as_matrices(layer, weight_of(layer).float().cpu())
+    weight = as_matrices(layer, weight_of(layer).float())
+    device = place_for(device, *weight.shape[1:])
+    weight = weight.to(device)
     noise = float(np.square(qparams.activation_scale, dtype=np.float64).mean()) / 12
     scale = torch.from_numpy(qparams.weight_scale).reshape(-1, weight.shape[1]).expand(weight.shape[:2])
-    levels = torch.empty(weight.shape, dtype=torch.int8)
+    scale, mean = scale.to(device), moments.mean.to(device)
+    levels = torch.empty(weight.shape, dtype=torch.int8, device=device)
     for group, _, columns in blocks_of(*weight.shape):
         share = shrinkage(weight.shape[2], moments.distinct)
-        factor = _factor(moments, group, columns, share, noise, qparams.name)
+        factor = _factor(moments, group, columns, share, noise, qparams.name, device)
         for some in _parts(weight.shape[1], factor):
             levels[group, some, columns] = gptq(
                 weight[group, some, columns], scale[group, some], factor, qparams.weight_bits
             )
         factor.delete()
         del factor  # before the next one is made
-    correction = [_mean_errors(*group) for group in zip(weight, levels, scale, moments.mean, strict=True)]
+    correction = [_mean_errors(*group) for group in zip(weight, levels, scale, mean, strict=True)]
     return replace(
         qparams,
-        weight_levels=from_matrices(layer, levels).contiguous().numpy(),
-        bias_correction=torch.cat(correction).float().numpy(),
+        weight_levels=from_matrices(layer, levels.cpu()).contiguous().numpy(),
+        bias_correction=torch.cat(correction).float().cpu().numpy(),
     )
+
+
+def place_for(device: torch.device, outputs: int, width: int) -> torch.device:
+    """Return where a layer of [outputs, width] is rounded: on `device`, or on the CPU where it has no room.
+
+    Apple's GPUs know no float64, which narrow covariances are in.
+    """
+    if device.type in ("cpu", "mps"):
+        return CPU
+    size = 8 if width <= PRECISE_WIDTH else 4
+    columns = min(width, MAX_WIDTH)
+    free = free_memory(device)
+    need = size * columns**2 + _COPIES * size * outputs * columns
+    return device if free is None or need <= free else CPU
 
 
 def shrinkage(width: int, distinct: int) -> float:
@@ -77,17 +103,21 @@ def shrinkage(width: int, distinct: int) -> float:
     return SHRINKAGE * max(1.0, width / distinct)
 
 
-def rounding_work(layer: nn.Module) -> tuple[int, float]:
+def rounding_work(layer: nn.Module, rows: int | None) -> tuple[int, float]:
     """Return the columns that `compensate` rounds one by one in a layer, and its products.
 
+    `rows` of it lie in files, None where they are summed. What gathering a covariance takes is not counted.
     A covariance of d inputs is factored with d^3 / 3 products and rounds O outputs with d^2 O / 2. In
-    float32, above PRECISE_WIDTH, a product counts as half of one.
+    float32, above PRECISE_WIDTH, a product counts as half of one. Few rows n take 2 d n (n + O).
     """
     groups, outputs, inputs = as_matrices(layer, weight_of(layer)).shape
     columns, products = 0, 0.0
     for _, _, some in blocks_of(groups, outputs, inputs):
         width = some.stop - some.start
         columns += width
+        if rows is not None and few_rows(rows, width):
+            products += 2 * width * rows * (rows + outputs)
+            continue
         products += width**2 * (width / 3 + outputs / 2) * (1 if width <= PRECISE_WIDTH else 0.5)
     return columns, products
 
@@ -103,18 +133,31 @@ def blocks_of(groups: int, outputs: int, width: int) -> list[tuple[int, slice, s
 
 
 def _factor(
-    moments: Moments, group: int, columns: slice, share: float, noise: float, name: str
-) -> Factor | FiledFactor:
-    """Return the factor of the noisy, shrunk covariance of a group's inputs: in files above PRECISE_WIDTH."""
-    power = 0.0
+    moments: Moments,
+    group: int,
+    columns: slice,
+    share: float,
+    noise: float,
+    name: str,
+    device: torch.device,
+) -> AnyFactor:
+    """Return the factor of the noisy, shrunk covariance of a group's inputs.
+
+    Main memory holds none of more than PRECISE_WIDTH inputs: they lie in files. Few rows need none.
+    """
+    power, width = 0.0, columns.stop - columns.start
     try:
-        if isinstance(moments, FiledMoments) and columns.stop - columns.start > PRECISE_WIDTH:
+        if isinstance(moments, FiledMoments) and few_rows(moments.rows, width):
+            rows = torch.cat(list(moments.scaled_rows(group, columns))).to(device)
+            power = float(rows.double().square().sum(0).mean())
+            return RowFactor(rows, share * power + noise)
+        if device.type == "cpu" and isinstance(moments, FiledMoments) and width > PRECISE_WIDTH:
             variances = moments.variances(group, columns)
             power = float(variances.mean())
             return FiledFactor.of(
                 lambda: moments.scaled_rows(group, columns), variances, share * power + noise, moments.folder
             )
-        covariance = moments.covariance(group, columns)
+        covariance = moments.covariance(group, columns, device)
         power = float(covariance.diagonal().mean())
         covariance.diagonal().add_(share * power + noise)
         return Factor.of_(covariance)
@@ -127,7 +170,7 @@ def _factor(
         ) from error
 
 
-def _parts(outputs: int, factor: Factor | FiledFactor) -> list[slice]:
+def _parts(outputs: int, factor: AnyFactor) -> list[slice]:
     """Return which outputs are rounded at once: all, or some where all of them would take much memory."""
     size = outputs if isinstance(factor, Factor) else _OUTPUTS
     return [slice(start, start + size) for start in range(0, outputs, size)]
@@ -141,7 +184,7 @@ def _mean_errors(weight: Tensor, levels: Tensor, scale: Tensor, mean: Tensor) ->
     )
 
 
-def gptq(weight: Tensor, scale: Tensor, factor: Factor | FiledFactor, bits: int) -> Tensor:
+def gptq(weight: Tensor, scale: Tensor, factor: AnyFactor, bits: int) -> Tensor:
     """Return int8 levels [O, d] at the scales [O] for `weight` [O, d], given the factor of its inputs.
 
     Columns are rounded one after the other, those with the most input power first, and each makes up for the
@@ -153,19 +196,14 @@ def gptq(weight: Tensor, scale: Tensor, factor: Factor | FiledFactor, bits: int)
     free = weight.T.to(factor.dtype)[factor.order]
     scale = scale.to(free.dtype)
     errors = torch.empty_like(free)
-    levels = torch.empty(free.shape, dtype=torch.int8)
-    for first, panel in factor.panels():
-        for stop in range(first + panel.shape[1], first, -_BLOCK):
-            start = max(stop - _BLOCK, first)
-            columns = slice(start - first, stop - first)
-            block = panel[columns, columns]
-            earlier = panel[stop - first :, columns].T @ errors[stop:]
-            for row in reversed(range(stop - start)):
-                at = start + row
-                owed = earlier[row] + block[row + 1 :, row] @ errors[at + 1 : stop]
-                level = ((free[at] + owed / block[row, row]) / scale).round_().clamp_(qmin, qmax)
-                errors[at] = free[at] - level * scale
-                levels[at] = level.to(torch.int8)
+    levels = torch.empty(free.shape, dtype=torch.int8, device=free.device)
+    for start, stop, block, earlier in factor.blocks(errors):
+        for row in reversed(range(stop - start)):
+            at = start + row
+            owed = earlier[row] + block[row + 1 :, row] @ errors[at + 1 : stop]
+            level = ((free[at] + owed / block[row, row]) / scale).round_().clamp_(qmin, qmax)
+            errors[at] = free[at] - level * scale
+            levels[at] = level.to(torch.int8)
     restored = torch.empty_like(levels)
     restored[factor.order] = levels
     return restored.T

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from accuquant._util.files import errors_name
+from accuquant.networks.device import CPU
 
 #: Wider covariances are computed with in float32; in float64, one of 6144 inputs takes 0.3 GB.
 PRECISE_WIDTH = 6144
@@ -78,9 +79,9 @@ class SummedMoments:
     rows: int
     distinct: int
 
-    def covariance(self, group: int, columns: slice) -> Tensor:
-        """Return the covariance of some of a group's inputs, a new tensor."""
-        return self.products[group, columns, columns] / self.rows
+    def covariance(self, group: int, columns: slice, device: torch.device = CPU) -> Tensor:
+        """Return the covariance of some of a group's inputs, a new tensor on `device`."""
+        return self.products[group, columns, columns].to(device) / self.rows
 
 
 class RowWriter:
@@ -162,16 +163,16 @@ class FiledMoments:
     distinct: int
     parts: tuple[RowPart, ...]
 
-    def covariance(self, group: int, columns: slice) -> Tensor:
-        """Return the covariance of some of a group's inputs, a new tensor.
+    def covariance(self, group: int, columns: slice, device: torch.device = CPU) -> Tensor:
+        """Return the covariance of some of a group's inputs, a new tensor on `device`.
 
         float64 up to PRECISE_WIDTH inputs, float32 sums of centred rows above.
         """
         mean = self.mean[group, columns]
         width, dtype = len(mean), _precision(len(mean))
-        total = torch.zeros(width, width, dtype=dtype)
+        total = torch.zeros(width, width, dtype=dtype, device=device)
         for rows in read_rows(self.parts, *self.mean.shape):
-            centred = (rows[:, group, columns] - mean).to(dtype)
+            centred = (rows[:, group, columns] - mean).to(device, dtype)
             for start in range(0, width, _COLUMNS):
                 some = slice(start, start + _COLUMNS)
                 total[start:, some].addmm_(centred[:, start:].T, centred[:, some])

@@ -13,7 +13,7 @@ from accuquant.networks.network import quantizable_layers
 
 from .care import facts_of
 from .input_moments import rows_of
-from .unfolding import input_width
+from .unfolding import input_width, output_positions
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,14 @@ class Recorded:
 class InputWatch:
     """Looks at the inputs of layers in a call each at two steps.
 
-    A text layer sees the same rows in every step, and no more of them than there are prompts.
+    A text layer sees the same rows in every step, and no more of them than there are prompts. `positions`
+    are each layer's output positions in a call.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
         self._rows: dict[str, list[_Rows]] = {name: [] for name in names}
         self._sizes: dict[int, int] = {}
+        self.positions: dict[str, int] = {}
         self._held: list[Tensor] = []  # of one call, so that no two inputs have one id
 
     @contextmanager
@@ -62,7 +64,7 @@ class InputWatch:
         """Return what each layer's rounding will be based on, as `care.rounding_facts`, at most."""
         facts = {}
         for name, layer in layers.items():
-            rows = rows_of(input_width(layer), recorded.calls)
+            rows = rows_of(input_width(layer), recorded.calls, self.positions[name])
             distinct = min(rows, _different(self._rows[name], recorded)) if self._rows[name] else rows
             facts[name] = facts_of(layer, rows, distinct)
         return facts
@@ -70,6 +72,7 @@ class InputWatch:
     def _observe(self, layer: nn.Module, name: str, x: Tensor) -> None:
         self._held.append(x)
         self._sizes[id(x)] = x.numel()
+        self.positions[name] = output_positions(layer, x)
         if isinstance(layer, nn.Linear):  # what a convolution unfolds differs from place to place
             self._rows[name].append(_Rows.of(x.detach()))
 

@@ -26,7 +26,6 @@ from .trajectory import TrajectoryBatch
 _STEPS = 4
 
 
-@torch.no_grad()
 def measure_sensitivity(
     network: nn.Module,
     process: DenoisingProcess,
@@ -43,13 +42,14 @@ def measure_sensitivity(
     The error is the median over samples of the mean squared difference to the float step, summed over
     `num_steps` steps spread over the trajectory. `network` is left as it was. A unit of work is a layer.
     """
-    shown, batch = progress or Silent(), batch.to(device_of(network))
+    shown = progress or Silent()
     steps = _spread(len(process), num_steps)
     active = ActiveGroup(groups)
 
     def measure(name: str) -> float:
-        with _quantized(network, qparams[name], active):
-            return sum(_step_error(network, process, batch, step, active) for step in steps)
+        there = batch.to(device_of(network))  # a worker's network has a device of its own
+        with torch.no_grad(), _quantized(network, qparams[name], active):
+            return sum(_step_error(network, process, there, step, active) for step in steps)
 
     found = (units or InMemory()).map("sensitivity", list(qparams), measure, shown.advance)
     return dict(zip(qparams, found, strict=True))

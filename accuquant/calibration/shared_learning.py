@@ -12,18 +12,19 @@ from torch import Tensor, nn
 
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.networks.device import device_of
-from accuquant.networks.mapped_pages import give_back_weights
 from accuquant.networks.network import quantizable_layers
-from accuquant.networks.simulate import QuantizedLayer, quantize_network, quantized_layers
+from accuquant.networks.simulate import QuantizedLayer
 from accuquant.recipe import GroupResult, Recipe
+from accuquant.units.per_worker import PerWorker
+from accuquant.units.units import SERIAL, Engine
 
-from .block_checkpoints import checkpoint_blocks
 from .calls import Calls
 from .descent import HeldOutJudge, LearningSettings, descend, descent_calls, draw_segments
 from .descent_state import DescentState
-from .learning import end_point_loss, held_out_errors
-from .output_correction import OutputCorrection, corrected
+from .learning import end_point_loss
+from .output_correction import OutputCorrection
 from .probe import nothing_to_gain
+from .shared_units import Learner, SharedUnits
 from .trajectory import TrajectoryBatch
 
 #: When the held-out trajectories are asked, as shares of the iterations.
@@ -45,6 +46,7 @@ def learn_shared(
     progress: Callable[[int], None] | None = None,
     checkpoint: bool | None = None,
     kept: DescentState | None = None,
+    engine: Engine = SERIAL,
 ) -> tuple[Recipe, GroupResult]:
     """Learn the weight scales and biases of `recipe`, and with them the activation scales of all groups.
 
@@ -59,21 +61,15 @@ def learn_shared(
     with the number of steps. The learning rate counts in the relative error that quantization leaves at
     first: 0.01 moves scales by 0.03 % an iteration where the latents err by 3 %, and by 0.01 % where by 1 %.
     `checkpoint` is as in `checkpoint_blocks`. The descent goes on from what `kept` has of an earlier run.
+    `engine` computes the steps of a gradient and the batches that judge.
     """
     kept, settings = kept or DescentState(), _in_bounded_memory(settings)
-    simulated = quantize_network(network, recipe.layers.values(), recipe.groups)
-    give_back_weights(network, recipe.layers)
-    checkpoint_blocks(simulated, process, batches[0], checkpoint)
-    layers = quantized_layers(simulated)
     steps = range(len(process))
-    with corrected(layers) as corrections:
-        parameters = _parameters(layers, corrections)
-        judge = _Judge(
-            lambda: held_out_errors(simulated, process, steps, held_out),
-            parameters,
-            corrections.values(),
-            kept.of("judge"),
-        )
+    maker = PerWorker(lambda: Learner.of(network, process, recipe, batches[0], checkpoint))
+    learner, shared = maker.get(), SharedUnits(engine, maker, process, steps, held_out)
+    simulated, parameters = learner.network, learner.parameters
+    with learner.attached:
+        judge = _Judge(shared.errors, parameters, learner.corrections.values(), kept.of("judge"))
         typical = judge.initial_loss or 1.0
         rate = settings.learning_rate * _relative(judge.initial_loss, held_out)
 
@@ -101,10 +97,13 @@ def learn_shared(
             judge=judge,
             progress=progress,
             kept=kept,
+            arm=shared.arm(settings.gradient),
         )
     if fault or not judge.restore():
         return recipe, judge.result("rolled_back", fault or judge.verdict())
-    return _folded(network, recipe, layers, corrections), judge.result("learned", judge.note())
+    return _folded(network, recipe, learner.layers, learner.corrections), judge.result(
+        "learned", judge.note()
+    )
 
 
 def count_calls(settings: LearningSettings, steps: int, held_out: int) -> Calls:
@@ -116,16 +115,6 @@ def count_calls(settings: LearningSettings, steps: int, held_out: int) -> Calls:
 
 def _in_bounded_memory(settings: LearningSettings) -> LearningSettings:
     return replace(settings, gradient="checkpoint") if settings.gradient == "exact" else settings
-
-
-def _parameters(
-    layers: Mapping[str, QuantizedLayer], corrections: Mapping[str, OutputCorrection]
-) -> list[nn.Parameter]:
-    """Return all that is learned; layers that read one tensor have one set of scales."""
-    for layer in layers.values():
-        layer.learning = True
-    scales = {id(layer.log_scale): layer.log_scale for layer in layers.values()}
-    return [*scales.values(), *(p for correction in corrections.values() for p in correction.parameters())]
 
 
 def _folded(

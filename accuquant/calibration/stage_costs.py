@@ -14,7 +14,6 @@ from accuquant.networks.room import Room
 
 from .activations import sample_bytes
 from .calls import Calls
-from .input_moments import RowNeed, rows_of
 from .plan import (
     GROUPS,
     REFINED,
@@ -28,6 +27,7 @@ from .plan import (
     PlannedStage,
 )
 from .rounding import rounding_work
+from .row_factor import few_rows
 from .row_store import PRECISE_WIDTH
 from .trial import Trial, Unit
 
@@ -82,13 +82,12 @@ class StageCosts:
         self,
         plan: Plan,
         trial: Trial,
-        rows: RowNeed,
         layers: Mapping[str, nn.Module],
         start: Start,
         room: Room,
     ) -> None:
         """Take one batch's `start`, and what `room` the process had with the network loaded."""
-        self._plan, self._trial, self._rows, self._layers = plan, trial, rows, layers
+        self._plan, self._trial, self._rows, self._layers = plan, trial, trial.rows, layers
         self._base = room.held
         self._recorded = trajectory_bytes(start, plan, remembers=trial.remembers)
         self._samples = sample_bytes(trial.inputs.sizes(), plan.calls_of_groups)
@@ -133,17 +132,17 @@ class StageCosts:
         return self._trial.shared if name == SHARED else self._trial.group
 
     def _summing(self) -> float:
-        calls = sum(self._plan.calls_of_groups)
-        shapes = [(rows_of(width, calls), groups * width**2) for groups, width in self._rows.sums]
+        shapes = [(layer.rows, layer.groups * layer.width**2) for layer in self._rows.sums]
         return sum(self._trial.summed.seconds(rows, rows * square) for rows, square in shapes)
 
     def _rounding(self) -> float:
-        calls = sum(self._plan.calls_of_groups)
-        work = [rounding_work(layer) for layer in self._layers.values()]
+        filed = {shape.name: shape.rows for shape in self._rows.files}
+        work = [rounding_work(layer, filed.get(name)) for name, layer in self._layers.items()]
         columns, products = sum(columns for columns, _ in work), sum(products for _, products in work)
-        for groups, width in self._rows.files:  # the lower half of a covariance, in float32 where it is wide
-            share = 0.5 if width <= PRECISE_WIDTH else 0.25
-            products += share * groups * rows_of(width, calls) * width**2
+        summed = [shape for shape in self._rows.files if not few_rows(shape.rows, shape.width)]
+        for layer in summed:  # the lower half of a covariance, in float32 where it is wide
+            share = 0.5 if layer.width <= PRECISE_WIDTH else 0.25
+            products += share * layer.groups * layer.rows * layer.width**2
         return self._trial.rounded.seconds(columns, products)
 
     def _need(self, name: str) -> Need:
@@ -174,7 +173,7 @@ class StageCosts:
 
     def _widest(self) -> int:
         """Return the bytes of the largest covariance and of the weight that is rounded by it."""
-        widths = [width for _, width in (*self._rows.sums, *self._rows.files)]
+        widths = [layer.width for layer in (*self._rows.sums, *self._rows.files)]
         covariances = [(8 if width <= PRECISE_WIDTH else 4) * width**2 for width in widths]
         weights = max(weight_shape(layer).numel() for layer in self._layers.values())
         return max(covariances) + 3 * 8 * weights  # the weight, its errors and their products, in float64

@@ -30,12 +30,12 @@ from .calibration_settings import CalibrationSettings
 from .cost_line import CostLine
 from .gradient import Segment
 from .gradient import exact as differentiated
-from .input_moments import Drawn, MomentSampler, RowNeed, moments_of, plan_rows
+from .input_moments import Drawn, MomentSampler, RowNeed, moments_of, plan_rows, row_need
 from .learning import end_point_loss, held_out_errors
 from .output_correction import corrected
 from .output_search import count_calls, refine_scales
 from .rounding import compensate, rounding_work
-from .row_store import RowSums
+from .row_store import FiledMoments, RowSums
 from .seen_inputs import InputWatch
 from .sensitivity import measure_sensitivity
 from .trajectory import TrajectoryBatch
@@ -59,11 +59,13 @@ class Unit:
 class Trial:
     """What units of the stages took.
 
-    `copy` is what the simulated network holds beside the float one, in bytes, `learned` the numbers that are
-    learned in it. A solver that `remembers` keeps outputs of earlier steps.
+    `rows` is what the recording's rows take, `copy` what the simulated network holds beside the float one, in
+    bytes, `learned` the numbers that are learned in it. A solver that `remembers` keeps outputs of
+    earlier steps.
     """
 
     sampled: Unit
+    rows: RowNeed
     summed: CostLine
     scales: tuple[float, float]
     refined: Unit
@@ -96,21 +98,24 @@ class Rehearsal:
         layers = quantizable_layers(network)
         self.layers = {name: layers[name] for name in names}
         self.batch = _standing(process, start.to(device_of(network)))
+        self._rounded = self.layers if settings.rounding == "gptq" else {}
+        self._batches = -(-settings.num_trajectories // settings.batch_size)
         self._one = StepGroups((groups.edges[0], groups.edges[-1]))
 
     def warm_up(self) -> None:
         """Call the network once."""
         self._step(0)
 
-    def run(self, calls: Sequence[int], need: RowNeed, folder: Path, shown: Progress) -> Trial:
+    def run(self, calls: Sequence[int], folder: Path, shown: Progress) -> Trial:
         """Try a unit of every stage; `folder` takes the rows of the widest layers meanwhile.
 
-        `calls[g]` are the calls of the recording in step group g, `need` what its rows take.
+        `calls[g]` are the calls of the recording in step group g.
         """
         shown.stage("timing one unit of every stage", 4)
         settings = self.settings
         sampled, drawn = self._sample(calls, folder)
         inputs = self._look()
+        rows = row_need(self._rounded, inputs.positions, sum(calls), self._batches)
         shown.advance()
         samples = self._samples()
         qparams, scales = self._scales(samples)
@@ -123,7 +128,8 @@ class Rehearsal:
         shown.advance()
         return Trial(
             sampled=sampled,
-            summed=_sum_seconds(need),
+            rows=rows,
+            summed=_sum_seconds(rows),
             scales=scales,
             refined=refined,
             rounded=rounded,
@@ -139,11 +145,9 @@ class Rehearsal:
         return list(history_tensors(self.process.save_state().scheduler))
 
     def _sample(self, calls: Sequence[int], folder: Path) -> tuple[Unit, Drawn]:
-        rounded = self.layers if self.settings.rounding == "gptq" else {}
-        batches = -(-self.settings.num_trajectories // self.settings.batch_size)
         path = folder / "rows"
-        plans = plan_rows(rounded, sum(calls), batches)
-        moments = MomentSampler(rounded, plans, self.settings.seed, path)
+        plans = plan_rows(self._rounded, sum(calls), self._batches)
+        moments = MomentSampler(self._rounded, plans, self.settings.seed, path)
         sampler = ActivationSampler(self.names, calls, self.settings.seed)
 
         def call() -> None:
@@ -202,16 +206,17 @@ class Rehearsal:
 
     def _round(self, qparams: dict[str, LayerQParams], drawn: Drawn) -> CostLine:
         """Round a narrow layer and a wide one."""
-        work = {name: rounding_work(layer) for name, layer in self.layers.items()}
+        work = {name: rounding_work(layer, None) for name, layer in self.layers.items()}
         narrow = min(work, key=lambda name: work[name])
         fitting = [name for name in work if work[name][0] <= _WIDEST]
         wide = max(fitting or [narrow], key=lambda name: work[name])
         points = []
         for name in dict.fromkeys((narrow, wide)):
             taken = moments_of(name, self.layers[name], [drawn])
-            work_of = partial(compensate, self.layers[name], qparams[name], taken)
+            work_of = partial(compensate, self.layers[name], qparams[name], taken, device_of(self.network))
             seconds = _elapsed(self.network, work_of)
-            points.append((*work[name], seconds))
+            rows = taken.rows if isinstance(taken, FiledMoments) else None
+            points.append((*rounding_work(self.layers[name], rows), seconds))
         return CostLine.through(points)
 
     def _quantize_one(self, qparams: dict[str, LayerQParams]) -> Unit:
@@ -293,7 +298,8 @@ def _elapsed(network: nn.Module, work: Callable[[], object]) -> float:
 
 def _sum_seconds(need: RowNeed) -> CostLine:
     """Return the seconds of adding a chunk of rows to a layer's sums: per row, and per product."""
-    fitting = [shape for shape in need.sums if shape[1] <= _WIDEST] or list(need.sums[:1])
+    shapes = [(layer.groups, layer.width) for layer in need.sums]
+    fitting = [shape for shape in shapes if shape[1] <= _WIDEST] or shapes[:1]
     points = []
     for groups, width in dict.fromkeys((*fitting[:1], *fitting[-1:])):
         rows, sums = torch.randn(_CHUNK, groups * width), RowSums(groups, width)

@@ -47,46 +47,77 @@ def input_width(layer: nn.Module) -> int:
 
 
 def random_rows(layer: nn.Module, x: Tensor, count: int, rng: torch.Generator) -> Tensor:
-    """Return `count` random rows of the unfolded input: x [B, C, H, W] or [..., C] -> [count, G * d].
+    """Return the unfolded input at `count` random output positions: x [B, C, H, W] or [..., C] -> [n, G * d].
 
     A row holds what one output position sees, padding included, group after group, in the order of the
-    columns of `as_matrices`.
+    columns of `as_matrices`. No position is taken twice: n is `count`, or all where there are fewer.
     """
     if not isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
         flat = x.reshape(-1, x.shape[-1])
-        return flat[torch.randint(len(flat), (count,), generator=rng).to(x.device)]
-    image = torch.randint(len(x), (count, 1, 1), generator=rng).to(x.device)
-    (i, inside_i), (j, inside_j) = (_taps(layer, axis, x.shape[2 + axis], count, rng) for axis in (0, 1))
+        return flat[_some(len(flat), count, rng).to(x.device)]
+    height, width = _output_size(layer, x)
+    taken = _some(len(x) * height * width, count, rng)
+    image, row, column = taken // (height * width), taken // width % height, taken % width
+    i, inside_i = _taps(layer, 0, x.shape[2], row)
+    j, inside_j = _taps(layer, 1, x.shape[3], column)
     inside = inside_i[:, :, None] & inside_j[:, None, :]
-    rows = x.new_empty(count, x.shape[1] * inside[0].numel())
+    rows = x.new_empty(len(taken), x.shape[1] * inside[0].numel())
     size = max(1, _NUMBERS // rows.shape[1])
-    for part in (slice(first, first + size) for first in range(0, count, size)):
-        seen = x[image[part], :, i[part, :, None].to(x.device), j[part, None, :].to(x.device)]
-        seen = seen * inside[part, ..., None].to(x.device)
+    for part in (slice(first, first + size) for first in range(0, len(taken), size)):
+        places = (image[part, None, None], i[part, :, None], j[part, None, :])
+        which, at_i, at_j = (place.to(x.device) for place in places)
+        seen = x[which, :, at_i, at_j] * inside[part, ..., None].to(x.device)
         rows[part] = seen.permute(0, 3, 1, 2).flatten(1)
     return rows
 
 
-def _taps(
-    layer: nn.Conv2d | nn.ConvTranspose2d, axis: int, extent: int, count: int, rng: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Return which inputs the kernel's taps read at `count` random outputs along one axis of the image.
+def output_positions(layer: nn.Module, x: Tensor) -> int:
+    """Return how many outputs the layer computes of each channel, in a batch x [B, C, H, W] or [..., C]."""
+    if not isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+        return x.numel() // x.shape[-1]
+    height, width = _output_size(layer, x)
+    return len(x) * height * width
 
-    -> index [count, k], always a valid one, and whether there is an input at all [count, k].
-    """
-    kernel, stride, dilation = layer.kernel_size[axis], layer.stride[axis], layer.dilation[axis]
-    taps = torch.arange(kernel) * dilation
-    reach = dilation * (kernel - 1)
+
+def _output_size(layer: nn.Conv2d | nn.ConvTranspose2d, x: Tensor) -> tuple[int, int]:
+    return _outputs(layer, 0, x.shape[2]), _outputs(layer, 1, x.shape[3])
+
+
+def _some(total: int, count: int, rng: torch.Generator) -> Tensor:
+    """Return `count` of the numbers below `total`, none twice, or all of them."""
+    return torch.randperm(total, generator=rng)[:count]
+
+
+def _outputs(layer: nn.Conv2d | nn.ConvTranspose2d, axis: int, extent: int) -> int:
+    """Return how many outputs the layer has along an axis of an image of `extent`."""
+    stride, reach = layer.stride[axis], _reach(layer, axis)
     if isinstance(layer, nn.ConvTranspose2d):
-        padding = int(layer.padding[axis])
-        outputs = (extent - 1) * stride - 2 * padding + reach + layer.output_padding[axis] + 1
+        around = 2 * int(layer.padding[axis])
+        return (extent - 1) * stride - around + reach + layer.output_padding[axis] + 1
+    before, after = _padding(layer, axis, reach)
+    return (extent + before + after - reach - 1) // stride + 1
+
+
+def _reach(layer: nn.Conv2d | nn.ConvTranspose2d, axis: int) -> int:
+    return layer.dilation[axis] * (layer.kernel_size[axis] - 1)
+
+
+def _taps(
+    layer: nn.Conv2d | nn.ConvTranspose2d, axis: int, extent: int, outputs: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return which inputs the kernel's taps read at `outputs` [n] along one axis of an image of `extent`.
+
+    -> index [n, k], always a valid one, and whether there is an input at all [n, k].
+    """
+    stride = layer.stride[axis]
+    taps = torch.arange(layer.kernel_size[axis]) * layer.dilation[axis]
+    if isinstance(layer, nn.ConvTranspose2d):
         # output p sums x[q] w[k] over p = q * stride - padding + k * dilation
-        steps = torch.randint(outputs, (count, 1), generator=rng) + padding - taps
+        steps = outputs[:, None] + int(layer.padding[axis]) - taps
         index = steps.div(stride, rounding_mode="floor")
         return index.clamp(0, extent - 1), (steps % stride == 0) & (index >= 0) & (index < extent)
-    before, after = _padding(layer, axis, reach)
-    outputs = (extent + before + after - reach - 1) // stride + 1
-    index = torch.randint(outputs, (count, 1), generator=rng) * stride - before + taps
+    before, _ = _padding(layer, axis, _reach(layer, axis))
+    index = outputs[:, None] * stride - before + taps
     inside = (index >= 0) & (index < extent)
     if layer.padding_mode == "zeros":
         return index.clamp(0, extent - 1), inside

@@ -11,7 +11,7 @@ from typing import Any
 from accuquant._util.files import write_text
 from accuquant.errors import CalibrationError, RecipeError
 from accuquant.recipe import GroupResult, Recipe
-from accuquant.units.units import KeptUnits
+from accuquant.units.units import Engine, KeptUnits
 
 from .descent_state import DescentState
 
@@ -44,7 +44,7 @@ class WorkFolder:
     """
 
     def __init__(self, recipe: Path, settings: Mapping[str, Any]) -> None:
-        self.path = recipe.with_name(recipe.name + ".partial")
+        self.path = recipe.with_name(recipe.name + ".partial").absolute()
         self._settings = json.loads(json.dumps({**settings, "layout": _LAYOUT}))
         self._open()
 
@@ -80,10 +80,14 @@ class WorkFolder:
         """Where that lies which was drawn from the layers' inputs on a batch of trajectories."""
         return self.path / "inputs" / f"{batch:06d}.safetensors"
 
-    @property
-    def units(self) -> KeptUnits:
-        """The results that the first recipe is made of."""
-        return KeptUnits(self.path / "units")
+    def units(self, engine: Engine) -> KeptUnits:
+        """Return what computes, and keeps, the results that the first recipe is made of."""
+        return KeptUnits(self.path / "units", engine)
+
+    def marker(self) -> dict[str, bytes]:
+        """Return the path and the content of the file by which others know that they see this folder."""
+        path = self.path.absolute() / "settings.json"
+        return {str(path): path.read_bytes()}
 
     def forget_preparation(self) -> None:
         """Remove what only the first recipe was made of."""

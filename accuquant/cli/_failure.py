@@ -15,6 +15,8 @@ INTERRUPTED, TERMINATED = 130, 143
 
 #: Packages that are not in the base installation -> the extra that holds them.
 _EXTRAS = {
+    "cloudpickle": "cluster",
+    "ray": "cluster",
     "diffusers": "calibrate",
     "jinja2": "calibrate",
     "onnxscript": "calibrate",

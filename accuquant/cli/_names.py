@@ -13,6 +13,7 @@ COMMANDS = {
     "build": "Compile TensorRT engines, with or without a GPU.",
     "sample": "Sample images from an exported model.",
     "verify": "Compare an exported model with FP32.",
+    "evaluate": "Judge an exported model on many images.",
     "bench": "Time every engine, and say which to use.",
     "push": "Publish an exported model on the Hub.",
     "doctor": "Say what is installed and what works.",

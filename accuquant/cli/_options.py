@@ -49,6 +49,21 @@ class Source(click.ParamType):  # type: ignore[type-arg]  # no generic before cl
         return str(_expanded(value))
 
 
+class Numbers(click.ParamType):  # type: ignore[type-arg]  # no generic before click 8.2
+    """Whole numbers of at least 1, separated by commas."""
+
+    name = "numbers"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """Return the numbers."""
+        words = [word.strip() for word in str(value).split(",")]
+        if not all(word.isdecimal() and int(word) for word in words):
+            self.fail(f"'{value}' is no list of whole numbers such as 1,2,4.", param, ctx)
+        return tuple(map(int, words))
+
+
 def _expanded(value: Any) -> Any:
     return os.path.expanduser(value) if isinstance(value, str | os.PathLike) else value
 
@@ -191,3 +206,29 @@ def num_images_option(default: int) -> Callable[[Function], Function]:
         show_default=True,
         help="Number of images.",
     )
+
+
+class ClassLabels(click.ParamType):  # type: ignore[type-arg]  # no generic before click 8.2
+    """Whole numbers, separated by commas."""
+
+    name = "class labels"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """Return the numbers."""
+        labels = [label.strip() for label in str(value).split(",")]
+        if not all(label.isdecimal() for label in labels):
+            self.fail(f"'{value}' is no list of whole numbers such as 3,5,7.", param, ctx)
+        return tuple(map(int, labels))
+
+
+def class_labels_option(function: Function) -> Function:
+    """Add --class-labels."""
+    return click.option(
+        "--class-labels",
+        type=ClassLabels(),
+        metavar="N,N,...",
+        show_default="every class in turn",
+        help="The classes of the images, from the first again where there are fewer.",
+    )(function)

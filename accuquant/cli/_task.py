@@ -36,7 +36,12 @@ class _ImageSize(click.ParamType):  # type: ignore[type-arg]  # no generic befor
 
 _OPTIONS: tuple[Callable[[Function], Function], ...] = (
     click.option("--prompt", multiple=True, metavar="TEXT", help="A prompt; may be given several times."),
-    click.option("--prompts", type=existing_file, metavar="FILE", help="Text file with one prompt a line."),
+    click.option(
+        "--prompts",
+        type=existing_file,
+        metavar="FILE",
+        help="File of prompts: text with one a line, a JSON list, or COCO captions.",
+    ),
     click.option("--negative-prompt", metavar="TEXT", help="What the images should not show."),
     click.option(
         "--images",

@@ -11,15 +11,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from accuquant.cli._build_options import build_options
+from accuquant.cli._cluster import cluster_options, take_cluster
 from accuquant.cli._command import Command
 from accuquant.cli._options import ExportedFolder
 from accuquant.cli._output import console_beside_json, json_option, print_table, write_json
 from accuquant.errors import EngineError, UsageError
 from accuquant.export_choice import CPU
-from accuquant.manifest import RECIPE_NAME, Manifest
+from accuquant.manifest import MANIFEST_NAME, RECIPE_NAME, Manifest
 
 if TYPE_CHECKING:
+    from accuquant._util.progress import Progress
     from accuquant.engines.build import BuiltEngine
+    from accuquant.engines.jobs import BuildJob
+    from accuquant.units.cluster import Cluster
 
 #: Rules of the linter whose violations crash TensorRT's compiler, or make it refuse or miscompute.
 _FATAL = frozenset(
@@ -31,6 +35,7 @@ _NOT_QUANTIZED = "not-quantized"
 @click.command("build", cls=Command)
 @click.argument("source", type=ExportedFolder(file_okay=True), metavar="OUT|MODEL.onnx", required=False)
 @build_options
+@cluster_options
 @json_option("what was built")
 def command(source: Path | None, onnx_file: Path | None, json_file: Path | None, **options: Any) -> None:
     """Compile the exported folder OUT, or one ONNX model, into TensorRT engines.
@@ -56,7 +61,6 @@ def command(source: Path | None, onnx_file: Path | None, json_file: Path | None,
 def run(source: Path, options: dict[str, Any]) -> list[BuiltEngine]:
     """Check, compile and store every engine, with progress on stderr; `options` are the command's."""
     from accuquant.cli._progress import Bars
-    from accuquant.engines.build import build_engine
     from accuquant.engines.flags import removed_line
     from accuquant.engines.jobs import list_jobs
 
@@ -66,6 +70,11 @@ def run(source: Path, options: dict[str, Any]) -> list[BuiltEngine]:
         layer_info = options.pop("export_layer_info")
         verbose, force = options.pop("verbose"), options.pop("force")
         allow_float = options.pop("allow_float")
+        cluster = take_cluster(options)
+        if cluster is not None:  # workers have folders of their own to start from
+            source = source.absolute()
+            if options.get("timing_cache") is not None:
+                options["timing_cache"] = options["timing_cache"].absolute()
         jobs = list_jobs(source, **options)
         if source.is_dir():
             advice = export_advice(source, Manifest.load(source), jobs[0].options.target.name)
@@ -73,22 +82,42 @@ def run(source: Path, options: dict[str, Any]) -> list[BuiltEngine]:
                 progress.message(advice)
         for model in dict.fromkeys(job.model for job in jobs):
             _check(model, allow_float=allow_float, say=progress.message)
-        built = []
-        for job in jobs:
-            engine = build_engine(
-                job.model,
-                job.engine,
-                job.options,
-                rebuild=job.rebuild,
-                force=force or layer_info is not None,
-                progress=progress,
-            )
-            if verbose:
+        built = _build(jobs, source, cluster, force=force or layer_info is not None, progress=progress)
+        if verbose:
+            for engine in built:
                 click.echo("\n".join(engine.log), err=True)
-            built.append(engine)
     if layer_info is not None:
         _write_layer_info(layer_info, built)
     return built
+
+
+def _build(
+    jobs: list[BuildJob], source: Path, cluster: Cluster | None, *, force: bool, progress: Progress
+) -> list[BuiltEngine]:
+    """Build one engine after the other, or all at once on the workers of a cluster, which see the files."""
+    from accuquant.engines.build import build_engine
+
+    if cluster is None:
+        return [
+            build_engine(
+                job.model, job.engine, job.options, rebuild=job.rebuild, force=force, progress=progress
+            )
+            for job in jobs
+        ]
+    from accuquant.units.cluster import engine_of
+    from accuquant.units.job import Job, no_networks
+    from accuquant.units.units import InMemory
+
+    def compute(unit: str) -> BuiltEngine:
+        job = jobs[int(unit)]
+        return build_engine(job.model, job.engine, job.options, rebuild=job.rebuild, force=force)
+
+    marker = source / MANIFEST_NAME
+    sees = {str(marker): marker.read_bytes()} if source.is_dir() else {}
+    names = [str(number) for number in range(len(jobs))]
+    with engine_of(cluster, lambda: Job(no_networks, {}, sees=sees), {}, progress.message) as engine:
+        progress.stage("compiling", len(jobs))
+        return InMemory(engine).map("engines", names, compute, progress.advance, anywhere=True)
 
 
 def export_advice(folder: Path, manifest: Manifest, target: str) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from accuquant.cli._cluster import cluster_options, take_cluster
 from accuquant.cli._command import Command
 from accuquant.cli._options import (
     Source,
@@ -33,6 +34,7 @@ GRADIENTS = ("accuquant", "independent", "exact", "checkpoint")
 OBSERVERS = ("mse", "norm", "minmax", "percentile")
 ROUNDINGS = ("gptq", "nearest")
 PRESETS = ("fast", "balanced", "best")
+METHODS = ("accuquant", "minmax", "percentile", "mse", "q-diffusion", "ptq4dm", "tfmq", "ptqd", "pcr")
 _BITS = click.IntRange(2, 8)
 _COUNT = click.IntRange(min=1)
 
@@ -52,6 +54,12 @@ _COUNT = click.IntRange(min=1)
     type=click.Choice(PRESETS),
     default="balanced",
     help="How much to spend: sets the defaults of the options below.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(METHODS),
+    default="accuquant",
+    help="How to calibrate: AccuQuant, or a published rival on the same layers (docs/methods.md).",
 )
 @click.option("--steps", type=_COUNT, default=50, help="Sampler steps that images will be made with.")
 @click.option(
@@ -153,6 +161,7 @@ _COUNT = click.IntRange(min=1)
 @json_option("what --dry-run prints")
 @device_option
 @weights_options
+@cluster_options
 @lora_option("none by default")
 @loading_options
 @task_options
@@ -201,8 +210,11 @@ def run(source: str, output: Path, settings: dict[str, Any]) -> Recipe:
     check_new_file("--output", output)
     with Bars() as bars:
         progress = StageClock(bars)
+        cluster = take_cluster(settings)
         loaded, checkpoint, arguments = _prepared(source, settings, progress)
-        recipe = calibrate(loaded, output=output, checkpoint=checkpoint, progress=progress, **arguments)
+        recipe = calibrate(
+            loaded, output=output, checkpoint=checkpoint, cluster=cluster, progress=progress, **arguments
+        )
         progress.message(f"Time: {progress.line()}")
     return recipe
 
@@ -214,6 +226,7 @@ def _dry_run(source: str, settings: dict[str, Any], json_file: Path | None) -> E
     from accuquant.cli._progress import Bars
 
     with Bars() as progress:
+        take_cluster(settings)  # an estimate is of this machine
         loaded, _, arguments = _prepared(source, settings, progress)
         found = estimate(loaded, progress=progress, **arguments)
     if json_file is not None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from accuquant.cli._command import Command
 from accuquant.cli._options import (
     Source,
+    class_labels_option,
     device_option,
     engine_option,
     engine_precision_option,
@@ -21,23 +23,14 @@ from accuquant.cli._options import (
     steps_option,
     trust_option,
 )
+from accuquant.cli._output import STDOUT, console_beside_json, json_option, print_table, write_json
 from accuquant.cli._source import loading_options
 from accuquant.cli._task import take_task, task_options
 
+if TYPE_CHECKING:
+    from rich.console import Console
 
-class _ClassLabels(click.ParamType):  # type: ignore[type-arg]  # no generic before click 8.2
-    """Whole numbers, separated by commas."""
-
-    name = "class labels"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        """Return the numbers."""
-        labels = [label.strip() for label in str(value).split(",")]
-        if not all(label.isdecimal() for label in labels):
-            self.fail(f"'{value}' is no list of whole numbers such as 3,5,7.", param, ctx)
-        return tuple(map(int, labels))
+    from accuquant.runtime.loop_profile import LoopProfile
 
 
 @click.command("sample", cls=Command)
@@ -62,27 +55,50 @@ class _ClassLabels(click.ParamType):  # type: ignore[type-arg]  # no generic bef
     help="The pipeline whose text encoder and decoder are used.",
 )
 @click.option(
-    "--class-labels",
-    type=_ClassLabels(),
-    metavar="N,N,...",
-    show_default="every class in turn",
-    help="The classes of the images, from the first again where there are fewer.",
+    "--parts",
+    type=click.Choice(("auto", "engine", "torch")),
+    default="auto",
+    show_default=True,
+    help="What runs text encoders and decoder; auto is the engine where OUT holds them (--whole-pipeline).",
 )
+@class_labels_option
 @device_option
 @lora_option("those that OUT was calibrated with by default")
 @loading_options
 @task_options
-def command(folder: Path, output_dir: Path, **options: Any) -> None:
+@click.option("--profile", is_flag=True, help="Say where the seconds went, part by part.")
+@json_option("where the seconds went")
+def command(folder: Path, output_dir: Path, profile: bool, json_file: Path | None, **options: Any) -> None:
     """Sample images from the exported folder OUT: one PNG each, and a grid of all.
 
     Pixel-space pipelines with DDIM or DDPM need no torch. Others run in diffusers with the engine as their
     network: give them a prompt; guidance and strength are the calibrated ones unless you change them.
     """
-    grid = run(folder, output_dir, options)
-    click.echo(f"{options['num_images']} images in {output_dir}, all of them in {grid}")
+    from accuquant.runtime.loop_profile import LoopProfile
+
+    found = LoopProfile(first="loading") if profile or json_file else None
+    grid = run(folder, output_dir, options, profile=found)
+    line = f"{options['num_images']} images in {output_dir}, all of them in {grid}"
+    click.echo(line, err=str(json_file) == STDOUT)
+    if found is not None and json_file:
+        write_json(json_file, json.dumps(found.to_dict(), indent=2))
+    if found is not None and profile:
+        print_profile(console_beside_json(json_file), found)
 
 
-def run(folder: Path, output_dir: Path, options: dict[str, Any]) -> Path:
+def print_profile(console: Console, profile: LoopProfile) -> None:
+    """Print where the seconds went, and what the loop adds to the network."""
+    print_table(console, ("part", "seconds", "share", "calls", "what counts"), profile.rows())
+    console.print(f"{profile.total:.3f} s without loading.")
+    if profile.overhead is not None:
+        console.print(
+            f"Drop-in, scheduler and guidance add {profile.overhead:.2%} to the network's own time."
+        )
+
+
+def run(
+    folder: Path, output_dir: Path, options: dict[str, Any], *, profile: LoopProfile | None = None
+) -> Path:
     """Sample with progress on stderr and save the images -> the path of the grid."""
     from accuquant.cli._progress import Bars
     from accuquant.runtime.open_runner import precision_options
@@ -94,7 +110,9 @@ def run(folder: Path, output_dir: Path, options: dict[str, Any]) -> Path:
     _check_channels(folder)
     with Bars() as progress:
         progress.stage(f"sampling on {options['engine']}", 0)
-        images = sample(folder, task, progress=progress.reached, **options)
+        images = sample(folder, task, progress=progress.reached, profile=profile, **options)
+    if profile is not None:
+        profile.end()
     return save_images(images, output_dir)[-1]
 
 

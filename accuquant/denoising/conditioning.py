@@ -65,7 +65,7 @@ class Conditioning:
         further = None if channels is None else _per_trajectory(channels, copies)
         return cls(split, further, shared or {}, pasting)
 
-    def rows(self, members: slice) -> Conditioning:
+    def rows(self, members: slice | list[int]) -> Conditioning:
         """Return the conditioning of some of the trajectories."""
         tensors = {name: tensor[members] for name, tensor in self.tensors.items()}
         channels = None if self.channels is None else self.channels[members]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from accuquant.calibration_facts import COPIES
 from accuquant.errors import unknown_name
 
 
@@ -35,13 +36,13 @@ class Guidance:
     learned_variance: bool = False
 
     def __post_init__(self) -> None:
-        if self.kind not in _COPIES:
-            raise unknown_name("guidance", self.kind, _COPIES)
+        if self.kind not in COPIES:
+            raise unknown_name("guidance", self.kind, COPIES)
 
     @property
     def copies(self) -> int:
         """How often every latent goes through the network in one step."""
-        return _COPIES[self.kind]
+        return COPIES[self.kind]
 
     def expand(self, latents: Tensor) -> Tensor:
         """Repeat the batch once for each prediction: [B, C, H, W] -> [copies * B, C, H, W]."""
@@ -90,4 +91,3 @@ _COMBINE: dict[str, Callable[[Guidance, tuple[Tensor, ...]], Tensor]] = {
     "conditional-first": _conditional_first,
     "image-and-text": _image_and_text,
 }
-_COPIES = {"none": 1, "embedded": 1, "classifier-free": 2, "conditional-first": 2, "image-and-text": 3}

@@ -43,7 +43,7 @@ class Pasting:
         """Return the same on `device`."""
         return Pasting(self.mask.to(device), self.original.to(device), self.noise.to(device))
 
-    def rows(self, members: slice) -> Pasting:
+    def rows(self, members: slice | list[int]) -> Pasting:
         """Return what is pasted into some of the trajectories."""
         return Pasting(self.mask[members], self.original[members], self.noise[members])
 

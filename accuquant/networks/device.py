@@ -73,6 +73,17 @@ def repeatable(device: torch.device, *, tf32: bool = False) -> Iterator[None]:
         matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic = before[2:]
 
 
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Let no float32 product of a GPU be rounded to TF32 inside the block, whatever was chosen outside."""
+    matmul = torch.backends.cuda.matmul
+    before, matmul.allow_tf32 = matmul.allow_tf32, False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32 = before
+
+
 def describe(device: torch.device) -> str:
     """Return a device's name for people: "cpu", or "cuda:0 (NVIDIA H200)"."""
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 
@@ -62,17 +61,6 @@ def memory_named(
             expected="room for the network and for what one batch leaves behind in it",
             remedy=f"Give {', '.join(options)}, or another --device; {kept}",
         ) from fault
-
-
-def free_bytes(device: torch.device) -> int | None:
-    """Return how much memory `device` has left, None where it does not say."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    facts = Path("/proc/meminfo")
-    if device.type != "cpu" or not facts.is_file():
-        return None
-    lines = dict(line.split(":") for line in facts.read_text().splitlines())
-    return 1024 * int(lines["MemAvailable"].split()[0])
 
 
 def _described(device: torch.device) -> str:

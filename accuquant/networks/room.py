@@ -38,6 +38,13 @@ class Room:
         return cls(True, *on_device, held, free)
 
 
+def free_memory(device: torch.device) -> int | None:
+    """Return the bytes that `device` has left, None where it does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return free_main_memory() if device.type == "cpu" else None
+
+
 def free_main_memory() -> int:
     """Return the bytes that this process can still take without swapping."""
     available = int(psutil.virtual_memory().available)

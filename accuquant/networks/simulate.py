@@ -21,6 +21,7 @@ from accuquant.networks.fake_quantize import fake_quantize
 from accuquant.networks.frozen_product import FrozenProduct
 from accuquant.networks.network import bias_of, float_weight, float_weights, quantizable_layers
 from accuquant.networks.stored_weights import is_offloaded
+from accuquant.prediction_correction import PredictionCorrection
 from accuquant.qparams import LayerQParams, along_axis, level_bounds
 from accuquant.recipe import Recipe
 
@@ -135,7 +136,26 @@ def simulate(network: nn.Module, recipe: Recipe) -> nn.Module:
     Raises RecipeError where the recipe belongs to another checkpoint.
     """
     recipe.check_weights(float_weights(network))
-    return quantize_network(network, recipe.layers.values(), recipe.groups)
+    simulated = quantize_network(network, recipe.layers.values(), recipe.groups)
+    if recipe.correction is not None:
+        correct_predictions(simulated, recipe.correction)
+    return simulated
+
+
+def correct_predictions(network: nn.Module, correction: PredictionCorrection) -> None:
+    """Let `network` return its prediction [B, C, H, W] or [B, N, C] as `correction` says, from now on."""
+
+    def correct(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        prediction = output[0]
+        step = correction.steps.find(_scheduler_timestep(module, args, kwargs))
+        factor, bias = (
+            torch.from_numpy(values[step]).to(prediction) for values in correction.along(prediction.ndim)
+        )
+        corrected = (prediction - bias) * factor
+        # a tuple, or diffusers' class with the one field `sample`
+        return (corrected, *output[1:]) if isinstance(output, tuple) else type(output)(sample=corrected)
+
+    network.register_forward_hook(correct, with_kwargs=True)
 
 
 def quantize_network(network: nn.Module, layers: Iterable[LayerQParams], groups: StepGroups) -> nn.Module:
@@ -173,11 +193,21 @@ def quantized_layers(network: nn.Module) -> dict[str, QuantizedLayer]:
 def _select_group(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Choose the step group of a call; looked up in the network, so that a deep copy uses its own."""
     first = next(module for module in network.modules() if isinstance(module, QuantizedLayer))
+    first.active.select(_timestep_of(network, args, kwargs))
+
+
+def _timestep_of(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return the scheduler's timestep of a call: a number, or a tensor."""
     timestep = kwargs.get("timestep")
     if timestep is None:
         timestep = inspect.signature(network.forward).bind_partial(*args).arguments["timestep"]
     divisor = timestep_divisor(type(network).__name__)
-    first.active.select(timestep * divisor if divisor != 1 else timestep)
+    return timestep * divisor if divisor != 1 else timestep
+
+
+def _scheduler_timestep(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
+    timestep = _timestep_of(network, args, kwargs)
+    return float(timestep.reshape(-1)[0]) if isinstance(timestep, Tensor) else float(timestep)
 
 
 def _corrected_bias(layer: nn.Module, qparams: LayerQParams, device: torch.device) -> nn.Parameter | None:

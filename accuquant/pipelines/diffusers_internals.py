@@ -126,11 +126,15 @@ def replaced(owner: Any, name: str, stand_in: Callable[..., Any]) -> Iterator[No
     def answering(*args: Any, **kwargs: Any) -> Any:
         return stand_in(method, *args, **kwargs)
 
+    before = vars(owner).get(name)
     vars(owner)[name] = answering
     try:
         yield
     finally:
-        del vars(owner)[name]
+        if before is None:
+            del vars(owner)[name]
+        else:  # one stand-in inside another
+            vars(owner)[name] = before
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -24,10 +25,13 @@ from accuquant.pipelines.source import Source
 from accuquant.pipelines.task import Task
 
 
-def open_pipeline(source: Source, task: Task, device: torch.device = CPU) -> Any:
+def open_pipeline(
+    source: Source, task: Task, device: torch.device = CPU, *, given: Mapping[str, Any] | None = None
+) -> Any:
     """Load the real pipeline around the network of `source`, as the class that the task asks for.
 
-    A text-to-image pipeline that is given images becomes the image-to-image pipeline of the same components,
+    `given` are parts that are there already, by the pipeline's names: nothing is read for them. A
+    text-to-image pipeline that is given images becomes the image-to-image pipeline of the same components,
     and the inpainting one where it is given masks. The LoRAs of `source` are fused into the text encoders.
     All parts go to `device`; weights of text encoders stay where they are if those of the network do.
     """
@@ -40,12 +44,12 @@ def open_pipeline(source: Source, task: Task, device: torch.device = CPU) -> Any
     check_classes(source.folder, index)
     _check_transformers(source, index)
     parts: dict[str, Any] = {source.component: source.network, "scheduler": source.scheduler}
-    parts |= _left_out(source, index)
+    parts |= _left_out(source, index) | dict(given or {})
     cls = getattr(diffusers, source.pipeline_class)
     unchecked = {"safety_checker": None, "requires_safety_checker": False}
     parts |= {k: v for k, v in unchecked.items() if k in inspect.signature(cls.__init__).parameters}
     _check_parts(source, {part: entry for part, entry in index.items() if part not in parts})
-    halves = _half_types(source, index)
+    halves = _half_types(source, {part: entry for part, entry in index.items() if part not in (given or {})})
     try:
         with quiet_libraries(), warnings.catch_warnings():
             # diffusers 0.42 wants `dtype`, which earlier releases do not know

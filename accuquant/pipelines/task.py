@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from accuquant.calibration_facts import TaskFacts
-from accuquant.errors import RecipeError, SourceError, UsageError
+from accuquant.errors import RecipeError, UsageError
+from accuquant.pipelines.prompt_file import read_prompts
 
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 #: name -> (lowest, highest) value
@@ -77,12 +78,12 @@ class Task:
         masks: Path | None = None,
         **choices: Any,
     ) -> Task:
-        """Read one prompt a line from `prompts`, and list the images of two folders.
+        """Read the prompts of a file (text, JSON, COCO captions), and list the images of two folders.
 
         Raises UsageError for a file without a prompt and a folder without an image.
         """
         return cls(
-            prompts=() if prompts is None else _read_prompts(prompts),
+            prompts=() if prompts is None else read_prompts(prompts),
             images=() if images is None else _list_images("--images", images),
             masks=() if masks is None else _list_images("--masks", masks),
             **choices,
@@ -133,25 +134,6 @@ class Task:
 def option(name: str) -> str:
     """Return how the command line spells a choice."""
     return f"--{name.replace('_', '-')}"
-
-
-def _read_prompts(path: Path) -> tuple[str, ...]:
-    try:
-        # a line ends where an editor shows it to end: splitlines would also split at U+2028 and the like
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as fault:
-        raise SourceError(
-            f"--prompts '{path}'", got=str(fault), expected="a UTF-8 text file", remedy="Correct the file"
-        ) from fault
-    prompts = tuple(line.strip() for line in lines if line.strip())
-    if not prompts:
-        raise UsageError(
-            f"--prompts '{path}'",
-            got="no prompt",
-            expected="a text file with one prompt a line",
-            remedy="Write some of the prompts that you sample with into it",
-        )
-    return prompts
 
 
 def _list_images(name: str, folder: Path) -> tuple[str, ...]:

@@ -73,6 +73,15 @@ def size_of(tree: Tree) -> int:
     return sum(map(size_of, items))
 
 
+def at_home(tree: Tree) -> Tree:
+    """Return `tree` with every tensor on the CPU, and in memory of its own: a view brings nothing along."""
+    if isinstance(tree, Tensor):
+        return storable(tree)
+    if isinstance(tree, Mapping):
+        return {key: at_home(item) for key, item in tree.items()}
+    return [at_home(item) for item in tree] if isinstance(tree, list | tuple) else tree
+
+
 def storable(tensor: Tensor) -> Tensor:
     """Return `tensor` on the CPU, contiguous, and in memory that is its own: safetensors wants that."""
     there = tensor.detach().cpu().contiguous()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Protocol
 
@@ -15,64 +16,136 @@ from .tensor_tree import Tree, read_tree, size_of, write_tree
 EVERY = 10.0
 _BYTES = 64 << 20
 
+Compute = Callable[[str], Tree]
+
+
+class Engine(Protocol):
+    """Where units are computed: here, one after the other, or by the workers of a cluster."""
+
+    #: Whether units run in other processes: then nobody here hears of a unit before it is done.
+    away: bool
+
+    def results(
+        self, stage: str, units: Sequence[str], compute: Compute, *, anywhere: bool = False
+    ) -> Generator[tuple[str, Tree], None, None]:
+        """Yield each of `units` with `compute(unit)`, in any order, as soon as it is known.
+
+        `anywhere` says that the units need no device but the CPU.
+        """
+
+
+class Serial:
+    """Computes units in this process, in their order: the default, and what others have to equal."""
+
+    away = False
+
+    def results(
+        self, stage: str, units: Sequence[str], compute: Compute, *, anywhere: bool = False
+    ) -> Generator[tuple[str, Tree], None, None]:
+        """Yield each unit with its result."""
+        for unit in units:
+            yield unit, compute(unit)
+
+
+SERIAL = Serial()
+
 
 class Units(Protocol):
     """Computes the units of a stage.
 
     A unit depends on earlier stages and on its own name, never on other units or on their order: they may
     run anywhere. Whoever sums results does so in the order of the units, so that the sum has the same bits
-    wherever they ran.
+    wherever they ran. Where they run elsewhere, `compute` travels there: what it refers to is copied, but for
+    the network that the workers have opened themselves, and for what is `PerWorker`.
     """
 
+    @property
+    def away(self) -> bool:
+        """Whether units run in other processes."""
+
     def map(
-        self, stage: str, units: Sequence[str], compute: Callable[[str], Tree], done: Callable[[], None]
+        self,
+        stage: str,
+        units: Sequence[str],
+        compute: Compute,
+        done: Callable[[], None],
+        *,
+        anywhere: bool = False,
     ) -> list[Tree]:
         """Return `compute(unit)` for each of `units`, in their order; `done` is called once for each of them.
 
-        A result is a tree of tensors on the CPU, numbers and texts.
+        A result is a tree of tensors on the CPU, numbers and texts. `anywhere` says that the units need no
+        device but the CPU.
         """
 
 
 class InMemory:
-    """Computes units one after the other, and keeps none."""
+    """Computes units, and keeps none."""
+
+    def __init__(self, engine: Engine = SERIAL) -> None:
+        self._engine = engine
+
+    @property
+    def away(self) -> bool:
+        """Whether units run in other processes."""
+        return self._engine.away
 
     def map(
-        self, stage: str, units: Sequence[str], compute: Callable[[str], Tree], done: Callable[[], None]
+        self,
+        stage: str,
+        units: Sequence[str],
+        compute: Compute,
+        done: Callable[[], None],
+        *,
+        anywhere: bool = False,
     ) -> list[Tree]:
         """Return the results of all units."""
-        results = []
-        for unit in units:
-            results.append(compute(unit))
-            done()
-        return results
+        results = {}
+        with closing(self._engine.results(stage, units, compute, anywhere=anywhere)) as computed:
+            for unit, result in computed:
+                results[unit] = result
+                done()
+        return [results[unit] for unit in units]
 
 
 class KeptUnits:
-    """Computes units one after the other, and keeps the results in a folder: none is computed twice.
+    """Computes units, and keeps the results in a folder: none is computed twice.
 
     Numbers of single layers are small and many: what was computed in ten seconds goes into one file.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, engine: Engine = SERIAL) -> None:
+        self._folder, self._engine = folder, engine
+
+    @property
+    def away(self) -> bool:
+        """Whether units run in other processes."""
+        return self._engine.away
 
     def map(
-        self, stage: str, units: Sequence[str], compute: Callable[[str], Tree], done: Callable[[], None]
+        self,
+        stage: str,
+        units: Sequence[str],
+        compute: Compute,
+        done: Callable[[], None],
+        *,
+        anywhere: bool = False,
     ) -> list[Tree]:
         """Return the results of all units, those from an earlier run as they were."""
         kept = self._read(stage)
         fresh = _Fresh(self._folder, stage)
-        results = []
+        missing = [unit for unit in units if unit not in kept]
+        for _ in range(len(units) - len(missing)):
+            done()
         try:
-            for unit in units:
-                if unit not in kept:
-                    kept[unit] = compute(unit)
-                    fresh.add(unit, kept[unit])
-                results.append(kept[unit])
-                done()
+            with closing(self._engine.results(stage, missing, compute, anywhere=anywhere)) as computed:
+                for unit, result in computed:
+                    kept[unit] = result
+                    fresh.add(unit, result)
+                    done()
         finally:
             fresh.write()
-        return results
+        return [kept[unit] for unit in units]
 
     def _read(self, stage: str) -> dict[str, Tree]:
         kept: dict[str, Tree] = {}

@@ -19,13 +19,14 @@ from accuquant.errors import VerificationError
 from accuquant.manifest import Manifest
 from accuquant.networks.device import device_of
 from accuquant.networks.memory import StageWatch, memory_named
-from accuquant.networks.network import ConditioningTensors, call
+from accuquant.networks.network import ConditioningTensors
 from accuquant.networks.simulate import simulate
 from accuquant.pipelines.source import Source
 from accuquant.pipelines.task import Task
 from accuquant.runtime.engine_model import EngineModel
 from accuquant.runtime.open_runner import precision_options
 from accuquant.runtime.openvino_runner import OpenVinoRunner
+from accuquant.verification.branch_functions import engine_branch, torch_branch
 from accuquant.verification.measure.decoder import Decode, load_decoder, unpacked
 from accuquant.verification.measure.engine_precision import judge_bfloat16
 from accuquant.verification.measure.features import load_features
@@ -133,27 +134,6 @@ def verify(
         notes=notes + subject.guidance_notes(process.guidance),
         int8_use=int8_use,
     )
-
-
-def torch_branch(network: nn.Module) -> BranchFn:
-    """Return a denoising network, wherever it is, as a function of tensors on the CPU."""
-    device = device_of(network)
-
-    def run(sample: Tensor, timestep: Tensor, conditioning: ConditioningTensors) -> Tensor:
-        given = {name: tensor.to(device) for name, tensor in conditioning.items()}
-        return call(network, sample.to(device), timestep, given).to(sample.device)
-
-    return run
-
-
-def engine_branch(model: EngineModel) -> BranchFn:
-    """Return an EngineModel as a function of tensors."""
-
-    def run(sample: Tensor, timestep: Tensor, conditioning: ConditioningTensors) -> Tensor:
-        arrays = {name: tensor.detach().cpu().numpy() for name, tensor in conditioning.items()}
-        return torch.from_numpy(model(sample.detach().cpu().numpy(), float(timestep), arrays)).to(sample)
-
-    return run
 
 
 def _images(decode: Decode, rollout: Rollout) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from accuquant.export.export_options import (
     WeightStorage,
 )
 from accuquant.export.passes.correct_bias import CorrectBiasPass
+from accuquant.export.passes.correct_prediction import CorrectPredictionPass
 from accuquant.export.passes.decompose_norms import DecomposeNormsPass
 from accuquant.export.passes.half_precision import HalfPrecisionPass
 from accuquant.export.passes.join_projections import JoinProjectionsPass
@@ -112,6 +113,12 @@ def _finish(
         timestep=signature_of_graph(model.graph, recipe).timestep.name,
         timestep_divisor=recipe.signature.timestep_divisor,
     )(model)
+    if recipe.correction is not None:
+        CorrectPredictionPass(
+            recipe.correction,
+            timestep=signature_of_graph(model.graph, recipe).timestep.name,
+            timestep_divisor=recipe.signature.timestep_divisor,
+        )(model)
     if options.precision in _HALVES:
         JoinProjectionsPass()(model)
         QuantizeBeforeConcatPass()(model)

@@ -12,13 +12,18 @@ from accuquant.groups import StepGroups
 
 
 def step_group_index(
-    graph: ir.Graph, groups: StepGroups, timestep_divisor: float = 1.0, *, name: str = "timestep"
+    graph: ir.Graph,
+    groups: StepGroups,
+    timestep_divisor: float = 1.0,
+    *,
+    name: str = "timestep",
+    prefix: str = "accuquant/step_group",
 ) -> ir.Value:
     """Insert nodes at the head of `graph` that count the interior edges above the first timestep.
 
     The timestep may be int64 or float, a scalar or [n]: the scheduler's divided by `timestep_divisor`.
-    Returns the group as an int64 scalar. A timestep outside the calibrated range falls into the nearest
-    group: the caller checks the range.
+    Returns the group as an int64 scalar; the nodes are named under `prefix`. A timestep outside the
+    calibrated range falls into the nearest group: the caller checks the range.
     Raises ExportError where the graph has no input called `name`.
     """
     timestep = next((value for value in graph.inputs if value.name == name), None)
@@ -29,7 +34,7 @@ def step_group_index(
             expected=f"an input named '{name}', from which the step group is derived",
             remedy="Give --input-names timestep=NAME, or use --lowering per-group",
         )
-    patch = Patch(graph, "accuquant/step_group")
+    patch = Patch(graph, prefix)
     flat = _as_float_vector(patch, timestep)
     first = patch.op("Gather", [flat, patch.constant(np.array([0], np.int64), "zero")], name="First", axis=0)
     if timestep_divisor != 1:

@@ -7,6 +7,7 @@ from typing import Literal
 
 ZeroPoints = Literal["written", "inside", "bordered"]
 Norms = Literal["written", "channels"]
+Ranks = Literal["written", "equal"]
 FloatPrecision = Literal["fp32", "bf16"]
 
 
@@ -17,11 +18,13 @@ class CpuForm:
     `zero_points` "written" leaves the addition before a symmetric pair, "inside" moves it into the pair,
     "bordered" leaves it and pads with zeros, corrected at the borders, where the file pads before the pair.
     `norms` "channels" computes a GroupNormalization from sums over the image of each channel, as one
-    multiply-add a channel. `precision` is what is neither int8 nor told otherwise by the file.
+    multiply-add a channel. `ranks` "equal" gives every operand of arithmetic on images the images' rank, which
+    changes no bit of a result. `precision` is what is neither int8 nor told otherwise by the file.
     """
 
     zero_points: ZeroPoints = "written"
     norms: Norms = "written"
+    ranks: Ranks = "written"
     precision: FloatPrecision = "fp32"
 
     def __str__(self) -> str:

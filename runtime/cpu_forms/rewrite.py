@@ -19,9 +19,10 @@ def rewrite(model: Any, form: CpuForm) -> Any:
     Nothing is written to a disk and no weight is copied. Raises nothing for what a form does not apply to:
     that stays as written.
     """
-    if form.zero_points == "written" and form.norms == "written":
+    if form.zero_points == form.norms == form.ranks == "written":
         return model
     from accuquant.runtime.cpu_forms.channel_norms import write_norms_by_channel
+    from accuquant.runtime.cpu_forms.equal_ranks import write_equal_ranks
     from accuquant.runtime.cpu_forms.zero_points import move_zero_points_inside, pad_with_zeros
 
     rewritten = model.clone()
@@ -31,5 +32,7 @@ def rewrite(model: Any, form: CpuForm) -> Any:
         pad_with_zeros(rewritten)
     if form.norms == "channels":
         write_norms_by_channel(rewritten)
+    if form.ranks == "equal":
+        write_equal_ranks(rewritten)
     rewritten.validate_nodes_and_infer_types()
     return rewritten

@@ -9,13 +9,24 @@ from accuquant.runtime.cpu_forms.form import CpuForm
 #: Feature of a processor, as Linux names it -> its form, and why. The first that it has decides.
 RULES: dict[str, tuple[CpuForm, str]] = {
     "amx_int8": (
-        CpuForm("written", "channels"),
+        CpuForm("written", "channels", "equal"),
         "with AMX zero-points in pairs make convolutions run in float32, and norms by channel were faster",
     ),
-    "avx512_vnni": (CpuForm("inside"), "with VNNI zero-points inside the pairs were fastest"),
-    "avx_vnni": (CpuForm("inside"), "with VNNI zero-points inside the pairs were fastest"),
+    "avx512_vnni": (
+        CpuForm("inside", "written", "equal"),
+        "with VNNI zero-points inside the pairs were fastest",
+    ),
+    "avx_vnni": (
+        CpuForm("inside", "written", "equal"),
+        "with VNNI zero-points inside the pairs were fastest",
+    ),
+    "avx2": (
+        CpuForm("inside", "channels", "equal"),
+        "with AVX2 zero-points inside the pairs and norms by channel were fastest",
+    ),
 }
-_UNKNOWN = (CpuForm(), "no form was measured on such a processor")
+#: Operands of one rank save reorders wherever convolutions are channels-last, and change no bit.
+_UNKNOWN = (CpuForm(ranks="equal"), "no other form was measured on such a processor")
 
 
 def form_by_rule(flags: Collection[str]) -> tuple[CpuForm, str]:

@@ -27,6 +27,9 @@ from accuquant.runtime.cpu_forms.precision_verdict import choose_precision
 from accuquant.runtime.cpu_forms.rewrite import was_exported
 from accuquant.runtime.cpu_forms.rule import form_by_rule
 
+#: Counts what was changed about the forms: what was measured before does not hold for what they are now.
+_REWRITING = 2
+
 
 def select_form(
     path: Path,
@@ -55,10 +58,12 @@ def select_form(
     around, note = choose_precision(precision, graph, place)
     if not rewriting:
         plain = CpuForm(precision=around)
-        return FormChoice(plain, "rule", "; ".join(filter(None, ("nothing is rewritten unasked", note))))
+        return FormChoice(plain, "rule", "; ".join(filter(None, ("rewriting is switched off", note))))
     ruled, why = form_by_rule(cpu_flags())
     ruled = replace(ruled, precision=around)
-    key = choice_key(["form", accuquant.__version__, graph, place, threads, around, *_sizes(model)])
+    key = choice_key(
+        ["form", _REWRITING, accuquant.__version__, graph, place, threads, around, *_sizes(model)]
+    )
     choice = load_choice(key)
     if choice is None:
 

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from accuquant.audit.engine_layers import EngineLayer, EngineTensor, Library
 from accuquant.audit.kernel_kind import kernel_kind
 from accuquant.audit.onnxruntime_layers import read_profile
-from accuquant.audit.openvino_layers import read_openvino_layers
+from accuquant.audit.openvino_layers import read_openvino_layers, times_of_calls
 from accuquant.runtime.executed_nodes import ExecutedNode, ExecutedTensor
 
 FLOAT, LEVELS = EngineTensor("x", (1, 4), "Float"), EngineTensor("x", (1, 4), "UInt8")
@@ -66,6 +67,13 @@ def test_what_runs_in_place_or_once_is_no_kernel() -> None:
     assert layer.reads_int8
     assert [tensor.dtype for tensor in layer.constants] == ["Int8"]
     assert layer.traffic == 4 + 16 + 16
+
+
+def test_what_a_call_took_follows_from_means_over_all_calls() -> None:
+    """The engine's counters begin with a slow first call, which is in every mean, and in no time."""
+    taken = {"conv": [900.0, 10.0, 30.0, 20.0], "add": [5.0, 1.0, 1.0, 1.0]}
+    means = [{name: float(np.mean(calls[: k + 1])) for name, calls in taken.items()} for k in range(4)]
+    assert times_of_calls(means) == pytest.approx({"conv": 20.0, "add": 1.0})
 
 
 def event(name: str, microseconds: int, operator: str, kind: str) -> dict[str, object]:

@@ -27,6 +27,7 @@ def test_the_work_of_layers_is_what_torch_counts(audit_source: Any, float_graph:
     check_work(ir.load(float_graph), audit_source)
 
 
+@pytest.mark.slow
 def test_a_dynamic_graph_has_the_work_of_the_sizes_that_are_given(audit_source: Any, tmp_path: Path) -> None:
     path = tmp_path / "dynamic.onnx"
     ir.save(trace(audit_source.network, audit_source.signature), path)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -65,15 +64,3 @@ def pointwise_qparams(pointwise: PointwiseEps) -> Callable[..., LayerQParams]:
 def batches(pointwise: PointwiseEps, process: DenoisingProcess) -> list[TrajectoryBatch]:
     """Return four batches of three trajectories."""
     return record_trajectories(pointwise, process, SHAPE, num_trajectories=12, batch_size=3, seed=3)
-
-
-@pytest.fixture
-def small_disk() -> Iterator[Callable[[int], None]]:
-    """Return a function after which no file grows beyond so many bytes: what a full disk is like."""
-    if sys.platform == "win32":
-        pytest.skip("limits of POSIX")
-    import resource
-
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)

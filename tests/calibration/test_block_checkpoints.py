@@ -69,12 +69,12 @@ def test_blocks_are_checkpointed_where_a_call_would_keep_half_of_the_free_memory
     kept = bytes_kept(network, process, batch)
     one_map = 8 * 8 * 4 * 8  # one feature map of 8 channels at least
     assert 2 * one_map < kept < 2**30
-    monkeypatch.setattr(block_checkpoints, "free_bytes", lambda device: 2 * kept + 2)
+    monkeypatch.setattr(block_checkpoints, "free_memory", lambda device: 2 * kept + 2)
     assert not checkpoint_blocks(network, process, batch)
     assert not network.is_gradient_checkpointing
-    monkeypatch.setattr(block_checkpoints, "free_bytes", lambda device: None)
+    monkeypatch.setattr(block_checkpoints, "free_memory", lambda device: None)
     assert not checkpoint_blocks(network, process, batch)
-    monkeypatch.setattr(block_checkpoints, "free_bytes", lambda device: 2 * kept - 2)
+    monkeypatch.setattr(block_checkpoints, "free_memory", lambda device: 2 * kept - 2)
     assert checkpoint_blocks(network, process, batch)
     assert network.is_gradient_checkpointing
     assert bytes_kept(network, process, batch) < 0.7 * kept

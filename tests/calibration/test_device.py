@@ -23,7 +23,7 @@ from accuquant.recipe import Recipe
 #: 4-bit activations leave so much to learn that float rounding flips no decision of a judge. Searches are
 #: left out: they choose among candidates 1 to 2.5 % apart, and a tie falls either way.
 SETTINGS = CalibrationSettings(
-    steps=4, group_size=2, num_trajectories=4, batch_size=2, iterations=2, shared_iterations=2,
+    steps=2, group_size=1, num_trajectories=2, batch_size=1, iterations=1, shared_iterations=1,
     float_budget=0.05, learning_rate=0.02, activation_bits=4, observer="minmax", refine=False,
     probe=False,
 )  # fmt: skip
@@ -90,7 +90,10 @@ def test_what_another_device_or_version_left_is_refused_and_kept(
 def test_a_solver_that_remembers_earlier_outputs_keeps_them_on_the_device(
     tiny_source: Source, tmp_path: Path
 ) -> None:
-    settings = dataclasses.replace(SETTINGS, gradient="checkpoint", observer="minmax", rounding="nearest")
+    settings = dataclasses.replace(
+        SETTINGS, steps=4, group_size=2, num_trajectories=4, batch_size=2, iterations=2,
+        gradient="checkpoint", observer="minmax", rounding="nearest",
+    )  # fmt: skip
     multistep = DPMSolverMultistepScheduler.from_config(tiny_source.scheduler.config)
     source = dataclasses.replace(tiny_source, scheduler=multistep, pipeline_class="DDPMPipeline")
     here = calibrate(source, settings, output=tmp_path / "here.safetensors")

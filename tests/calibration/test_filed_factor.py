@@ -14,6 +14,7 @@ from accuquant.calibration.factor import Factor
 from accuquant.calibration.filed_factor import FiledFactor
 from accuquant.calibration.input_moments import Moments, MomentSampler, moments_of, plan_rows
 from accuquant.calibration.rounding import compensate, gptq
+from accuquant.calibration.row_factor import RowFactor, few_rows
 from accuquant.errors import CalibrationError
 from accuquant.qparams import LayerQParams, fingerprint
 
@@ -58,7 +59,7 @@ def test_the_panels_are_those_of_numpy_s_factor_of_the_sorted_covariance(tmp_pat
     assert stop == 0
     assert len(seen) == -(-SIZE // filed_factor._PANEL)
     factor.delete()
-    assert not list((tmp_path / "factor").iterdir())
+    assert not (tmp_path / "factor").exists()
 
 
 @pytest.mark.usefixtures("panels")
@@ -75,6 +76,40 @@ def test_gptq_rounds_by_panels_as_it_does_by_the_whole_factor(tmp_path: Path) ->
 def test_a_matrix_that_is_not_positive_definite_has_no_factor(tmp_path: Path) -> None:
     with pytest.raises(ArithmeticError, match=r"not positive definite"):
         FiledFactor.of(lambda: [torch.zeros(4, 3)], torch.zeros(3), 0.0, tmp_path)
+
+
+@pytest.mark.parametrize("columns", [7, 128])
+def test_the_factor_of_few_rows_is_numpy_s_of_their_covariance(
+    columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("accuquant.calibration.row_factor.COLUMNS", columns)
+    rows = make_rows()[:5]
+    factor = RowFactor(rows, ADDED)
+    covariance = (rows.double().T @ rows.double()).numpy()
+    order = factor.order.numpy()
+    assert np.all(np.diff(covariance.diagonal()[order]) >= 0)
+    expected = np.linalg.cholesky(covariance[order][:, order] + ADDED * np.eye(SIZE))
+    errors, before = torch.randn(SIZE, 3).double(), SIZE
+    for start, stop, corner, owed in factor.blocks(errors):
+        assert stop == before
+        np.testing.assert_allclose(np.tril(corner), expected[start:stop, start:stop], rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(owed, expected[stop:, start:stop].T @ errors[stop:].numpy(), atol=1e-9)
+        before = start
+    assert before == 0
+    with pytest.raises(ArithmeticError, match="not positive definite"):
+        RowFactor(rows * float("nan"), ADDED)
+
+
+def test_a_layer_that_gave_few_rows_is_rounded_as_by_their_covariance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("accuquant.calibration.input_moments.MEMORY", 0)
+    layer, qparams, moments = wide_layer(tmp_path)
+    expected = compensate(layer, qparams, moments)
+    monkeypatch.setattr(rounding, "few_rows", lambda rows, width: True)
+    found = compensate(layer, qparams, moments)
+    np.testing.assert_array_equal(found.weight_levels, expected.weight_levels)
+    assert (few_rows(128, 1024), few_rows(129, 1024)) == (True, False)
 
 
 def wide_layer(folder: Path, *, spoilt: bool = False) -> tuple[nn.Module, LayerQParams, Moments]:

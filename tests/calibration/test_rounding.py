@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from pretend_device import pretend_device
 from torch import Tensor, nn
 
-from accuquant.calibration import rounding
+from accuquant.calibration import rounding, row_store
 from accuquant.calibration.factor import Factor
-from accuquant.calibration.rounding import blocks_of, check_rounding, compensate, gptq, shrinkage
-from accuquant.calibration.row_store import RowSums
+from accuquant.calibration.rounding import (
+    blocks_of,
+    check_rounding,
+    compensate,
+    gptq,
+    place_for,
+    shrinkage,
+)
+from accuquant.calibration.row_store import RowPart, RowSums, filed_moments, row_keys
 from accuquant.calibration.unfolding import group_count, input_width
 from accuquant.errors import CalibrationError, UsageError
+from accuquant.networks.device import CPU
 from accuquant.networks.network import layer_kind
 from accuquant.qparams import WEIGHT_AXIS, LayerQParams, fingerprint, quantize
 from accuquant.scales.observer import weight_scale
@@ -155,7 +166,7 @@ def test_blocks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> Non
     weight, scale = weight_and_scale(4)
     factor = Factor.of_(covariance_of(correlated()))
     whole = gptq(weight, scale, factor, 4)
-    monkeypatch.setattr(rounding, "_BLOCK", 7)
+    monkeypatch.setattr("accuquant.calibration.factor.COLUMNS", 7)
     assert torch.equal(gptq(weight, scale, factor, 4), whole)
 
 
@@ -237,6 +248,35 @@ def test_very_wide_inputs_fall_into_blocks_of_columns(monkeypatch: pytest.Monkey
         some += torch.eye(len(some)) * (0.05 * some.diagonal().mean() + noise)
         expected = gptq(weight[:, start:stop], scale, Factor.of_(some), 4)
         np.testing.assert_array_equal(found.weight_levels[:, start:stop], expected.numpy())
+
+
+@pytest.mark.parametrize("kind", [nn.Linear(12, 5), nn.Conv2d(4, 6, 3, groups=2)], ids=["linear", "grouped"])
+@pytest.mark.parametrize("precise", [100, 10], ids=["float64", "float32"])
+def test_a_layer_on_a_device_is_rounded_there_as_on_the_cpu(
+    kind: nn.Module, precise: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (rounding, row_store):
+        monkeypatch.setattr(module, "PRECISE_WIDTH", precise)
+    groups, width = group_count(kind), input_width(kind)
+    rows = correlated(300, width=groups * width).float()
+    parts, keys = [RowPart(tmp_path / "rows", 0, len(rows))], [row_keys(rows)]
+    parts[0].path.write_bytes(rows.numpy().tobytes())
+    moments = filed_moments(parts, groups, width, keys)
+    here = compensate(kind, qparams_of(kind, 8), moments)
+    assert here.weight_levels is not None
+    with pretend_device() as device:
+        there = compensate(copy.deepcopy(kind).to(device), qparams_of(kind, 8), moments, device)
+    assert list(tmp_path.iterdir()) == [parts[0].path]
+    np.testing.assert_array_equal(there.weight_levels, here.weight_levels)
+    np.testing.assert_allclose(there.bias_correction, here.bias_correction, atol=1e-6)
+
+
+def test_a_layer_is_rounded_where_it_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda")
+    for free, expected in ((3 * 10**9, gpu), (2 * 10**9, CPU)):
+        monkeypatch.setattr(rounding, "free_memory", lambda device, free=free: free)
+        assert place_for(gpu, 1280, 23040) == expected
+    assert place_for(torch.device("mps"), 1, 1) == place_for(CPU, 1, 1) == CPU
 
 
 def test_inputs_that_are_not_finite_are_an_error_that_names_the_layer() -> None:

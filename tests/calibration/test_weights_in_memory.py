@@ -25,18 +25,21 @@ from accuquant.pipelines.task import Task
 from accuquant.recipe import Recipe
 
 SETTINGS = CalibrationSettings(
-    steps=4, group_size=2, num_trajectories=4, batch_size=2, iterations=1, shared_iterations=1,
+    steps=2, group_size=1, num_trajectories=2, batch_size=1, iterations=1, shared_iterations=1,
     activation_bits=4, float_budget=0.02, learning_rate=0.02,
 )  # fmt: skip
 
 
 #: What passes every stage on the pretended device in seconds.
-SHORT = dataclasses.replace(
-    SETTINGS, steps=2, group_size=1, num_trajectories=2, batch_size=1, float_budget=0.0, refine=False
+SHORT = dataclasses.replace(SETTINGS, float_budget=0.0, refine=False, rounding="nearest")
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(torch.bfloat16, id="bfloat16"),
+        pytest.param(torch.float16, id="float16", marks=pytest.mark.slow),
+    ]
 )
-
-
-@pytest.fixture(params=[torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 def half_folder(request: pytest.FixtureRequest, tiny_pipeline: Path, tmp_path: Path) -> Path:
     """A pipeline whose network was saved in half precision."""
     folder = Path(shutil.copytree(tiny_pipeline, tmp_path / "pipeline"))

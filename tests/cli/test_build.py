@@ -38,6 +38,33 @@ def test_a_model_becomes_an_engine_and_stays_one(make_conv: Make, capsys: pytest
     assert json.loads(capsys.readouterr().out)[0]["reused"]
 
 
+@pytest.mark.slow
+@pytest.mark.trt
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_engines_of_several_targets_are_built_at_once_by_workers(
+    make_conv: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("ray")
+    arguments = [
+        "build",
+        str(make_conv()),
+        "--backend",
+        "tensorrt_rtx",
+        "--target",
+        "sm86,sm89",
+        "--json",
+        "-",
+    ]
+    assert main([*arguments, "--workers", "2"]) == 0
+    built = json.loads(capsys.readouterr().out)
+    assert [(engine["target"], engine["reused"]) for engine in built] == [("sm86", False), ("sm89", False)]
+    for engine in built:
+        EngineManifest.load(Path(engine["engine"])).check_engine(Path(engine["engine"]))
+    assert main(arguments) == 0  # one process takes them for what it would have built
+    again = json.loads(capsys.readouterr().out)
+    assert [(engine["key"], engine["reused"]) for engine in again] == [(e["key"], True) for e in built]
+
+
 @pytest.mark.trt
 def test_the_path_of_an_engine_is_printed_in_one_piece(
     make_conv: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]

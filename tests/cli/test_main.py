@@ -18,6 +18,7 @@ COMMANDS = [
     "build",
     "sample",
     "verify",
+    "evaluate",
     "bench",
     "push",
     "doctor",

@@ -24,6 +24,7 @@ from accuquant.export.export_options import CHOICES, ExportOptions
 from accuquant.pipelines.source import load_source
 from accuquant.runtime.open_runner import make_runner, precision_options
 from accuquant.runtime.openvino_runner import OpenVinoRunner
+from accuquant.runtime.parts_choice import runs_on_engine
 
 
 def _parameters() -> Iterator[tuple[str, click.Parameter]]:
@@ -73,12 +74,20 @@ def _compiled(**options: Any) -> None:
 RECEIVERS: dict[str, Callable[[str], object]] = {
     "--engine": _engine,
     "--engine-precision": lambda name: OpenVinoRunner("m.onnx", **precision_options("openvino", name)),
+    "--parts": lambda name: runs_on_engine(
+        name,  # type: ignore[arg-type]
+        held=True,
+        engine="openvino",
+        named=False,
+        device="cpu",
+    ),
     "--backend": _backend,
     "--model": lambda name: DEMOS[name].source.joinpath("model_index.json").stat(),
     "--preset": CalibrationSettings.preset,
     "--gradient": lambda name: CalibrationSettings(gradient=name),
     "--observer": lambda name: CalibrationSettings(observer=name),
     "--rounding": lambda name: CalibrationSettings(rounding=name),
+    "--method": lambda name: CalibrationSettings.preset("balanced", method=name),
     "--lowering": lambda name: ExportOptions(lowering=name),  # type: ignore[arg-type]
     "--precision": lambda name: ExportOptions(precision=name),  # type: ignore[arg-type]
     "--affine": lambda name: ExportOptions(affine=name),  # type: ignore[arg-type]

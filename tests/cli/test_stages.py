@@ -102,6 +102,40 @@ def test_sample_writes_the_same_images_in_any_batch_size(output: Path, tmp_path:
         assert first == second
 
 
+def test_sample_says_where_the_seconds_went(
+    output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(output / "model"), "--num-images", "2", "--output-dir", str(tmp_path / "images")]
+    assert main(["sample", *arguments, "--profile", "--json", "-"]) == 0
+    captured = capsys.readouterr()
+    data = json.loads(captured.out)
+    assert data["calls"]["network"] == 4
+    assert sum(data["seconds"].values()) - data["seconds"]["loading"] == pytest.approx(data["total_seconds"])
+    assert "Drop-in, scheduler and guidance add" in captured.err
+    assert "2 images in" in captured.err
+
+
+def test_bench_measures_images_a_second_against_latency(
+    output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "served.json"
+    quick = ["--streams", "1", "--batches", "1,3", "--seconds", "0.02", "--threads", "1"]
+    assert main(["bench", str(output / "model"), "--throughput", *quick, "--json", str(data)]) == 0
+    found = json.loads(data.read_text())
+    assert [(result["streams"], result["batch"]) for result in found["results"]] == [(1, 1), (1, 3)]
+    assert (found["steps"], found["rows_per_image"]) == (4, 1)
+    for result in found["results"]:
+        call = result["call_ms"]["50"] / 1e3
+        # one stream: a call after the other, and little between them
+        assert 0 < min(result["rows_per_second"]) <= 1.5 * result["batch"] / call
+    printed = capsys.readouterr().out
+    assert "Most images: 1 stream with batch" in printed
+    assert main(["bench", str(output / "model"), "--streams", "2"]) == 2
+    assert "--streams: got a choice, expected none: it needs --throughput" in capsys.readouterr().err
+    assert main(["bench", str(output / "model"), "--throughput", "--trust-engines"]) == 2
+    assert main(["bench", str(output / "model"), "--throughput", "--batches", "1,x"]) == 2
+
+
 @pytest.mark.usefixtures("in_float")
 def test_sample_and_verify_tell_of_calibrated_layers_in_float(
     output: Path,

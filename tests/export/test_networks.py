@@ -26,8 +26,8 @@ from accuquant.networks.simulate import simulate
 from accuquant.recipe import Recipe
 from accuquant.runtime.open_runner import open_runner
 
-#: Traced in every run of the tests; the others differ from them in few nodes.
-FAST = ("stable-diffusion-2", "dit")
+#: Traced in every run of the tests; UNets are in test_unet.py and others.
+FAST = ("dit",)
 CASES = [pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow]) for name in NETWORKS]
 GROUPS = StepGroups((1000.0, 500.0, 0.0))
 TIMESTEPS = (712.5, 20.25)

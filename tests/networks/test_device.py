@@ -12,7 +12,8 @@ import torch
 from accuquant._util.progress import Silent
 from accuquant.errors import CalibrationError, UsageError
 from accuquant.networks.device import CPU, check_offload, choose_device, repeatable
-from accuquant.networks.memory import StageWatch, free_bytes, memory_named
+from accuquant.networks.memory import StageWatch, memory_named
+from accuquant.networks.room import free_memory
 
 without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
@@ -112,8 +113,8 @@ def test_offload_needs_a_device_with_memory_of_its_own() -> None:
 
 
 def test_the_free_memory_of_a_cpu_is_what_the_system_says() -> None:
-    free = free_bytes(CPU)
+    free = free_memory(CPU)
     if Path("/proc/meminfo").is_file():
         assert free is not None
         assert 2**20 < free < 2**50
-    assert free_bytes(torch.device("mps")) is None
+    assert free_memory(torch.device("mps")) is None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Callable
@@ -13,8 +14,8 @@ from onnx import helper, numpy_helper
 
 from accuquant.errors import EngineError, FloatLayersWarning
 from accuquant.graph.calibrated import CalibratedLayer, calibrated_layers, find_calibrated
-from accuquant.runtime.executed_nodes import ExecutedNode, ExecutedTensor, onnx_name
-from accuquant.runtime.int8_use import Int8Use, LayerRun, int8_use, macs
+from accuquant.runtime.executed_nodes import WORK_KINDS, ExecutedNode, ExecutedTensor, onnx_name
+from accuquant.runtime.int8_use import Int8Use, LayerRun, int8_use, macs, warn_once
 from accuquant.runtime.openvino_runner import OpenVinoRunner
 
 FEEDS = {"x": np.ones((1, 4, 8, 8), np.float32)}
@@ -124,6 +125,28 @@ def test_several_graphs_count_as_one() -> None:
     assert (use.share, use.in_float, use.unknown) == (0.75, (none,), ("c",))
     assert "1 of 2 calibrated layers, 25% of their work" in use.describe()
     assert "export again with --affine shift" in use.describe()
+
+
+def test_a_layer_that_no_kernel_names_is_told_of_and_never_silent(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.touch()
+    use = Int8Use((LayerRun("a", 30, "int8", "k"),), tuple(f"layer {k}" for k in range(6)))
+    assert use.in_float == ()
+    with pytest.warns(FloatLayersWarning, match=r"Of 6 calibrated layers it is unknown .*layer 3 and 2 more"):
+        warn_once(path, use)
+    both = Int8Use((LayerRun("b", 10, "fp32", "k"),), ("c",)).describe()
+    assert "1 of 1 calibrated layers, 100% of their work" in both
+    assert "no kernel on" in both
+
+
+def test_a_layer_that_the_engine_renamed_is_unknown_in_the_runner(make_conv: Callable[..., Path]) -> None:
+    with OpenVinoRunner(make_conv(batch=1), num_threads=1) as runner:
+        executed = [
+            dataclasses.replace(found, onnx_nodes=("renamed",)) if found.kind in WORK_KINDS else found
+            for found in runner.executed()
+        ]
+        layers = calibrated_layers(runner.path, error=EngineError)
+    assert int8_use(layers, executed).unknown == ("conv",)
 
 
 def changed(path: Path, change: Callable[[onnx.ModelProto], object]) -> Path:

@@ -11,6 +11,7 @@ import torch
 
 from accuquant.errors import EngineError, UsageError
 from accuquant.manifest import Manifest
+from accuquant.runtime.loop_profile import LoopProfile
 from accuquant.runtime.sample import runs_without_torch, sample_images, to_images
 
 UNET = {"_class_name": "UNet2DModel", "sample_size": 8, "in_channels": 3, "out_channels": 3}
@@ -217,3 +218,16 @@ def test_refuses_a_damaged_number_of_classes(make_folder: Callable[..., Any], cl
     folder = make_folder(labels=True, unet={**UNET, "num_class_embeds": classes})
     with pytest.raises(EngineError, match="num_class_embeds"):
         sample_images(folder, num_images=1, steps=2)
+
+
+def test_a_profile_counts_every_call_and_changes_no_image(make_folder: Callable[..., Any]) -> None:
+    """A clock that ticks once a question: parts that are entered more often have more of it."""
+    ticks = iter(range(10**6))
+    profile = LoopProfile(lambda: float(next(ticks)))
+    folder = make_folder()
+    images = sample_images(folder, num_images=3, steps=5, batch_size=2, profile=profile)
+    profile.end()
+    np.testing.assert_array_equal(images, sample_images(folder, num_images=3, steps=5, batch_size=2))
+    assert profile.calls == {"scheduler": 2, "drop-in": 10, "network": 10}
+    assert set(profile.seconds) == {"loading", "network", "drop-in", "scheduler", "rest"}
+    assert profile.seconds["network"] == 10

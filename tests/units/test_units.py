@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from accuquant.calibration import units
+from accuquant.units import units
 from accuquant.units.units import InMemory, KeptUnits, unit_seed
 
 NAMES = [f"layer.{k}" for k in range(7)]

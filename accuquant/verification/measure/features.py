@@ -4,96 +4,61 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from accuquant.errors import MissingDependencyError, UsageError, VerificationError
+from accuquant.errors import UsageError, VerificationError
+from accuquant.networks.device import CPU
+from accuquant.verification.measure.feature_networks import (
+    FASHION_SHAPE,
+    Fashion,
+    FeatureExtractor,
+    FeatureNetwork,
+    UserFunction,
+    load_clean_fid,
+    load_inception,
+)
 from accuquant.verification.measure.frechet import frechet_distance
+from accuquant.verification.measure.weights_files import NONE
 
-CHOICES = ("auto", "fashion", "inception", "none", "MODULE:CALLABLE")
+CHOICES = ("auto", "fashion", "inception", "clean-fid", "none", "MODULE:CALLABLE")
 _BATCH = 64
-_FASHION_SHAPE = (1, 32, 32)
 
 
-class FeatureExtractor(Protocol):
-    """Maps images [N, C, H, W] in [0, 1] to features [N, D]."""
+def load_features(
+    name: str,
+    image_shape: tuple[int, ...],
+    *,
+    weights: Mapping[str, Path] = NONE,
+    device: torch.device = CPU,
+) -> FeatureNetwork | None:
+    """Return the feature network called `name`, on `device`; None for "none".
 
-    @property
-    def name(self) -> str:
-        """The name that reports print."""
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Return the features [N, D] of images [N, C, H, W] in [0, 1]."""
-
-
-@dataclass(frozen=True)
-class _Callable:
-    name: str
-    function: Any
-
-    def __call__(self, images: Tensor) -> Tensor:
-        return torch.as_tensor(self.function(images))
-
-
-class _Fashion:
-    """The bundled network for 32x32 grayscale images of clothes."""
-
-    name = "fashion"
-
-    def __init__(self) -> None:
-        from accuquant.verification.measure.fashion import load_fashion_classifier
-
-        self._network = load_fashion_classifier()
-
-    def __call__(self, images: Tensor) -> Tensor:
-        if tuple(images.shape[1:]) != _FASHION_SHAPE:
-            raise VerificationError(
-                "feature network 'fashion'",
-                got=f"images of shape {list(images.shape[1:])}",
-                expected=f"{list(_FASHION_SHAPE)}, grayscale images of clothes",
-                remedy="Give --features inception, --features MODULE:CALLABLE, or --features none",
-            )
-        return self._network.features(images)
-
-
-class _Inception:
-    """Inception-v3 pool features (2048), the network of the usual FID, through torch-fidelity."""
-
-    name = "inception"
-
-    def __init__(self, network: nn.Module) -> None:
-        self._network = network
-
-    def __call__(self, images: Tensor) -> Tensor:
-        colour = images if images.shape[1] == 3 else images[:, :1].expand(-1, 3, -1, -1)
-        features: Tensor = self._network((colour * 255).round().to(torch.uint8))[0]
-        return features
-
-
-def load_features(name: str, image_shape: tuple[int, ...]) -> FeatureExtractor | None:
-    """Return the feature network called `name`; None for "none".
-
-    "fashion" is bundled, "inception" needs torch-fidelity, "package.module:callable" is any function
-    from images [N, C, H, W] in [0, 1] to features [N, D]. "auto" takes "fashion" for images of
-    `image_shape` (1, 32, 32), "inception" where torch-fidelity is installed, and None otherwise.
+    "fashion" is bundled, "inception" needs torch-fidelity, "clean-fid" clean-fid, "package.module:callable"
+    is any function from images [N, C, H, W] in [0, 1] to features [N, D]. "auto" takes "fashion" for images
+    of `image_shape` (1, 32, 32), "inception" where torch-fidelity is installed, and None otherwise.
+    `weights` says where weights lie that are not to be downloaded.
     """
     if name == "none":
         return None
     if name == "auto":
-        if image_shape == _FASHION_SHAPE:
-            return _Fashion()
-        return _load_inception() if importlib.util.find_spec("torch_fidelity") else None
+        if image_shape == FASHION_SHAPE:
+            return Fashion(device)
+        return load_inception(weights, device) if importlib.util.find_spec("torch_fidelity") else None
     if name == "fashion":
-        return _Fashion()
+        return Fashion(device)
     if name == "inception":
-        return _load_inception()
+        return load_inception(weights, device)
+    if name == "clean-fid":
+        return load_clean_fid(weights, device)
     if ":" in name:
-        return _Callable(name, _import_callable(name))
+        return UserFunction(name, _import_callable(name))
     raise UsageError(
         "feature network",
         got=repr(name),
@@ -106,6 +71,20 @@ def load_features(name: str, image_shape: tuple[int, ...]) -> FeatureExtractor |
 def extract(extractor: FeatureExtractor, images: Tensor) -> npt.NDArray[np.floating[Any]]:
     """Return the features [N, D] of images [N, C, H, W] in [0, 1], computed in batches."""
     features = torch.cat([extractor(batch).float() for batch in torch.split(images, _BATCH)])
+    return _checked(extractor, features, images).numpy()
+
+
+@torch.no_grad()
+def extract_all(extractor: FeatureNetwork, images: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
+    """Return each of `wanted` for images [N, C, H, W] in [0, 1], float32 [N, D], computed in batches."""
+    batches = [extractor.measure(batch, wanted) for batch in torch.split(images, _BATCH)]
+    return {
+        name: _checked(extractor, torch.cat([batch[name].float() for batch in batches]), images)
+        for name in wanted
+    }
+
+
+def _checked(extractor: FeatureExtractor, features: Tensor, images: Tensor) -> Tensor:
     if features.ndim != 2 or len(features) != len(images):
         raise VerificationError(
             f"feature network '{extractor.name}'",
@@ -113,33 +92,12 @@ def extract(extractor: FeatureExtractor, images: Tensor) -> npt.NDArray[np.float
             expected=f"({len(images)}, D)",
             remedy="Return one row of features for each image",
         )
-    return features.numpy()
+    return features
 
 
 def fid_to_fp32(extractor: FeatureExtractor, images: Tensor, reference: Tensor) -> float:
     """Return FID2FP32: the Frechet distance between the features of two sets of images."""
     return frechet_distance(extract(extractor, reference), extract(extractor, images))
-
-
-def _load_inception() -> FeatureExtractor:
-    try:
-        module = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
-    except ImportError as fault:
-        raise MissingDependencyError(
-            "feature network 'inception'",
-            got=f"no torch-fidelity ({fault})",
-            expected="torch-fidelity and torchvision, installed for this version of torch",
-            remedy="Run `pip install torch-fidelity`, or choose another network with --features",
-        ) from fault
-    try:
-        return _Inception(module.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"]).eval())
-    except Exception as fault:  # a failed download raises whatever the client library raises
-        raise VerificationError(
-            "feature network 'inception'",
-            got=f"{type(fault).__name__}: {fault}",
-            expected="Inception weights that can be downloaded, or are in torch's cache",
-            remedy="Run once with network access, or choose another network with --features",
-        ) from fault
 
 
 def _import_callable(name: str) -> Any:

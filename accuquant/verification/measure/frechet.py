@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 import numpy as np
 
 from accuquant.errors import VerificationError
 from accuquant.qparams import FloatArray
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """What the Frechet distance compares: a mean [D] and a covariance [D, D]."""
+
+    mean: FloatArray
+    covariance: FloatArray
+
+    def distance(self, other: Gaussian) -> float:
+        """Return the Frechet distance; 0 between equal ones."""
+        return gaussian_frechet_distance(self.mean, self.covariance, other.mean, other.covariance)
 
 
 class Moments:
@@ -18,7 +33,8 @@ class Moments:
     def __init__(self) -> None:
         self.count = 0
         self.mean: FloatArray = np.zeros(0)
-        self._scatter: FloatArray = np.zeros((0, 0))
+        #: Sum of the outer products of deviations from the mean, [D, D].
+        self.scatter: FloatArray = np.zeros((0, 0))
 
     @classmethod
     def of(cls, features: FloatArray) -> Moments:
@@ -27,10 +43,29 @@ class Moments:
         moments.add(features)
         return moments
 
+    @classmethod
+    def merged(cls, parts: Iterable[tuple[int, Moments]]) -> Moments:
+        """Return the moments of disjoint sets of features, each counted as often as its number says."""
+        chosen = [(times, part) for times, part in parts if times and part.count]
+        moments = cls()
+        moments.count = sum(times * part.count for times, part in chosen)
+        if chosen:
+            moments.mean = sum(times * part.count * part.mean for times, part in chosen) / moments.count
+            moments.scatter = np.zeros_like(chosen[0][1].scatter)
+        for times, part in chosen:
+            shift = part.mean - moments.mean
+            moments.scatter += times * (part.scatter + part.count * np.outer(shift, shift))
+        return moments
+
+    @property
+    def gaussian(self) -> Gaussian:
+        """Mean and covariance, of two images or more."""
+        return Gaussian(self.mean, self.covariance)
+
     @property
     def covariance(self) -> FloatArray:
         """The unbiased covariance."""
-        return self._scatter / (self.count - 1)
+        return self.scatter / (self.count - 1)
 
     def add(self, features: FloatArray) -> None:
         """Take in features [N, D]. Raises VerificationError where they have another width than before."""
@@ -44,11 +79,11 @@ class Moments:
             )
         if self.count == 0:
             self.mean = np.zeros(values.shape[1])
-            self._scatter = np.zeros((values.shape[1], values.shape[1]))
+            self.scatter = np.zeros((values.shape[1], values.shape[1]))
         total = self.count + len(values)
         shift = values.mean(0) - self.mean
         rows = np.vstack([values - values.mean(0), np.sqrt(self.count * len(values) / total) * shift])
-        self._scatter = self._scatter + rows.T @ rows
+        self.scatter = self.scatter + rows.T @ rows
         self.mean = self.mean + shift * len(values) / total
         self.count = total
 

@@ -126,7 +126,7 @@ def _roll_out(
         first, compared = calls is not None, name != "reference"
         network = calls.watched(branch, start) if calls is not None and not compared else branch
         bound = start.conditioning.bind(network)
-        trajectory = _Trajectory(name, process, bound, reference if first and compared else None, progress)
+        trajectory = Trajectory(name, process, bound, reference if first and compared else None, progress)
         latents[name], alone = trajectory.run(start)
         if alone:
             step_errors[name] = torch.stack(alone)
@@ -139,7 +139,9 @@ def _roll_out(
 
 
 @dataclass(frozen=True)
-class _Trajectory:
+class Trajectory:
+    """The way of one branch; `reference` is a network whose single steps are compared with the branch's."""
+
     name: str
     process: DenoisingProcess
     network: NetworkFn

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from accuquant.calibration_facts import GuidanceFacts
-from accuquant.networks.stored_weights import count_parameters
-from accuquant.pipelines.source import Source
 from accuquant.runtime.int8_use import Int8Use
 from accuquant.verification.measure.latency import Latency
 from accuquant.verification.measure.parity import LayerParity
@@ -41,7 +38,7 @@ def assemble(
     recipe = subject.recipe
     return Report(
         verdict=judge(_measured(comparisons, fid, layers) | facts.int8_share(int8_use), thresholds),
-        model=_model(subject.reference, image_shape),
+        model=facts.model_facts(subject.reference, image_shape),
         settings=_settings(subject, fid),
         versions=facts.versions(),
         timesteps=timesteps,
@@ -70,16 +67,6 @@ def _measured(
         measured["level_share"] = max(layer.share for layer in layers)
         measured["level_difference"] = max(layer.max_difference for layer in layers)
     return measured
-
-
-def _model(reference: Source, image_shape: tuple[int, ...]) -> dict[str, Any]:
-    return {
-        "name": Path(reference.name).name or reference.name,
-        "pipeline_class": reference.pipeline_class,
-        "component": reference.component,
-        "parameters": count_parameters(reference.network),
-        "image_shape": list(image_shape),
-    }
 
 
 def _settings(subject: Subject, fid: FidFigure | None) -> dict[str, Any]:

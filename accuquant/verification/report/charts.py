@@ -63,8 +63,9 @@ def line_chart(
     y_label: str,
     boundaries: Sequence[int] = (),
     size: tuple[int, int] = (960, 380),
+    x_unit: float = 1.0,
 ) -> str:
-    """Draw lines over steps 1..T on a logarithmic axis.
+    """Draw lines over steps 1..T, each of which stands for `x_unit`, on a logarithmic axis.
 
     `boundaries` are the step indices where a new step group begins; groups are shaded in turn. Values
     of zero are drawn at the lower edge.
@@ -75,7 +76,7 @@ def line_chart(
     parts = [
         _shades(plot, boundaries, steps),
         _log_grid(plot),
-        _step_axis(plot, steps),
+        _step_axis(plot, steps, x_unit),
         *[_band(plot, s) for s in series if s.low],
         *[_line(plot, s) for s in series],
         _end_labels(plot, series),
@@ -175,10 +176,10 @@ def _grid_line(plot: _Plot, value: float, label: str) -> str:
     )
 
 
-def _step_axis(plot: _Plot, steps: int) -> str:
+def _step_axis(plot: _Plot, steps: int, unit: float) -> str:
     stride = max(1, round(_nice_step(steps / 6)))
     ticks = sorted({1, *range(stride, steps + 1, stride)})
-    return "".join(_x_tick(plot, value, str(value)) for value in ticks)
+    return "".join(_x_tick(plot, value, f"{round(value * unit)}") for value in ticks)
 
 
 def _value_axis(plot: _Plot, width: float, first: int, count: int) -> str:
@@ -229,8 +230,12 @@ def _mark(plot: _Plot, value: float | None, name: str, style: str, drop: int) ->
     return (
         f'<line class="{style}" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{plot.bottom}"/>'
         f'<text class="label {style}" x="{x + offset:.1f}" y="{_TOP + 10 + drop}" text-anchor="{anchor}">'
-        f"{name} {value:.1f}</text>"
+        f"{name} {_short(value)}</text>"
     )
+
+
+def _short(value: float) -> str:
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"
 
 
 def _axis_titles(plot: _Plot, x_label: str, y_label: str) -> str:

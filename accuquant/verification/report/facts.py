@@ -21,6 +21,17 @@ from accuquant.verification.report.report import GroupFigure, LayerSensitivity
 _PACKAGES = ("torch", "diffusers", "numpy", "onnx", "openvino", "onnxruntime")
 
 
+def model_facts(reference: Source, image_shape: tuple[int, ...]) -> dict[str, Any]:
+    """Return what a report says of the pipeline, whose images are (C, H, W)."""
+    return {
+        "name": Path(reference.name).name or reference.name,
+        "pipeline_class": reference.pipeline_class,
+        "component": reference.component,
+        "parameters": count_parameters(reference.network),
+        "image_shape": list(image_shape),
+    }
+
+
 def group_figures(recipe: Recipe) -> tuple[GroupFigure, ...]:
     """Return the bounds and the calibration outcome of each step group; empty where none is recorded."""
     edges = recipe.groups.edges

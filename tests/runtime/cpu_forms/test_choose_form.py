@@ -52,7 +52,7 @@ def test_the_fastest_is_found_one_change_at_a_time(monkeypatch: pytest.MonkeyPat
     choice = choose_form(RULED, "as known", EVERYTHING, machine.compile)
     assert (choice.form, choice.basis) == (CpuForm("bordered", "written"), "measurement")
     assert {one.form: one.milliseconds for one in choice.times}[choice.form] == 30
-    assert choice.reason.startswith("30.0 ms a call")
+    assert choice.reason.startswith("30.0 ms of computing a call")
 
 
 def test_the_rules_form_stays_where_others_save_less_than_noise(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +65,7 @@ def test_a_form_that_computes_something_else_is_refused_and_named(monkeypatch: p
     machine.outputs[CpuForm("inside", "written")] = 2 * SAME
     choice = choose_form(RULED, "as known", EVERYTHING, machine.compile)
     assert choice.form == RULED
-    assert "zero-points inside, norms written, precision fp32 is off by 1" in choice.reason
+    assert "zero-points inside, norms written, ranks written, precision fp32 is off by 1" in choice.reason
 
 
 def test_calls_that_are_short_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:

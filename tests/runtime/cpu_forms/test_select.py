@@ -153,10 +153,13 @@ def test_the_choice_is_shown(tmp_path: Path, cache: Path, measured: list[CpuForm
         assert runner.chosen is None
         runner.infer({"sample": SAMPLE})
         assert runner.chosen == (
-            "the network: zero-points written, norms channels, precision fp32 (by measurement: 7.0 ms a call)"
+            "the network: zero-points written, norms channels, ranks written, precision fp32 "
+            "(by measurement: 7.0 ms a call)"
         )
 
 
-def test_nothing_is_rewritten_unasked(tmp_path: Path, cache: Path, measured: list[CpuForm]) -> None:
+def test_nothing_is_rewritten_where_it_is_switched_off(
+    tmp_path: Path, cache: Path, measured: list[CpuForm]
+) -> None:
     choice = choice_of(write_norm(tmp_path / "m.onnx"), rewriting=False)
     assert (choice.form, measured) == (AS_WRITTEN, [])

@@ -110,7 +110,7 @@ def test_a_function_that_returns_another_shape_is_refused() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("inceptoin", "expected one of auto, fashion, inception, none"),
+        ("inceptoin", "expected one of auto, fashion, inception, clean-fid, none"),
         ("no_such_module:features", "No module named 'no_such_module'"),
         ("math:no_such_function", "no_such_function"),
         (f"{__name__}:NOT_A_FUNCTION", "got a int"),

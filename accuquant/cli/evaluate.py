@@ -1,0 +1,225 @@
+"""The command `accuquant evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from accuquant.cli._command import Command
+from accuquant.cli._options import (
+    LocalPath,
+    Source,
+    class_labels_option,
+    device_option,
+    engine_option,
+    engine_precision_option,
+    existing_path,
+    exported_folder,
+    lora_option,
+    new_file,
+    new_folder,
+    num_images_option,
+    seed_option,
+    steps_option,
+    take_weights_options,
+    trust_option,
+    weights_options,
+)
+from accuquant.cli._output import console_beside_json, json_option, print_table, write_json
+from accuquant.cli._source import loading_options, take_loading
+from accuquant.cli._task import take_task, task_options
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from accuquant.evaluation.result import Evaluation
+
+
+class _Names(click.ParamType):  # type: ignore[type-arg]  # no generic before click 8.2
+    """Names, separated by commas; the library knows which there are."""
+
+    name = "names"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        """Return the names."""
+        if isinstance(value, tuple):
+            return value
+        return tuple(name.strip() for name in str(value).split(",") if name.strip())
+
+
+class _NamedPath(click.ParamType):  # type: ignore[type-arg]  # no generic before click 8.2
+    """NAME=PATH, whose `~` is the home folder."""
+
+    name = "named path"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, Path]:
+        """Return the two."""
+        name, separator, path = str(value).partition("=")
+        if not (name and separator and path):
+            self.fail(f"'{value}' is not NAME=PATH.", param, ctx)
+        return name, Path(LocalPath().convert(path, param, ctx))
+
+
+@click.command("evaluate", cls=Command)
+@click.argument("folder", type=exported_folder, metavar="OUT")
+@click.option(
+    "--reference",
+    type=Source(),
+    required=True,
+    metavar="SOURCE",
+    help="The pipeline that OUT was exported from.",
+)
+@click.option(
+    "--metrics",
+    type=_Names(),
+    default="fid2fp32,psnr,ssim",
+    show_default=True,
+    metavar="NAME,NAME,...",
+    help="Of fid2fp32, psnr, ssim, lpips, fid, sfid, is, precision, clip, image-reward.",
+)
+@click.option(
+    "--against",
+    type=exported_folder,
+    metavar="OTHER",
+    help="Another export of SOURCE, compared with OUT image by image.",
+)
+@click.option(
+    "--real",
+    type=existing_path,
+    metavar="FOLDER|FILE.npz",
+    help="Real images, or their statistics, for fid, sfid and precision.",
+)
+@engine_option
+@engine_precision_option
+@trust_option
+@num_images_option(50_000)
+@steps_option
+@seed_option(10_000)
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Images at a time."
+)
+@click.option(
+    "--shard-size",
+    type=click.IntRange(min=1),
+    default=256,
+    show_default=True,
+    help="Images of a unit of work: what is lost at most when the command is killed.",
+)
+@click.option(
+    "--features",
+    default="auto",
+    show_default=True,
+    help="Feature network: auto, fashion, inception, clean-fid, none, or package.module:callable.",
+)
+@click.option(
+    "--weights",
+    type=_NamedPath(),
+    multiple=True,
+    metavar="NAME=PATH",
+    help="Where weights lie: inception, clean-fid, lpips, clip, image-reward; may be given several times.",
+)
+@click.option(
+    "--resamples",
+    type=click.IntRange(min=20),
+    default=200,
+    show_default=True,
+    help="Draws that an interval is made of.",
+)
+@class_labels_option
+@click.option(
+    "--keep-images", type=new_folder, metavar="FOLDER", help="Write every image as PNG, by branch and number."
+)
+@click.option(
+    "--work-dir",
+    "work",
+    type=new_folder,
+    metavar="FOLDER",
+    show_default="OUT.evaluation, removed at the end",
+    help="Where finished shards are kept; a named one stays, for more images later.",
+)
+@click.option(
+    "--allow-other-scheduler", is_flag=True, help="Go on with a scheduler other than the calibrated one."
+)
+@device_option
+@weights_options
+@lora_option("those that OUT was calibrated with by default")
+@loading_options
+@task_options
+@json_option("the figures")
+@click.option(
+    "--html", "html_file", type=new_file, metavar="FILE", help="Write the figures as one HTML page."
+)
+def command(
+    folder: Path, reference: str, json_file: Path | None, html_file: Path | None, **options: Any
+) -> None:
+    """Judge the exported folder OUT on many images, beside the FP32 pipeline SOURCE from the same seeds.
+
+    Run an interrupted command again to resume it: it goes on at the first shard that is not finished, to the
+    same figures. Intervals say what other seeds would give, in 95 of 100 cases. `accuquant verify` judges a
+    few images by thresholds; this measures what papers report, on as many images as they do.
+    """
+    evaluation = run(folder, reference, options)
+    print_evaluation(console_beside_json(json_file), evaluation)
+    if json_file:
+        write_json(json_file, evaluation.to_json())
+    if html_file:
+        from accuquant.evaluation.page import write_page
+
+        write_page(evaluation, html_file)
+
+
+def run(folder: Path, reference: str, options: dict[str, Any]) -> Evaluation:
+    """Evaluate with progress on stderr; `options` are those of the command."""
+    from accuquant.cli._progress import Bars
+    from accuquant.evaluation.evaluate import evaluate
+    from accuquant.evaluation.evaluation_settings import EvaluationSettings
+    from accuquant.manifest import RECIPE_NAME, Manifest
+    from accuquant.networks.device import check_offload, choose_device, repeatable
+    from accuquant.pipelines.lora import find_loras, loras_of_recipe
+    from accuquant.pipelines.source import load_source
+    from accuquant.recipe import Recipe
+
+    task = take_task(options)
+    tf32 = options.pop("tf32", False)
+    weights = take_weights_options(options)
+    Manifest.load(folder)  # a folder that is no export should be named as such
+    given = find_loras(options.pop("loras", ()))
+    calibrated = Recipe.load(folder / RECIPE_NAME).facts
+    loras, loading = loras_of_recipe(calibrated.loras, given), take_loading(options, calibrated.loading)
+    device = choose_device(options.pop("device", "auto"), tf32=tf32)
+    if weights["offload"]:
+        check_offload(device)
+    steps, work = options.pop("steps", None), options.pop("work", None)
+    settings = EvaluationSettings(**options | {"weights": dict(options.get("weights", ()))})
+    with Bars() as progress, repeatable(device, tf32=tf32):
+        source = load_source(reference, loras, **vars(loading), as_stored=weights["as_stored"])
+        source = source.to(device, offload=weights["offload"])
+        return evaluate(folder, source, settings, steps=steps, task=task, work=work, progress=progress)
+
+
+def print_evaluation(console: Console, evaluation: Evaluation) -> None:
+    """Print the figures, the differences in words, and what a reader should know."""
+    from accuquant.evaluation.metrics import metric_of
+    from accuquant.evaluation.result import shown
+
+    rows = []
+    for figure in evaluation.figures:
+        metric, interval = metric_of(figure.metric), figure.interval
+        rows.append(
+            (
+                metric.title,
+                evaluation.labels[figure.branch],
+                f"{shown(interval.value)} {metric.unit}".rstrip(),
+                f"{shown(interval.low)} to {shown(interval.high)}",
+                "higher" if metric.higher_is_better else "lower",
+            )
+        )
+    print_table(console, ("metric", "of", "value", "95 % interval", "better"), rows)
+    for line in (*evaluation.sentences, *(f"Note: {note}" for note in evaluation.notes)):
+        console.print(line, markup=False)

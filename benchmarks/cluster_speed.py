@@ -1,0 +1,116 @@
+"""Measure what workers bring and cost, stage by stage, and what 8 and 64 of them would.
+
+    python benchmarks/cluster_speed.py --rounds 3 --json cluster.json
+    python benchmarks/cluster_speed.py --from cluster.json --workers 8 64    # the model alone
+
+The plain loop, one worker and two take turns in one run, each in a fresh process with one thread for each
+worker; the seconds in which Ray starts and workers open the network are told apart. The model
+(cluster_schedule.py) takes the seconds of single units from the plain loop, hands them to workers as the real
+schedule does, and adds what the process that hands them out does alone. It is compared with what two workers
+took here, where two processes share the memory and the caches of one machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from cluster_run import SETTINGS, run_apart
+from cluster_schedule import Measured, predicted
+from report import add_json_option, print_report
+
+#: What StageClock calls the stages whose units have other names.
+_STAGES = {
+    "full-precision trajectories": ("trajectories",),
+    "initial scales": ("scales",),
+    "refined scales": ("refined",),
+    "weight rounding": ("rounding",),
+    "layer sensitivity": ("sensitivity",),
+    "weight scales and biases": ("gradient", "judging"),
+    "step groups": ("step groups",),
+}
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--workers", nargs="+", type=int, default=[2, 8, 64], help="what the model is asked for"
+    )
+    parser.add_argument("--from", dest="source", type=Path, help="measurements of an earlier run")
+    parser.add_argument("--trajectories", type=int, default=SETTINGS["num_trajectories"])
+    add_json_option(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure, or read what was measured, and print."""
+    arguments = parse_arguments()
+    if arguments.source is not None:
+        runs = json.loads(arguments.source.read_text())["runs"]
+    else:
+        runs = []
+        for _ in range(arguments.rounds):
+            for workers in (0, 1, 2):
+                found = run_apart(workers, num_trajectories=arguments.trajectories)
+                runs.append({"workers": workers, **found})
+    digests = {run["sha256"] for run in runs}
+    print_report(
+        "Seconds of a calibration, medians",
+        ["stage", "units", "loop", "1 worker", "ratio", "2 workers", "speed-up",
+         *(f"model, {n}" for n in arguments.workers)],
+        rows(runs, arguments.workers),
+        notes=[
+            f"Recipes: {'the same bytes in all runs' if len(digests) == 1 else f'{len(digests)} DIFFERENT'}",
+            "Start of Ray and workers (not in the table): " + ", ".join(
+                f"{n} workers {median(run['startup'] for run in of(runs, n)):.0f} s" for n in (1, 2)
+            ),
+        ],
+        record={"runs": runs},
+        json_path=arguments.json,
+    )  # fmt: skip
+
+
+def of(runs: list[dict[str, Any]], workers: int) -> list[dict[str, Any]]:
+    """Return the runs with so many workers."""
+    return [run for run in runs if run["workers"] == workers]
+
+
+def rows(runs: list[dict[str, Any]], asked: list[int]) -> list[list[str]]:
+    """Return the table's rows: every stage, and the whole."""
+    table, sums = [], [0.0] * len(asked)
+    for stage, names in _STAGES.items():
+        seconds = [median(stage_seconds(run, stage) for run in of(runs, n)) for n in (0, 1, 2)]
+        # the loop has no units of an iteration: there is nobody to share them with
+        measured = [Measured.of(run, stage, names) for run in of(runs, 1 if "gradient" in names else 0)]
+        guesses = [median(predicted(m, n) for m in measured) for n in asked]
+        sums = [total + guess for total, guess in zip(sums, guesses, strict=True)]
+        table.append(row(stage, str(measured[0].count), seconds, guesses))
+    wholes = [
+        median(sum(stage_seconds(run, stage) for stage in _STAGES) for run in of(runs, n)) for n in (0, 1, 2)
+    ]
+    return [*table, row("all of these", "", wholes, sums)]
+
+
+def stage_seconds(run: dict[str, Any], stage: str) -> float:
+    """Return the seconds of a stage, 0 where it did not take place."""
+    return float(run["stages"].get(stage, 0.0))
+
+
+def row(name: str, units: str, seconds: list[float], guesses: list[float]) -> list[str]:
+    """Return the cells of a stage."""
+    loop, one, two = seconds
+    return [
+        name, units, f"{loop:.1f}", f"{one:.1f}", f"{one / loop:.2f}", f"{two:.1f}", f"{loop / two:.2f}",
+        *(f"{guess:.1f}" for guess in guesses),
+    ]  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
