@@ -181,7 +181,7 @@ def run(folder: Path, reference: str, options: dict[str, Any]) -> Evaluation:
     from accuquant.cli._progress import Bars
     from accuquant.evaluation.evaluate import evaluate
     from accuquant.evaluation.evaluation_settings import EvaluationSettings
-    from accuquant.manifest import MANIFEST_NAME, RECIPE_NAME, Manifest
+    from accuquant.manifest import RECIPE_NAME, Manifest
     from accuquant.networks.device import check_offload, choose_device, repeatable
     from accuquant.pipelines.lora import find_loras, loras_of_recipe
     from accuquant.pipelines.source import load_source
