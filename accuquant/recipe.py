@@ -18,6 +18,7 @@ from msgspec import Meta
 from accuquant._util.facts import FactsError, Name, Real, Text, as_facts, parse_json
 from accuquant._util.files import atomic_write
 from accuquant.calibration_facts import CalibrationFacts
+from accuquant.channel_fold import ChannelFold
 from accuquant.errors import AccuQuantError, RecipeError
 from accuquant.groups import StepGroups
 from accuquant.networks.signature import Signature
@@ -25,11 +26,11 @@ from accuquant.prediction_correction import PredictionCorrection
 from accuquant.qparams import FloatArray, LayerQParams, fingerprint
 
 FORMAT_VERSION = 1
-#: With a correction of the prediction: whoever ignores it makes other images.
+#: With a correction of the prediction, or folds: whoever ignores them makes other images.
 CORRECTED_VERSION = 2
 _METADATA_KEY = "accuquant"
 #: What the tensors of a layer are called, behind its name and a dot; others are not read.
-_TENSOR_KINDS = ("weight_scale", "activation_scale", "weight_levels", "bias_correction")
+_TENSOR_KINDS = ("weight_scale", "activation_scale", "weight_levels", "bias_correction", "fold_factor")
 #: What numpy can read, as safetensors names it.
 _NUMPY_TYPES = ("F32", "I8", "F16", "F64", "BOOL", "U8", "I16", "U16", "I32", "U32", "I64", "U64")
 _FACTOR, _BIAS = "prediction_factor", "prediction_bias"
@@ -57,7 +58,8 @@ class Recipe:
     `layers` maps a module name to its LayerQParams; layers that are not in it stay float. `scheduler`
     is the diffusers configuration that was simulated, `model_hash` names the float weights,
     `calibration` holds the settings (JSON values only), `results` one GroupResult a step group. `correction`
-    is what is taken off the network's prediction; None of most methods.
+    is what is taken off the network's prediction, `folds` are factors of channels that the float network gets
+    first: `layers` describe the folded one. Most methods have neither.
     """
 
     groups: StepGroups
@@ -68,6 +70,7 @@ class Recipe:
     calibration: dict[str, Any] = field(default_factory=dict)
     results: tuple[GroupResult, ...] = ()
     correction: PredictionCorrection | None = None
+    folds: tuple[ChannelFold, ...] = ()
 
     def __post_init__(self) -> None:
         for layer in self.layers.values():
@@ -146,15 +149,21 @@ class Recipe:
                 tensors[f"{name}.weight_levels"] = np.ascontiguousarray(layer.weight_levels)
             if layer.bias_correction is not None:
                 tensors[f"{name}.bias_correction"] = np.ascontiguousarray(layer.bias_correction)
+        for fold in self.folds:
+            tensors[f"{fold.producer}.fold_factor"] = fold.factors
         if self.correction is not None:
             tensors[_FACTOR], tensors[_BIAS] = self.correction.factor, self.correction.bias
         return tensors
 
     def _metadata(self) -> dict[str, Any]:
-        steps = None if self.correction is None else list(self.correction.steps.edges)
+        more: dict[str, Any] = {}
+        if self.correction is not None:
+            more["correction_edges"] = list(self.correction.steps.edges)
+        if self.folds:
+            more["folds"] = [{"producer": f.producer, "consumers": list(f.consumers)} for f in self.folds]
         return {
-            "format_version": FORMAT_VERSION if steps is None else CORRECTED_VERSION,
-            **({} if steps is None else {"correction_edges": steps}),
+            "format_version": CORRECTED_VERSION if more else FORMAT_VERSION,
+            **more,
             "group_edges": list(self.groups.edges),
             "layers": [
                 {
@@ -188,6 +197,7 @@ class Recipe:
             calibration=facts.calibration,
             results=facts.results,
             correction=_correction(facts.correction_edges, tensors),
+            folds=tuple(_fold(item, tensors) for item in facts.folds),
         )
 
 
@@ -207,6 +217,12 @@ class _LayerFacts:
 
 
 @dataclass(frozen=True)
+class _FoldFacts:
+    producer: Name
+    consumers: tuple[Name, ...]
+
+
+@dataclass(frozen=True)
 class _RecipeFacts:
     """The metadata of a recipe (docs/recipe-format.md); later releases may add fields."""
 
@@ -218,6 +234,14 @@ class _RecipeFacts:
     calibration: dict[str, Any]
     results: tuple[GroupResult, ...]
     correction_edges: Annotated[tuple[Real, ...], Meta(max_length=10_001)] | None = None
+    folds: tuple[_FoldFacts, ...] = ()
+
+
+def _fold(item: _FoldFacts, tensors: Mapping[str, npt.NDArray[Any]]) -> ChannelFold:
+    key = f"{item.producer}.fold_factor"
+    if key not in tensors:
+        raise _damaged(f"fold into '{item.producer}'", f"no tensor '{key}' in the recipe")
+    return ChannelFold(item.producer, item.consumers, tensors[key])
 
 
 def _correction(
@@ -305,7 +329,8 @@ def _read(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
             "Pass the file that `accuquant calibrate -o` wrote, not a checkpoint",
         )
     version = metadata.get("format_version")
-    wanted = FORMAT_VERSION if "correction_edges" not in metadata else CORRECTED_VERSION
+    corrected = "correction_edges" in metadata or "folds" in metadata
+    wanted = CORRECTED_VERSION if corrected else FORMAT_VERSION
     if version != wanted or isinstance(version, bool):
         raise error(
             f"format version {version!r}",

@@ -75,8 +75,6 @@ class Method:
         if self.rival:
             common = {name: getattr(study.settings, name) for name in _COMMON}
             bit = {"weight_bits": bits.weights, "activation_bits": bits.activations}
-            if study.block_iterations is not None and "iterations" in RIVALS[self.rival].options:
-                bit["iterations"] = study.block_iterations
             return CalibrationSettings.preset("balanced", method=self.rival, **common, **bit)
         return replace(
             study.settings, weight_bits=bits.weights, activation_bits=bits.activations, **self.changes
@@ -190,13 +188,6 @@ def _our_network(study: Study, method: Method, bits: Bits, progress: Progress) -
         write_pipeline(study.source, Recipe.load(recipe), exported)
         with EngineModel.from_folder(exported, study.engine, num_threads=study.threads) as model:
             yield lambda sample, timestep: torch.from_numpy(model(sample.numpy(), float(timestep)))
-
-
-def calibration_seconds(study: Study, method: Method, bits: Bits, placement: Placement) -> float | None:
-    """Return the processor's seconds of the method's calibration; None of another tool's."""
-    if method.package:
-        return None
-    return study.seconds(f"{bits}-{method.name}", _own_settings(study, method, bits, placement))
 
 
 def _own_settings(study: Study, method: Method, bits: Bits, placement: Placement) -> CalibrationSettings:

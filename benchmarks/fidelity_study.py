@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -27,15 +26,12 @@ from accuquant.networks.network import call, count_macs, model_hash
 from accuquant.pipelines.source import Source
 from accuquant.recipe import Recipe
 
-_SECONDS = ".seconds"
-
 
 @dataclass(frozen=True)
 class Study:
     """What all methods have in common.
 
     `settings` are those of our own W8A8 calibration; the others take its steps, trajectories and layers.
-    `block_iterations` is how long rivals learn a block, None as long as they do by default.
     Image k starts from `seed` + k. Everything in `cache` is named by a hash of what made it, so that a run
     goes on where it stopped, and processes with different methods may share it. The hash does not cover
     AccuQuant's own code: use a fresh folder after changing it.
@@ -49,7 +45,6 @@ class Study:
     batch_size: int
     engine: str
     threads: int
-    block_iterations: int | None = None
 
     @cached_property
     def process(self) -> DenoisingProcess:
@@ -82,16 +77,8 @@ class Study:
         made_by = {**settings.to_dict(), "model": self.sampling["model"]}
         path = self.file(f"recipe-{name}", made_by, ".safetensors")
         if not path.is_file():
-            begun = time.process_time()
             calibrate(self.source, settings, output=path, progress=progress)
-            write_text(path.with_suffix(_SECONDS), f"{time.process_time() - begun:.1f}\n")
         return path
-
-    def seconds(self, name: str, settings: CalibrationSettings) -> float | None:
-        """Return the processor's seconds that the calibration of a recipe took, all threads together."""
-        made_by = {**settings.to_dict(), "model": self.sampling["model"]}
-        path = self.file(f"recipe-{name}", made_by, _SECONDS)
-        return float(path.read_text()) if path.is_file() else None
 
     def placement(self, progress: Progress) -> Placement:
         """Return the layers that every method quantizes; the float budget is spent by W8A8's sensitivity."""

@@ -122,7 +122,7 @@ class _NamedPath(click.ParamType):  # type: ignore[type-arg]  # no generic befor
     "--weights",
     type=_NamedPath(),
     multiple=True,
-    metavar="NAME=PATH",
+    metavar="NAME=WHERE",
     help="Where weights lie: inception, clean-fid, lpips, clip, image-reward; may be given several times.",
 )
 @click.option(
@@ -147,9 +147,9 @@ class _NamedPath(click.ParamType):  # type: ignore[type-arg]  # no generic befor
 @click.option(
     "--allow-other-scheduler", is_flag=True, help="Go on with a scheduler other than the calibrated one."
 )
+@cluster_options
 @device_option
 @weights_options
-@cluster_options
 @lora_option("those that OUT was calibrated with by default")
 @loading_options
 @task_options
@@ -181,15 +181,11 @@ def run(folder: Path, reference: str, options: dict[str, Any]) -> Evaluation:
     from accuquant.cli._progress import Bars
     from accuquant.evaluation.evaluate import evaluate
     from accuquant.evaluation.evaluation_settings import EvaluationSettings
-    from accuquant.manifest import MANIFEST_NAME, RECIPE_NAME, Manifest
+    from accuquant.manifest import RECIPE_NAME, Manifest
     from accuquant.networks.device import check_offload, choose_device, repeatable
     from accuquant.pipelines.lora import find_loras, loras_of_recipe
     from accuquant.pipelines.source import load_source
-    from accuquant.pipelines.source_job import source_job, source_roots
     from accuquant.recipe import Recipe
-    from accuquant.units.cluster import engine_of
-    from accuquant.units.job import Job
-    from accuquant.units.units import KeptUnits
 
     task, cluster = take_task(options), take_cluster(options)
     folder = folder.absolute()  # workers have folders of their own to start from
@@ -207,16 +203,10 @@ def run(folder: Path, reference: str, options: dict[str, Any]) -> Evaluation:
     with Bars() as progress, repeatable(device, tf32=tf32):
         source = load_source(reference, loras, **vars(loading), as_stored=weights["as_stored"])
         source = source.to(device, offload=weights["offload"])
-        marker = folder / MANIFEST_NAME
-
-        def job() -> Job:
-            return source_job(source, tf32=tf32, sees={str(marker): marker.read_bytes()})
-
-        with engine_of(cluster, job, source_roots(source), progress.message) as engine:
-            return evaluate(
-                folder, source, settings, steps=steps, task=task, work=work,
-                units=lambda path: KeptUnits(path, engine), progress=progress,
-            )  # fmt: skip
+        return evaluate(
+            folder, source, settings, steps=steps, task=task, work=work, tf32=tf32, cluster=cluster,
+            progress=progress,
+        )  # fmt: skip
 
 
 def print_evaluation(console: Console, evaluation: Evaluation) -> None:

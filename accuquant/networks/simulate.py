@@ -18,6 +18,7 @@ from accuquant.groups import StepGroups
 from accuquant.networks.architectures import timestep_divisor
 from accuquant.networks.device import CPU, device_of
 from accuquant.networks.fake_quantize import fake_quantize
+from accuquant.networks.fold import fold_network
 from accuquant.networks.frozen_product import FrozenProduct
 from accuquant.networks.network import bias_of, float_weight, float_weights, quantizable_layers
 from accuquant.networks.stored_weights import is_offloaded
@@ -135,6 +136,7 @@ def simulate(network: nn.Module, recipe: Recipe) -> nn.Module:
     The copy is called as the network is; the step group follows from the timestep of each call.
     Raises RecipeError where the recipe belongs to another checkpoint.
     """
+    network = fold_network(network, recipe.folds)
     recipe.check_weights(float_weights(network))
     simulated = quantize_network(network, recipe.layers.values(), recipe.groups)
     if recipe.correction is not None:

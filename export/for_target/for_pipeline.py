@@ -35,6 +35,7 @@ def export_pipeline(
     kept for `accuquant build`. `share` is for the progress of write_pipeline, whose errors this raises too.
     """
     output, shown = Path(output), progress or Silent()
+    original, source = source, pipeline_folder.folded_source(source, recipe)
     options = options or ExportOptions()
     opset, dynamic = options.written_opset, options.dynamic
     pipeline_folder.check_output(output)
@@ -55,7 +56,7 @@ def export_pipeline(
         settled, chosen = settle(graph, recipe, options, scratch, shown)
         shown.stage(f"exporting {source.name}", 100)
         manifest = pipeline_folder.write_pipeline(
-            source,
+            original,
             recipe,
             output,
             settled,

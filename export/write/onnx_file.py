@@ -57,12 +57,13 @@ def write_onnx(
     does. Source, float graph and int8 graph are compared on the first call of the .npz `inputs`, or on a
     random one; `compared` is told the result, which the files hold too. Raises SourceError for a file that
     cannot be read, ExportError where a layer of the recipe is not in the graph, or the graph as it was read
-    is not what the file computes.
+    is not what the file computes, or the recipe has folds.
     """
     say = progress or (lambda _text, _share: None)
     options = replace(options or ExportOptions(), **choices)
     path, output = Path(path), Path(output)
     check_output(path, output)
+    _check_unfolded(path, recipe)
     say("reading the graph", 0.0)
     model = read_network(path, recipe, min_opset=options.written_opset, input_names=input_names)
     MatchLayersPass(recipe.layers)(model)
@@ -91,6 +92,16 @@ def write_onnx(
         compared(result)
     say("done", 1.0)
     return written
+
+
+def _check_unfolded(path: Path, recipe: Recipe) -> None:
+    if recipe.folds:
+        raise ExportError(
+            f"'{path}'",
+            got="a recipe whose method scales channels of the network before it is traced",
+            expected="a pipeline, whose network can be changed",
+            remedy="Export the pipeline itself, or calibrate with another --method",
+        )
 
 
 def check_output(path: Path, output: Path) -> None:

@@ -26,6 +26,7 @@ from accuquant.export.write.lowered_files import write_lowered
 from accuquant.export.write.pipeline_parts import check_parts, write_parts
 from accuquant.export_choice import ExportChoice
 from accuquant.manifest import MANIFEST_NAME, RECIPE_NAME, Manifest
+from accuquant.networks.fold import fold_network
 from accuquant.networks.network import float_weights as weights_by_layer
 from accuquant.pipelines.lora import check_loras
 from accuquant.pipelines.source import Source
@@ -65,6 +66,7 @@ def write_pipeline(
     check_output(output)
     say("checking the recipe", 0.0)
     check_loras(recipe.facts.loras, source.loras)
+    source = folded_source(source, recipe)
     recipe.check_weights(weights_by_layer(source.network))
     with _staging(output) as folder:
         if graph is None:
@@ -110,6 +112,11 @@ def write_pipeline(
         manifest.save(folder)
     say("done", 1.0)
     return manifest
+
+
+def folded_source(source: Source, recipe: Recipe) -> Source:
+    """Return `source` with the network that the recipe describes: its folds applied, itself without any."""
+    return replace(source, network=fold_network(source.network, recipe.folds)) if recipe.folds else source
 
 
 def check_output(output: Path) -> None:

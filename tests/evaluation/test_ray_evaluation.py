@@ -15,9 +15,7 @@ from accuquant.cli.main import main
 from accuquant.evaluation.evaluate import evaluate
 from accuquant.evaluation.evaluation_settings import EvaluationSettings
 from accuquant.pipelines.source import load_source
-from accuquant.pipelines.source_job import source_job, source_roots
-from accuquant.units.cluster import Cluster, engine_of
-from accuquant.units.units import KeptUnits
+from accuquant.units.cluster import Cluster
 
 pytest.importorskip("ray")
 pytestmark = [
@@ -54,9 +52,6 @@ def test_a_worker_that_is_killed_while_evaluating_changes_no_figure(
     source = load_source(tiny_pipeline)
     expected = evaluate(out, source, SETTINGS).to_json()
     kill = KillOne()
-    with engine_of(Cluster(2), lambda: source_job(source), source_roots(source), print) as engine:
-        found = evaluate(
-            out, source, SETTINGS, units=lambda path: KeptUnits(path, engine), progress=kill
-        ).to_json()
+    found = evaluate(out, source, SETTINGS, cluster=Cluster(2), progress=kill).to_json()
     assert kill.killed == 1
     assert found == expected

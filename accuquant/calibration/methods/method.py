@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from accuquant._util.progress import Progress
 from accuquant.calibration.placement import Placement
 from accuquant.calibration.trajectory import TrajectoryBatch
+from accuquant.channel_fold import ChannelFold
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.groups import StepGroups
 from accuquant.pipelines.source import Source
+from accuquant.prediction_correction import PredictionCorrection
 from accuquant.qparams import LayerQParams
-from accuquant.recipe import PredictionCorrection
 
 if TYPE_CHECKING:
     from accuquant.calibration.calibration_settings import CalibrationSettings
@@ -55,6 +56,7 @@ class Found:
     layers: Mapping[str, LayerQParams]
     facts: Mapping[str, Any] = field(default_factory=dict)
     correction: PredictionCorrection | None = None
+    folds: tuple[ChannelFold, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

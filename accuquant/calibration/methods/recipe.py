@@ -23,4 +23,5 @@ def rival_recipe(run: Run, task: Task, found: Found) -> Recipe:
             "method_facts": dict(found.facts),
         },
         correction=found.correction,
+        folds=found.folds,
     )

@@ -159,7 +159,8 @@ def _distance(output: Tensor, target: Tensor, power: float) -> Tensor:
 @torch.no_grad()
 def _error(block: nn.Module, rows: Rows) -> float:
     total, count = 0.0, 0
-    for part in torch.arange(len(rows)).split(BATCH):
+    for start in range(0, len(rows), BATCH):
+        part = torch.arange(start, min(start + BATCH, len(rows)))
         for output, target in zip(*rows.run(block, part), strict=True):
             total += float((output - target).square().sum())
             count += output.numel()

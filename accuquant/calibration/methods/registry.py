@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 from accuquant.errors import unknown_name
 
-from . import accuquant, minmax, mse, pcr, percentile, ptq4dm, ptqd, q_diffusion, tfmq
+from . import accuquant, minmax, mse, pcr, percentile, ptq4dm, ptqd, q_diffusion, smoothquant, tfmq
 from .method import Method
 
 METHODS: Mapping[str, Method] = {
     module.METHOD.name: module.METHOD
-    for module in (accuquant, minmax, percentile, mse, q_diffusion, ptq4dm, tfmq, ptqd, pcr)
+    for module in (accuquant, minmax, percentile, mse, q_diffusion, ptq4dm, tfmq, ptqd, pcr, smoothquant)
 }
 
 

@@ -110,3 +110,13 @@ def test_the_same_seed_gives_the_same_bytes(tiny_source: Source, tmp_path: Path)
     settings = settings_of("pcr", weight_bits=4, iterations=3, num_trajectories=2, steps=2)
     made = [calibrate(tiny_source, settings, output=tmp_path / f"{k}.safetensors").to_bytes() for k in (0, 1)]
     assert made[0] == made[1]
+
+
+def test_the_page_says_of_each_method_what_its_file_says() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "methods.md").read_text(encoding="utf-8")
+    for method in METHODS.values():
+        row = next(
+            line for line in page.splitlines() if line.startswith(f"| `{method.name}` | {method.meaning}")
+        )
+        for text in (method.source, method.matched, method.not_matched):
+            assert text in row.replace("\\|", "|")

@@ -26,7 +26,7 @@ def correction_of(channels: int) -> PredictionCorrection:
     return PredictionCorrection(StepGroups(EDGES), factor, rng.normal(size=(4, channels)).astype(np.float32))
 
 
-def written(network: Any, recipe: Any, lowering: str, **options: Any) -> list[Path]:
+def written(network: Any, recipe: Any, lowering: Any, **options: Any) -> list[Path]:
     output = network.path.with_name("corrected.onnx")
     paths = write_onnx(network.path, recipe, output, lowering=lowering, **options)
     return [path for path in paths if path.suffix == ".onnx"]
