@@ -329,7 +329,7 @@ class _Pool:
 
     def _lost(self, name: str, actor: _Actor, lost: RayError) -> Failed | None:
         self._kill(name)
-        reason = " ".join(str(lost).split())[:300]
+        reason = " ".join(str(lost).split()).split(" class_name:")[0][:200]  # ids of no use follow
         if actor.worker is None:
             self._lost_opening += 1
             if self._lost_opening >= ATTEMPTS * self._count:

@@ -122,5 +122,7 @@ def _give_up(stage: str, failures: Sequence[Failed]) -> None:
 
 
 def _told(fault: BaseException) -> str:
+    if isinstance(fault, ClusterError):
+        return f"{fault.subject}, {fault.got}"
     text = " ".join(str(fault).split())
-    return text if isinstance(fault, ClusterError | OSError) and text else f"{type(fault).__name__}: {text}"
+    return text if isinstance(fault, OSError) and text else f"{type(fault).__name__}: {text}"

@@ -42,6 +42,7 @@ class SafetensorError(Exception):
             1,
             "pip install 'accuquant[calibrate]'",
         ),
+        (ModuleNotFoundError("No module named 'ray'", name="ray"), 1, "pip install 'accuquant[cluster]'"),
         (OSError(errno.EFBIG, os.strerror(errno.EFBIG), "a.onnx"), 1, "ulimit -f"),
         (SafetensorError("I/O error: File too large (os error 27)"), 1, "ulimit -f"),
         (OSError(errno.ENOENT, "No such file or directory", "a\x1b[2J"), 1, "a\\x1b[2J"),
