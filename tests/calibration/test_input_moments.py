@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from accuquant.calibration import input_moments
 from accuquant.calibration.input_moments import MomentSampler, moments_of, plan_rows
 from accuquant.calibration.row_store import PRECISE_WIDTH
+from accuquant.networks.device import CPU
 
 COLUMNS = slice(0, 4)
 
@@ -50,7 +51,7 @@ def test_moments_are_mean_and_covariance(
     assert len(list(tmp_path.iterdir())) == batches * (memory < 1000)
     moments = moments_of("l", layer, drawn)
     expected = mixing.T @ mixing
-    covariance = moments.covariance(0, COLUMNS)
+    covariance = moments.covariance(0, COLUMNS, CPU)
     torch.testing.assert_close(moments.mean[0], mean.double(), atol=0.08, rtol=0)
     torch.testing.assert_close(covariance, expected.double(), atol=0.25, rtol=0)
     torch.testing.assert_close(covariance, covariance.T)

@@ -267,6 +267,8 @@ def test_a_layer_on_a_device_is_rounded_there_as_on_the_cpu(
     with pretend_device() as device:
         there = compensate(copy.deepcopy(kind).to(device), qparams_of(kind, 8), moments, device)
     assert list(tmp_path.iterdir()) == [parts[0].path]
+    assert there.bias_correction is not None
+    assert here.bias_correction is not None
     np.testing.assert_array_equal(there.weight_levels, here.weight_levels)
     np.testing.assert_allclose(there.bias_correction, here.bias_correction, atol=1e-6)
 
