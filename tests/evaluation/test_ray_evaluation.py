@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import sys
@@ -17,9 +18,9 @@ from accuquant.evaluation.evaluation_settings import EvaluationSettings
 from accuquant.pipelines.source import load_source
 from accuquant.units.cluster import Cluster
 
-pytest.importorskip("ray")
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed"),
     pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX"),
     # of sockets and files that ray itself leaves to the garbage collector
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
