@@ -17,6 +17,7 @@ _HOMES = {
     "AccuQuantError": "accuquant.errors",
     "CalibrationSettings": "accuquant.calibration.calibration_settings",
     "EngineUNet": "accuquant.runtime.engine_unet",
+    "EvaluationSettings": "accuquant.evaluation.evaluation_settings",
     "ExportOptions": "accuquant.export.export_options",
     "LoopProfile": "accuquant.runtime.loop_profile",
     "Recipe": "accuquant.recipe",
@@ -25,6 +26,7 @@ _HOMES = {
     "check_model": "accuquant.export.lint.check_model",
     "engine_parts": "accuquant.runtime.engine_parts",
     "estimate": "accuquant.calibration.estimate",
+    "evaluate": "accuquant.evaluation.evaluate",
     "export_onnx": "accuquant.export.for_target.for_onnx",
     "export_pipeline": "accuquant.export.for_target.for_pipeline",
     "load_source": "accuquant.pipelines.source",
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
     from accuquant.calibration.calibration_settings import CalibrationSettings
     from accuquant.calibration.estimate import estimate
     from accuquant.errors import AccuQuantError
+    from accuquant.evaluation.evaluate import evaluate
+    from accuquant.evaluation.evaluation_settings import EvaluationSettings
     from accuquant.export.export_options import ExportOptions
     from accuquant.export.for_target.for_onnx import export_onnx
     from accuquant.export.for_target.for_pipeline import export_pipeline
@@ -74,6 +78,7 @@ __all__ = [
     "AccuQuantError",
     "CalibrationSettings",
     "EngineUNet",
+    "EvaluationSettings",
     "ExportOptions",
     "LoopProfile",
     "Recipe",
@@ -83,6 +88,7 @@ __all__ = [
     "check_model",
     "engine_parts",
     "estimate",
+    "evaluate",
     "export_onnx",
     "export_pipeline",
     "load_source",

@@ -8,7 +8,7 @@ from pathlib import Path
 FASHION_DDPM = Path(__file__).parent / "data" / "fashion-ddpm"
 #: A Stable Diffusion pipeline of 5.5 M parameters for coloured clothes at 32x32; see its README.md.
 FASHION_TEXT = FASHION_DDPM.with_name("fashion-text")
-#: A DiT pipeline of 1.5 M parameters that paints emoji of eight classes at 32x32; see its README.md.
+#: A DiT pipeline of 1.4 M parameters that paints emoji of four classes at 32x32; see its README.md.
 EMOJI_DIT = FASHION_DDPM.with_name("emoji-dit")
-#: A latent diffusion pipeline of 1.7 M parameters that paints emoji at 32x32; see its README.md.
+#: A latent diffusion pipeline of 1.8 M parameters that paints emoji at 32x32; see its README.md.
 EMOJI_UNET = FASHION_DDPM.with_name("emoji-unet")

@@ -17,7 +17,7 @@ from accuquant.runtime.loop_profile import LoopProfile, Part
 _NETWORKS = ("unet", "transformer")
 _AUTOENCODERS = ("vae", "vqvae")
 #: What a scheduler does beside its step.
-_SCHEDULING = ("set_timesteps", "scale_model_input", "add_noise", "scale_noise")
+_SCHEDULING = ("scale_model_input", "add_noise", "scale_noise")
 _Count = Callable[[], AbstractContextManager[None]]
 
 
@@ -61,6 +61,12 @@ def _watched(pipe: Any, profile: LoopProfile) -> Iterator[tuple[Any, str, _Count
         "forward",
         lambda: profile.calling("drop-in" if isinstance(network, EngineUNet) else "network"),
     )
+
+    def beginning() -> AbstractContextManager[None]:
+        profile.settle()
+        return profile.inside("scheduler")
+
+    yield pipe.scheduler, "set_timesteps", beginning
     yield pipe.scheduler, "step", profile.stepping
     for name in _SCHEDULING:
         if hasattr(pipe.scheduler, name):

@@ -76,7 +76,7 @@ def sample_pipeline(
             parts,
             held=holds_parts(manifest),
             engine=engine,
-            named=pipeline is not None,
+            named=pipeline is not None or loading.variant is not None,
             device=device.type,
         ):
             given = engine_parts(root, engine, check_hashes=False, **_of_parts(options))

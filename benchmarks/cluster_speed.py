@@ -45,6 +45,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--from", dest="source", type=Path, help="measurements of an earlier run")
     parser.add_argument("--trajectories", type=int, default=SETTINGS["num_trajectories"])
+    parser.add_argument("--batch-size", type=int, default=SETTINGS["batch_size"])
+    parser.add_argument("--steps", type=int, default=SETTINGS["steps"])
+    parser.add_argument("--iterations", type=int, default=SETTINGS["iterations"], help="of either kind")
     add_json_option(parser)
     return parser.parse_args()
 
@@ -55,10 +58,14 @@ def main() -> None:
     if arguments.source is not None:
         runs = json.loads(arguments.source.read_text())["runs"]
     else:
-        runs = []
+        runs, n = [], arguments.iterations
+        chosen = {
+            "num_trajectories": arguments.trajectories, "batch_size": arguments.batch_size,
+            "steps": arguments.steps, "iterations": n, "shared_iterations": n,
+        }  # fmt: skip
         for _ in range(arguments.rounds):
             for workers in (0, 1, 2):
-                found = run_apart(workers, num_trajectories=arguments.trajectories)
+                found = run_apart(workers, **chosen)
                 runs.append({"workers": workers, **found})
     digests = {run["sha256"] for run in runs}
     print_report(

@@ -5,9 +5,10 @@
     python benchmarks/drop_in.py SOURCE OUT --prompts prompts.txt --picture side-by-side.png
 
 Images: one for each prompt, the same seed in both pipelines. Seconds: whole calls of the pipeline, in
-turn, in one process. Memory: the peak of a process of its own that loads one pipeline and calls it once.
-With --latents the prompts are random embeddings and the loop ends in latents, so that a folder which
-holds nothing but a network can be measured.
+turn, in one process, and where they go in each. "whole" arms run text encoders and decoder in the engine
+too; OUT holds them after `accuquant export --whole-pipeline`. Memory: the peak of a process of its own
+that loads one pipeline and calls it once. With --latents the prompts are random embeddings and the loop
+ends in latents, so that a folder which holds nothing but a network can be measured.
 """
 
 from __future__ import annotations
@@ -25,13 +26,24 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw
 from report import add_json_option, print_report
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
 
 from accuquant._util.interleave import time_interleaved
+from accuquant.pipeline_profile import profiled
+from accuquant.runtime.engine_parts import engine_parts
 from accuquant.runtime.engine_unet import EngineUNet
+from accuquant.runtime.loop_profile import PARTS, LoopProfile
 
 PYTORCH = "pytorch fp32"
-#: The engines that the drop-in runs on.
-ENGINES = {"openvino int8": "openvino", "onnxruntime int8": "onnxruntime"}
+#: The engines that the drop-in runs on; " whole" stands for text encoders and decoder as well.
+ENGINES = {
+    "openvino int8": "openvino",
+    "openvino int8 whole": "openvino",
+    "onnxruntime int8": "onnxruntime",
+    "onnxruntime int8 whole": "onnxruntime",
+}
 ARMS = (PYTORCH, *ENGINES)
 _EMPTY = dict.fromkeys(("vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
 _TOKENS = 77
@@ -49,6 +61,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS[:2])
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--guidance-scale", type=float, default=7.5)
+    parser.add_argument("--size", type=int, help="height and width of the images, in pixels")
+    parser.add_argument("--no-memory", action="store_true", help="run no processes that are weighed")
     parser.add_argument("--seed", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
@@ -66,6 +80,8 @@ def open_pipeline(arm: str, arguments: argparse.Namespace) -> Any:
     parts: dict[str, Any] = dict(_EMPTY) if arguments.latents else {}
     if arm in ENGINES:
         parts["unet"] = EngineUNet.from_pretrained(arguments.out, ENGINES[arm], num_threads=arguments.threads)
+        if arm.endswith("whole"):
+            parts |= engine_parts(arguments.out, ENGINES[arm], num_threads=arguments.threads)
     pipe: Any = DiffusionPipeline.from_pretrained(arguments.source, **parts).to(torch.float32)
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -75,6 +91,8 @@ def sample(pipe: Any, prompts: list[str], arguments: argparse.Namespace) -> np.n
     """Call the pipeline -> float32 images [N, H, W, C] in [0, 1], or latents."""
     generators = [torch.Generator().manual_seed(arguments.seed + k) for k in range(max(1, len(prompts)))]
     settings = {"num_inference_steps": arguments.steps, "guidance_scale": arguments.guidance_scale}
+    if arguments.size is not None:
+        settings |= {"height": arguments.size, "width": arguments.size}
     if not arguments.latents:
         images = pipe(prompts, generator=generators, output_type="np", **settings).images
         return np.asarray(images, np.float32)
@@ -122,6 +140,17 @@ def draw(rows: dict[str, np.ndarray], prompts: list[str], path: Path, *, edge: i
     canvas.save(path)
 
 
+def print_profiles(profiles: dict[str, LoopProfile], rounds: int) -> None:
+    """Print the milliseconds a call of every part, one column an arm; what is between calls is no part."""
+    table = Table("ms a call", *profiles, box=SIMPLE_HEAD, pad_edge=False)
+    for part in [part for part in PARTS if part not in ("loading", "rest")]:
+        cells = [1e3 * profile.seconds.get(part, 0.0) / rounds for profile in profiles.values()]
+        table.add_row(part, *(f"{value:.2f}" for value in cells))
+    overheads = [profile.overhead or 0.0 for profile in profiles.values()]
+    table.add_row("loop on top of the network", *(f"{value:.2%}" for value in overheads))
+    Console(width=160).print(table)
+
+
 def main() -> None:
     """Sample, time and weigh every arm, and print a table."""
     arguments = parse_arguments()
@@ -132,12 +161,20 @@ def main() -> None:
         sample(open_pipeline(arguments.only_memory, arguments), prompts[:1], arguments)
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
         return
-    memory = {arm: peak_memory(arm) for arm in arguments.arms}
+    memory = {arm: 0 if arguments.no_memory else peak_memory(arm) for arm in arguments.arms}
     pipes = {arm: open_pipeline(arm, arguments) for arm in arguments.arms}
     outputs = {arm: sample(pipe, prompts, arguments) for arm, pipe in pipes.items()}
     one = prompts[:1]
-    calls = {arm: (lambda p=pipe: sample(p, one, arguments)) for arm, pipe in pipes.items()}
-    times = time_interleaved(calls, rounds=arguments.rounds, warm_up=1)
+    for pipe in pipes.values():  # compiles for one image
+        sample(pipe, one, arguments)
+    profiles = {arm: LoopProfile() for arm in arguments.arms}
+
+    def call(arm: str) -> None:
+        with profiled(pipes[arm], profiles[arm]):
+            sample(pipes[arm], one, arguments)
+
+    calls = {arm: (lambda arm=arm: call(arm)) for arm in arguments.arms}
+    times = time_interleaved(calls, rounds=arguments.rounds, warm_up=0)
     first = arguments.arms[0]
     rows, record = [], {}
     for arm in arguments.arms:
@@ -148,11 +185,16 @@ def main() -> None:
                 arm,
                 f"{seconds:.2f} s",
                 f"{times[first].median / times[arm].median:.2f}",
-                f"{memory[arm] / 1e6:.0f} MB",
+                f"{memory[arm] / 1e6:.0f} MB" if memory[arm] else "",
                 f"{np.median(values):.1f} dB" if values else "",
             ]
         )
-        record[arm] = {"seconds": times[arm].to_dict(), "peak_bytes": memory[arm], "psnr": values}
+        record[arm] = {
+            "seconds": times[arm].to_dict(),
+            "peak_bytes": memory[arm],
+            "psnr": values,
+            "profile": profiles[arm].to_dict(),
+        }
     print_report(
         f"{arguments.source.name}: the pipeline and the drop-in, {arguments.steps} steps, one image a call, "
         f"{arguments.threads} threads, {arguments.rounds} interleaved rounds",
@@ -161,6 +203,7 @@ def main() -> None:
         record=record,
         json_path=arguments.json,
     )
+    print_profiles(profiles, arguments.rounds)
     if arguments.picture is not None:
         draw(outputs, prompts, arguments.picture)
 

@@ -18,8 +18,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from report import add_json_option, print_report
-
 _MB = 1e6
 
 
@@ -33,7 +31,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--image", type=int, nargs=2, default=(28, 28), metavar=("H", "W"))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
-    add_json_option(parser)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write settings and measurements to FILE")
     return parser.parse_args()
 
 
@@ -48,6 +46,8 @@ def measure(arguments: argparse.Namespace) -> list[tuple[str, float, float]]:
 
     with stage("python, numpy"):
         import numpy as np
+    with stage("onnx"):
+        import onnx  # noqa: F401
     with stage("accuquant.runtime"):
         from accuquant.runtime.openvino_runner import OpenVinoRunner
     with stage("openvino"):
@@ -91,6 +91,8 @@ def main() -> None:
     done = subprocess.run(
         [sys.executable, __file__, *sys.argv[1:], "--measure"], stdout=subprocess.PIPE, text=True, check=True
     )
+    from report import print_report  # not above: it loads torch, which would be measured
+
     stages = json.loads(done.stdout.splitlines()[-1])
     before = [0.0, *(resident for _, resident, _ in stages)]
     print_report(

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from accuquant._util.files import atomic_write, write_text
 from accuquant.calibration.trajectory import bound
+from accuquant.denoising.process import DenoisingProcess
+from accuquant.denoising.start import Start
 from accuquant.networks.simulate import simulate
 from accuquant.pipelines.source import Source, load_source
 from accuquant.pipelines.starts import open_starter
@@ -132,17 +134,10 @@ class Bench:
     def sample(self, network: nn.Module) -> Sampled:
         """Run the sampler with `network` on every judging seed."""
         starter = open_starter(self.source, self.network.judged, steps=self.network.steps)
-        parts = []
-        for start in starter.starts(self.num_images, _BATCH, seed=self.first_seed):
-            kept: list[Tensor] = []
-            starter.process.reset()
-            starter.process.sample(
-                bound(network, start.conditioning),
-                start.latents,
-                start.fresh_generators(),
-                callback=lambda _step, _timestep, latents, kept=kept: kept.append(latents),
-            )
-            parts.append(torch.stack(kept))
+        parts = [
+            _trajectory(starter.process, network, start)
+            for start in starter.starts(self.num_images, _BATCH, seed=self.first_seed)
+        ]
         starter.close()
         return self._sampled(torch.cat(parts, 1))
 
@@ -151,6 +146,19 @@ class Bench:
         extractor = load_features("fashion", (1, 32, 32))
         assert extractor is not None
         return Sampled(trajectory, images, extract(extractor, gray(images)))
+
+
+def _trajectory(process: DenoisingProcess, network: nn.Module, start: Start) -> Tensor:
+    """Return the latents after every step [T, B, ...]."""
+    kept: list[Tensor] = []
+
+    def keep(_step: int, _timestep: float, latents: Tensor) -> None:
+        kept.append(latents)
+
+    process.reset()
+    predict = bound(network, start.conditioning)
+    process.sample(predict, start.latents, start.fresh_generators(), callback=keep)
+    return torch.stack(kept)
 
 
 def gray(images: Tensor) -> Tensor:

@@ -170,12 +170,19 @@ def show(benchmark: Benchmark, arguments: argparse.Namespace, result: Mapping[st
     figures = {f["metric"]: f for f in result["figures"] if f["branch"] == "int8"}
     names = [n for n in METRICS if n in figures or any(n in row for row in benchmark.published)]
     bits = result["settings"]["bits"]
+    sources = list(dict.fromkeys(row["source"] for row in benchmark.published))
     rows = [[_OURS, bits, *(f"{figures[n]['value']:.4g}" if n in figures else "-" for n in names), ""]]
     rows += [
-        [row["method"], row["bits"], *(f"{row[n]:g}" if n in row else "-" for n in names), row["source"]]
+        [
+            row["method"],
+            row["bits"],
+            *(f"{row[n]:g}" if n in row else "-" for n in names),
+            f"[{sources.index(row['source']) + 1}]",
+        ]
         for row in benchmark.published
     ]
-    notes = [f"In float: {benchmark.exemptions}.", *(f"{s}" for s in result["sentences"])]
+    notes = [f"[{number}] {source}" for number, source in enumerate(sources, 1)]
+    notes += [f"Exempt: {benchmark.exemptions}.", *result["sentences"]]
     if benchmark.differs:
         notes.append(f"Note: {benchmark.differs}.")
     if arguments.model is not None:
@@ -185,7 +192,7 @@ def show(benchmark: Benchmark, arguments: argparse.Namespace, result: Mapping[st
     notes += [f"Note: {note}" for note in result["notes"]]
     print_report(
         benchmark.title,
-        ["method", "bits", *(METRICS[name].title for name in names), "source"],
+        ["method", "bits", *(METRICS[name].title for name in names), ""],
         rows,
         notes=notes,
         record={"ours": result["figures"], "published": list(benchmark.published)},

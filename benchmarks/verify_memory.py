@@ -1,6 +1,7 @@
-"""Measure the peak memory of whole `accuquant verify` commands for several numbers of images.
+"""Measure the peak memory of whole `accuquant verify` or `evaluate` commands for several numbers of images.
 
     python benchmarks/verify_memory.py
+    python benchmarks/verify_memory.py --command evaluate --steps 1
 
 Each number of images is one fresh process, from start to report; "peak" is its ru_maxrss. The recipe behind
 the exported folder is made in seconds, since scales do not change what memory it takes.
@@ -28,12 +29,19 @@ _QUICK = (
     "--weight-bits", "7",
 )  # fmt: skip
 
+#: Options of one of the commands: nothing is judged, and every output of the feature network is kept.
+_OWN = {
+    "verify": ("--min-psnr", "none", "--min-lowering-psnr", "none"),
+    "evaluate": ("--metrics", "fid2fp32,psnr,ssim,is", "--resamples", "20"),
+}
+
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--command", choices=tuple(_OWN), default="verify")
     parser.add_argument("--images", nargs="+", type=int, default=[64, 2048], metavar="N")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--batch-size", type=int, default=16)
@@ -71,17 +79,17 @@ def main() -> None:
         output = export(Path(folder))
         for images in arguments.images:
             peak, seconds = run(
-                "verify", str(output), "--reference", str(_MODEL), "--num-images", str(images),
+                arguments.command, str(output), "--reference", str(_MODEL), "--num-images", str(images),
                 "--steps", str(arguments.steps), "--batch-size", str(arguments.batch_size),
-                "--engine", arguments.engine, "--device", arguments.device, "--min-psnr", "none",
-                "--min-lowering-psnr", "none", "--html", str(Path(folder) / "report.html"),
+                "--engine", arguments.engine, "--device", arguments.device, "--html",
+                str(Path(folder) / "report.html"), *_OWN[arguments.command],
             )  # fmt: skip
             results.append({"images": images, "peak": peak, "seconds": seconds})
             print(f"{images} images: {peak / _GB:.3f} GB", file=sys.stderr)
     first = results[0]["peak"]
     print_report(
-        f"accuquant verify of the bundled model, {arguments.steps} steps, batches of {arguments.batch_size}, "
-        f"{arguments.engine}",
+        f"accuquant {arguments.command} of the bundled model, {arguments.steps} steps, "
+        f"batches of {arguments.batch_size}, {arguments.engine}",
         ("images", "peak GB", f"relative to {arguments.images[0]}", "seconds"),
         [
             [

@@ -97,8 +97,9 @@ class _Until(Silent):
 
 def _watch_files() -> dict[str, float]:
     """Let all that writes and reads the work folder add its seconds to what is returned."""
-    from accuquant.calibration import descent_state, input_moments, recording, row_store, units, work_folder
+    from accuquant.calibration import descent_state, input_moments, recording, row_store, work_folder
     from accuquant.calibration.tensor_file import TensorFile
+    from accuquant.units import units
 
     spent = {"writing": 0.0, "reading": 0.0}
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL
 from diffusers.configuration_utils import FrozenDict
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKLOutput
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
 
 from accuquant.runtime.engine_part import EnginePart

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from accuquant.errors import UsageError
 from accuquant.runtime.engine_part import EnginePart
@@ -16,7 +16,7 @@ from accuquant.runtime.runner import Runner
 _STATES = "hidden_states."
 
 
-class EngineTextEncoder(EnginePart, PreTrainedModel):
+class EngineTextEncoder(EnginePart, PreTrainedModel):  # type: ignore[no-untyped-call]
     """An exported text encoder: token ids in, embeddings and hidden states out.
 
     It is a PreTrainedModel so that `DiffusionPipeline.from_pretrained(source, text_encoder=...)` takes it.
@@ -44,5 +44,6 @@ class EngineTextEncoder(EnginePart, PreTrainedModel):
             )
         outputs = self.run("encoder", input_ids)
         states = tuple(outputs.pop(name) for name in list(outputs) if name.startswith(_STATES))
-        found: Any = ModelOutput(**outputs, **({"hidden_states": states} if output_hidden_states else {}))
+        shown: dict[str, Any] = {"hidden_states": states} if output_hidden_states else {}
+        found: Any = ModelOutput(**outputs, **shown)  # type: ignore[no-untyped-call]
         return found.to_tuple() if return_dict is False else found

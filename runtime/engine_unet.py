@@ -201,7 +201,7 @@ class EngineUNet(FixedNetwork, ModelMixin):
         given.pop("added_cond_kwargs", None)
         tensors = {}
         for name, value in given.items():
-            if value is None or value == {}:
+            if value is None or (isinstance(value, dict) and not value):  # torch compares == slowly
                 continue
             if name not in self._conditioning_specs:
                 raise UsageError(

@@ -13,7 +13,7 @@ Part = Literal[
 ]  # fmt: skip
 #: Part -> what counts as it, in the order of a run.
 PARTS: dict[Part, str] = {
-    "loading": "importing, reading, compiling",
+    "loading": "importing, compiling, releasing",
     "text encoder": "with the tokenizer",
     "image encoder": "images to latents",
     "network": "in its engine",
@@ -27,6 +27,8 @@ PARTS: dict[Part, str] = {
 OVERHEAD: tuple[Part, ...] = ("drop-in", "scheduler", "guidance")
 #: What a scheduler's step leaves open: guidance if another network call follows, else the rest.
 _OPEN = "between"
+#: What begins or ends a call of the pipeline.
+_APART: tuple[Part, ...] = ("text encoder", "image encoder", "decoder")
 FORMAT_VERSION = 1
 
 
@@ -73,6 +75,8 @@ class LoopProfile:
     @contextmanager
     def inside(self, part: Part, then: Part | None = None) -> Iterator[None]:
         """Count the block as `part`, what follows as `then`, or as what the block interrupted."""
+        if part in _APART:
+            self.settle()
         before = self._part
         self._switch(part)
         if part != "loading":  # asked for before every call, and mostly done already
@@ -96,6 +100,13 @@ class LoopProfile:
         with self.inside("scheduler"):
             yield
         self._switch(_OPEN)
+
+    def settle(self) -> None:
+        """Count what the last step left open as the rest: it was the last of its call."""
+        self._count()
+        self._seconds["rest"] = self._seconds.get("rest", 0.0) + self._seconds.pop(_OPEN, 0.0)
+        if self._part == _OPEN:
+            self._part = "rest"
 
     def end(self) -> None:
         """Stop the clock."""

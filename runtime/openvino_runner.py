@@ -17,7 +17,7 @@ from accuquant.runtime.executed_nodes import ExecutedNode, executed_nodes
 from accuquant.runtime.int8_use import Int8Use, int8_use, warn_once
 from accuquant.runtime.runner import ANY_EXTENT, Array, ModelSpecs, Runner
 
-#: Sets of input shapes that stay compiled: a run of images has one, and often a smaller last batch.
+#: Sets of input shapes that stay compiled where calls alternate between them.
 _SHAPES_KEPT = 2
 _PRECISIONS = ("auto", "fp32", "bf16")
 _logger = logging.getLogger(__name__)
@@ -31,16 +31,16 @@ class OpenVinoRunner(Runner):
     with compressed weights, and the same file would give other images on other machines.
 
     A model with dynamic extents is compiled for the shapes of a call, at the first call with them:
-    OpenVINO computes the same with extents that it knows in fewer and faster kernels. The two latest
-    sets of shapes stay compiled. `num_threads` None uses all cores. `cache_dir` keeps compiled
-    models, keyed by their content and shapes. `profile` measures what each kernel takes, for `executed` and
-    `profiled`; a run without it is faster. `num_streams` calls of `compiled` run side by side, with an equal
-    part of the threads each; None gives one call all threads.
+    OpenVINO computes the same with extents that it knows in fewer and faster kernels. What was compiled
+    for the shapes before is released; once shapes come back, the two latest sets stay. `num_threads` None
+    uses all cores. `cache_dir` keeps compiled models, keyed by their content and shapes. `profile` measures
+    what each kernel takes, for `executed` and `profiled`; a run without it is faster. `num_streams` calls of
+    `compiled` run side by side, with an equal part of the threads each; None gives one call all threads.
 
     A file that `accuquant export` wrote is rewritten in memory into the `form` that suits this processor,
-    which computes the same function; None chooses it at the first call (cpu_forms.select). Without `rewriting`
-    it is run operator by operator; a form that is named is taken all the same. `choice` says what was taken
-    and why.
+    which computes the same function; None chooses it at the first call (cpu_forms.select). Without
+    `rewriting` it is run operator by operator; a form that is named is taken all the same. `choice` says
+    what was taken and why.
 
     `precision` "bf16" lets what is float run in bfloat16: activate() raises EngineError on a processor
     without it. "auto" does where `accuquant verify` found here that it is faster and that images keep.
@@ -76,6 +76,8 @@ class OpenVinoRunner(Runner):
         self._model: Any = None
         self._file: tuple[int, int] | None = None
         self._requests: OrderedDict[tuple[tuple[int, ...], ...], Any] = OrderedDict()
+        self._released: set[tuple[tuple[int, ...], ...]] = set()
+        self._shapes_kept = 1
         self._use: Int8Use | None = None
 
     @property
@@ -176,8 +178,11 @@ class OpenVinoRunner(Runner):
         """Return the infer request of the model compiled for inputs of `shapes`."""
         request = self._requests.get(shapes)
         if request is None:
-            while len(self._requests) >= _SHAPES_KEPT:
-                self._requests.popitem(last=False)
+            # A run of images has one set of shapes, and often a smaller last batch, in turn.
+            kept = _SHAPES_KEPT if shapes in self._released else 1
+            self._shapes_kept = max(self._shapes_kept, kept)
+            while len(self._requests) >= self._shapes_kept:
+                self._released.add(self._requests.popitem(last=False)[0])
             if self._model is None:
                 self._model = self._read_again()
             self._model.reshape(dict(enumerate(shapes)))
@@ -203,6 +208,9 @@ class OpenVinoRunner(Runner):
         """Return an infer request of the model, whose shapes are set; the first call chooses its form."""
         made: dict[CpuForm, Any] = {}
 
+        def release(form: CpuForm) -> None:
+            made.pop(form, None)
+
         def compile_form(form: CpuForm) -> Any:
             made[form] = self._compile(form)
             return made[form]
@@ -215,6 +223,7 @@ class OpenVinoRunner(Runner):
                 self._core,
                 self._model,
                 compile_form,
+                release,
                 form=self.form,
                 rewriting=self.rewriting,
                 precision=self.precision,

@@ -16,9 +16,9 @@ ENGINES = ("openvino", "onnxruntime")
 def runs_on_engine(parts: Parts, *, held: bool, engine: str, named: bool, device: str) -> bool:
     """Say whether text encoders and decoder run in the engine.
 
-    `held` says that the exported folder holds them, `named` that the user names a pipeline, `device` is where
-    torch would run them: a GPU is faster there than the engine on the CPU. Raises UsageError for a choice
-    that is unknown or cannot be had.
+    `held` says that the exported folder holds them, `named` that the user names a pipeline or a variant, and
+    `device` is where torch would run them: a GPU is faster there than the engine on the CPU. Raises
+    UsageError for a choice that is unknown or cannot be had.
     """
     if parts not in CHOICES:
         raise unknown_name("parts", str(parts), CHOICES)
@@ -28,7 +28,7 @@ def runs_on_engine(parts: Parts, *, held: bool, engine: str, named: bool, device
         return False
     for wrong, got, expected, remedy in (
         (engine not in ENGINES, f"--engine {engine}", " or ".join(ENGINES), "Choose another --engine"),
-        (named, "--pipeline as well", "one of the two", "Leave one of them out"),
+        (named, "--pipeline or --variant as well", "one of the two", "Leave one of them out"),
     ):
         if wrong:
             raise UsageError(

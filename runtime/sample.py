@@ -67,6 +67,8 @@ def sample_images(
             conditioning = {} if labels is None else {"class_labels": labels[indices.start : indices.stop]}
             with counted(profile, "scheduler"):
                 batches.append(sample_latents(model, schedule, seeds, conditioning, eta=eta, callback=ticker))
+        with counted(profile, "loading"):
+            model.close()
     return to_images(np.concatenate(batches))
 
 

@@ -148,17 +148,18 @@ def _rounded(
     units: Units,
 ) -> tuple[dict[str, LayerQParams], dict[str, dict[str, float]]]:
     """Return the qparams of all rounded layers, and what each rounding was based on; a layer is a unit."""
-    layers, device = quantizable_layers(source.network), device_of(source.network)
+    network, layers = source.network, quantizable_layers(source.network)
 
     def round_one(name: str) -> dict[str, Any]:
         moments = inputs.moments(name)
-        rounded = compensate(layers[name], qparams[name], moments, device)
+        # a worker's network has a device of its own
+        rounded = compensate(layers[name], qparams[name], moments, device_of(network))
         return {"qparams": _to_tree(rounded), "facts": rounding_facts(layers[name], moments)}
 
     # the widest first: the memory that its covariance takes is the levels' of all others later
     names = sorted(inputs.rounded, key=lambda name: -input_width(layers[name]))
     shown.stage("weight rounding", len(names))
-    computed = units.map("rounding", names, round_one, shown.advance, anywhere=True)
+    computed = units.map("rounding", names, round_one, shown.advance)
     found = dict(zip(names, computed, strict=True))
     return (
         {name: _from_tree(tree["qparams"]) for name, tree in found.items()},

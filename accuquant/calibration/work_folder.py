@@ -11,7 +11,7 @@ from typing import Any
 from accuquant._util.files import write_text
 from accuquant.errors import CalibrationError, RecipeError
 from accuquant.recipe import GroupResult, Recipe
-from accuquant.units.units import Engine, KeptUnits
+from accuquant.units.units import SERIAL, Engine, KeptUnits
 
 from .descent_state import DescentState
 
@@ -80,7 +80,7 @@ class WorkFolder:
         """Where that lies which was drawn from the layers' inputs on a batch of trajectories."""
         return self.path / "inputs" / f"{batch:06d}.safetensors"
 
-    def units(self, engine: Engine) -> KeptUnits:
+    def units(self, engine: Engine = SERIAL) -> KeptUnits:
         """Return what computes, and keeps, the results that the first recipe is made of."""
         return KeptUnits(self.path / "units", engine)
 

@@ -12,7 +12,7 @@ import click
 
 from accuquant._util.files import check_new_file, check_new_folder
 from accuquant._util.processor import cpu_flags, saturates_8_bit_weights
-from accuquant.bundled import FASHION_DDPM, FASHION_TEXT
+from accuquant.bundled import EMOJI_DIT, EMOJI_UNET, FASHION_DDPM, FASHION_TEXT
 from accuquant.cli._command import Command
 from accuquant.cli._options import device_option, new_folder
 
@@ -53,6 +53,8 @@ DEMOS = {
         {**_VERIFICATION, "steps": 25, **_OTHER_PROMPTS},
         sampling=_OTHER_PROMPTS,
     ),
+    "emoji-dit": Demo(EMOJI_DIT, {**_CALIBRATION, "steps": 25}, {**_VERIFICATION, "steps": 25}),
+    "emoji-unet": Demo(EMOJI_UNET, {**_CALIBRATION, "steps": 25}, {**_VERIFICATION, "steps": 25}),
 }
 
 
@@ -62,7 +64,8 @@ DEMOS = {
     type=click.Choice(tuple(DEMOS)),
     default="fashion-ddpm",
     show_default=True,
-    help="A DDPM of gray clothes, or a small Stable Diffusion that takes prompts.",
+    help="A DDPM of gray clothes, a small Stable Diffusion that takes prompts, or emoji: by a transformer "
+    "that takes classes, or by a UNet.",
 )
 @click.option(
     "--output-dir",
@@ -74,7 +77,7 @@ DEMOS = {
 @device_option
 @click.pass_context
 def command(ctx: click.Context, model: str, output_dir: Path, device: str, tf32: bool) -> None:
-    """Take a bundled model of clothes to int8 and compare it with FP32.
+    """Take a bundled model to int8 and compare it with FP32.
 
     Calibrates W8A8, exports, samples with OpenVINO, verifies, and writes report.html. Takes a few
     minutes on two cores; run it again to resume an interrupted calibration.

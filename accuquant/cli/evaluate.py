@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from accuquant.cli._cluster import cluster_options, take_cluster
 from accuquant.cli._command import Command
 from accuquant.cli._options import (
     LocalPath,
@@ -121,7 +122,7 @@ class _NamedPath(click.ParamType):  # type: ignore[type-arg]  # no generic befor
     "--weights",
     type=_NamedPath(),
     multiple=True,
-    metavar="NAME=PATH",
+    metavar="NAME=WHERE",
     help="Where weights lie: inception, clean-fid, lpips, clip, image-reward; may be given several times.",
 )
 @click.option(
@@ -146,6 +147,7 @@ class _NamedPath(click.ParamType):  # type: ignore[type-arg]  # no generic befor
 @click.option(
     "--allow-other-scheduler", is_flag=True, help="Go on with a scheduler other than the calibrated one."
 )
+@cluster_options
 @device_option
 @weights_options
 @lora_option("those that OUT was calibrated with by default")
@@ -185,7 +187,8 @@ def run(folder: Path, reference: str, options: dict[str, Any]) -> Evaluation:
     from accuquant.pipelines.source import load_source
     from accuquant.recipe import Recipe
 
-    task = take_task(options)
+    task, cluster = take_task(options), take_cluster(options)
+    folder = folder.absolute()  # workers have folders of their own to start from
     tf32 = options.pop("tf32", False)
     weights = take_weights_options(options)
     Manifest.load(folder)  # a folder that is no export should be named as such
@@ -200,7 +203,10 @@ def run(folder: Path, reference: str, options: dict[str, Any]) -> Evaluation:
     with Bars() as progress, repeatable(device, tf32=tf32):
         source = load_source(reference, loras, **vars(loading), as_stored=weights["as_stored"])
         source = source.to(device, offload=weights["offload"])
-        return evaluate(folder, source, settings, steps=steps, task=task, work=work, progress=progress)
+        return evaluate(
+            folder, source, settings, steps=steps, task=task, work=work, tf32=tf32, cluster=cluster,
+            progress=progress,
+        )  # fmt: skip
 
 
 def print_evaluation(console: Console, evaluation: Evaluation) -> None:

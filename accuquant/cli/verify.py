@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     "--features",
     default="auto",
     show_default=True,
-    help="Feature network of FID2FP32: auto, fashion, inception, none, or package.module:callable.",
+    help="Feature network of FID2FP32: auto, fashion, inception, clean-fid, none, package.module:callable.",
 )
 @click.option("--layers", is_flag=True, help="Compare layer by layer as well.")
 @click.option(

@@ -80,7 +80,8 @@ def _notes(settings: EvaluationSettings) -> tuple[str, ...]:
     distances = [METRICS[name].title for name in settings.metrics if METRICS[name].output is not None]
     if distances and settings.num_images < 10_000:
         return (
-            f"{', '.join(distances)} depend on the number of images: {settings.num_images} are fewer than "
-            "the 10,000 to 50,000 of published figures, so compare them only with figures of as many.",
+            f"Figures of sets ({', '.join(distances)}) depend on the number of images: "
+            f"{settings.num_images} are fewer than the 10,000 to 50,000 of published figures, "
+            "so compare them only with figures of as many.",
         )
     return ()

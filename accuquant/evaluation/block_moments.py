@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,7 @@ class BlockMoments:
         self._blocks: list[Moments] = []
         self._current, self._seen = Moments(), 0
 
-    def add(self, features: npt.NDArray[np.floating[npt.NBitBase]]) -> None:
+    def add(self, features: npt.NDArray[np.floating[Any]]) -> None:
         """Take in the features of the next images."""
         while len(features):
             room = self._edges[len(self._blocks) + 1] - self._seen

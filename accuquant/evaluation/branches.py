@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -28,9 +27,9 @@ from .evaluation_settings import EvaluationSettings
 FP32, INT8, OTHER = "fp32", "int8", "other"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Workshop:
-    """All that makes images: it is opened at the first use, once a process, and travels closed.
+    """All that images are made from; it travels to the workers of a cluster.
 
     `task` is whole: what was left open is as it was calibrated. `folders` are the exports by branch.
     """
@@ -40,27 +39,11 @@ class Workshop:
     settings: EvaluationSettings
     task: Task
     steps: int
-    _tools: Tools | None = field(default=None, repr=False)
-
-    def open(self) -> Tools:
-        """Return what makes images."""
-        if self._tools is None:
-            self._tools = Tools.of(self)
-        return self._tools
-
-    def close(self) -> None:
-        """Free the engines and the text encoders."""
-        if self._tools is not None:
-            self._tools.stack.close()
-            self._tools = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_tools": None}
 
 
 @dataclass(frozen=True)
 class Tools:
-    """The sampler, the branches by name and the decoder, ready to run."""
+    """The sampler, the branches by name and the decoder, ready to run: each process opens its own, once."""
 
     starter: Starter
     branches: Mapping[str, BranchFn]
@@ -90,6 +73,10 @@ class Tools:
             decode = load_decoder(shop.reference)
             stack = opening.pop_all()
         return cls(starter, branches, decode, settings.class_labels, settings.seed, stack)
+
+    def close(self) -> None:
+        """Free the engines and the text encoders."""
+        self.stack.close()
 
     @property
     def process(self) -> DenoisingProcess:

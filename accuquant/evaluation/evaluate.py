@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,22 @@ from accuquant._util.lock import only_writer
 from accuquant._util.progress import Progress, Silent
 from accuquant._util.scratch import scratch_beside
 from accuquant.errors import VerificationError
-from accuquant.manifest import Manifest
+from accuquant.manifest import MANIFEST_NAME, Manifest
 from accuquant.networks.device import device_of
 from accuquant.networks.memory import StageWatch, memory_named
 from accuquant.pipelines.source import Source
+from accuquant.pipelines.source_job import source_job, source_roots
 from accuquant.pipelines.task import Task
-from accuquant.units.units import KeptUnits, Units
+from accuquant.units.cluster import Cluster, engine_of
+from accuquant.units.job import Job
+from accuquant.units.per_worker import PerWorker
+from accuquant.units.units import Engine, KeptUnits, Units
 from accuquant.verification.measure.decoder import unpacked
 from accuquant.verification.measure.features import extract_all
 from accuquant.verification.measure.frechet import Gaussian
 
 from .assemble import assemble
-from .branches import FP32, INT8, OTHER, Workshop
+from .branches import FP32, INT8, OTHER, Tools, Workshop
 from .evaluation_settings import EvaluationSettings, unit_name
 from .figures import Judge
 from .gathered import Gathered, RealSet
@@ -47,7 +52,9 @@ def evaluate(
     steps: int | None = None,
     task: Task | None = None,
     work: str | os.PathLike[str] | None = None,
-    units: Callable[[Path], Units] = KeptUnits,
+    tf32: bool = False,
+    cluster: Cluster | None = None,
+    units: Callable[[Path, Engine], Units] = KeptUnits,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Sample images with FP32 and with the exported `folder` from the same seeds, and measure them.
@@ -55,8 +62,9 @@ def evaluate(
     `steps` None takes the calibrated number; what `task` leaves open is as it was calibrated. Finished shards
     lie in the folder `work`, `<folder>.evaluation` by default, which is gone at the end unless it was named;
     the same call goes on where it was interrupted, to the same result bit for bit, and with more images where
-    fewer ended. `units` makes what computes shards. Memory does not grow with the number of images but for a
-    few numbers an image; features are on disk.
+    fewer ended. The workers of a `cluster` have to see both folders; the figures are the same on however
+    many. `tf32` says how they compute, and `units` makes what keeps shards. Memory does not grow with the
+    number of images but for a few numbers an image; features are on disk.
     Raises UsageError for metrics that cannot be measured, MissingDependencyError and VerificationError where
     a metric's library or weights are missing, all before the first image; VerificationError with the stage
     where memory runs out.
@@ -71,10 +79,8 @@ def evaluate(
         ),
     ):
         run = _Run(root, reference, settings, Manifest.load(root).steps(steps), task or Task(), shown)
-        try:
-            result, store = run.result(place, units)
-        finally:
-            run.shop.close()
+        with engine_of(cluster, lambda: run.job(tf32), source_roots(reference), shown.message) as engine:
+            result, store = run.result(place, units, engine)
         if work is None:
             store.remove()
         return result
@@ -105,36 +111,53 @@ class _Run:
         self._real = None if settings.real is None else RealImages.open(settings.real)
         if self._real is not None:
             check_real(self._real, settings)
+        self._folders = tuple(folders.values())
         self.shop = Workshop(reference, folders, settings, self._task, steps)
 
-    def result(self, place: Path, units: Callable[[Path], Units]) -> tuple[Evaluation, EvaluationStore]:
+    def job(self, tf32: bool) -> Job:
+        """Return what workers open: the pipeline, and they have to see the exports."""
+        sees = {str((f / MANIFEST_NAME).absolute()): (f / MANIFEST_NAME).read_bytes() for f in self._folders}
+        return source_job(self.shop.reference, tf32=tf32, sees=sees)
+
+    def result(
+        self, place: Path, units: Callable[[Path, Engine], Units], engine: Engine
+    ) -> tuple[Evaluation, EvaluationStore]:
         """Compute what is missing, and judge all of it."""
         self._progress.stage("opening networks and engines", 0)
-        shape = self._image_shape()
-        meters = Meters(self.shop, shape)
-        width = self._check_networks(meters, shape)
+        shop = self.shop  # what travels refers to this alone
+        tools = PerWorker(lambda: Tools.of(shop))
+        with closing(tools.get()) as opened:
+            shape = self._image_shape(opened)
+            meters = PerWorker(lambda: Meters(shop, shape))
+            store = EvaluationStore(
+                place, self._identity(self._check_networks(meters.get(), shape)), units, engine
+            )
+            return self._measured(store, place, Shards(shop, tools, meters), shape), store
+
+    def _measured(
+        self, store: EvaluationStore, place: Path, shards: Shards, shape: tuple[int, ...]
+    ) -> Evaluation:
         settings = self._settings
-        store = EvaluationStore(place, self._identity(width), units)
         with scratch_beside(place) as scratch:
             keep = "precision" in settings.metrics
             gathered = Gathered(scratch, settings.num_images, keep_features=keep)
             names = "FP32, int8 and the other export" if settings.against else "FP32 and int8"
             self._progress.stage(f"images through {names}", settings.num_images)
-            for shard in store.shards("images", settings.units, Shards(self.shop, meters), self._progress):
+            for shard in store.shards("images", settings.units, shards, self._progress):
                 gathered.add(shard)
-            real_set = self._real_set(store, scratch, meters)
+            real_set = self._real_set(store, scratch, shards.meters)
             self._progress.stage("figures and their intervals", 0)
             judge = Judge(
                 gathered, (FP32, *self.shop.folders), resamples=settings.resamples,
                 real=self._statistics(real_set), real_set=real_set if keep else None,
             )  # fmt: skip
-            return self._assembled(judge, gathered, meters, shape), store
+            return self._assembled(judge, gathered, shards, shape)
 
     def _assembled(
-        self, judge: Judge, gathered: Gathered, meters: Meters, shape: tuple[int, ...]
+        self, judge: Judge, gathered: Gathered, shards: Shards, shape: tuple[int, ...]
     ) -> Evaluation:
-        features = meters.features().name if needed_outputs(self._settings.metrics) else "none"
-        guidance = self.shop.open().process.guidance
+        features = shards.meters.get().features().name if needed_outputs(self._settings.metrics) else "none"
+        guidance = shards.tools.get().process.guidance
         return assemble(
             self._subject,
             self._settings,
@@ -145,9 +168,9 @@ class _Run:
             notes=self._notes + self._subject.guidance_notes(guidance),
         )
 
-    def _image_shape(self) -> tuple[int, ...]:
+    @staticmethod
+    def _image_shape(tools: Tools) -> tuple[int, ...]:
         """Decode one latent; on the way, sampler, decoder and engines show what they cannot do."""
-        tools = self.shop.open()
         start = tools.start(range(1))
         latents = torch.zeros_like(start.latents)
         for branch in tools.branches.values():
@@ -174,7 +197,7 @@ class _Run:
                     check_width(self._real.path, extractor.name, statistics, width[output])
         return width
 
-    def _real_set(self, store: EvaluationStore, scratch: Path, meters: Meters) -> RealSet | None:
+    def _real_set(self, store: EvaluationStore, scratch: Path, meters: PerWorker[Meters]) -> RealSet | None:
         """Measure the real images, where statistics alone do not do."""
         real, settings = self._real, self._settings
         asked = [METRICS[name] for name in settings.metrics if METRICS[name].real]
@@ -200,13 +223,12 @@ class _Run:
     def _identity(self, width: Mapping[str, int]) -> dict[str, Any]:
         """Return all that a shard depends on."""
         settings, reference = self._settings, self._subject.reference
-        folders = self.shop.folders.values()
         return {
             "version": accuquant.__version__,
             "torch": torch.__version__,
             "device": device_of(reference.network).type,
             "model_hash": reference.model_hash,
-            "exports": [_export_identity(folder) for folder in folders],
+            "exports": [_export_identity(folder) for folder in self._folders],
             "task": self._task.to_dict(),
             "steps": self._steps,
             "metrics": sorted(settings.metrics),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -46,7 +47,7 @@ class Gathered:
         """`keep_features` keeps the features of all images, for precision, which compares each with each."""
         self.edges = block_edges(num_images)
         self._folder, self._keep = folder, keep_features
-        self._values: dict[str, list[npt.NDArray[np.floating[npt.NBitBase]]]] = {}
+        self._values: dict[str, list[npt.NDArray[np.floating[Any]]]] = {}
         self.moments: dict[str, BlockMoments] = {}
         self.scores: dict[str, BlockScores] = {}
         self._rows: dict[str, FeatureRows] = {}

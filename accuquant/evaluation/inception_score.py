@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -50,8 +52,7 @@ class BlockScores:
             parts = [chosen[part::splits] for part in range(splits)]  # a block drawn twice is in two parts
         return float(np.mean([self._of(part) for part in parts]))
 
-    def _of(self, blocks: Sequence[int] | Array) -> float:
-        index = np.asarray(blocks, np.int64)
-        count = np.diff(self._edges)[index].sum()
-        mean = torch.from_numpy(self._probabilities[index].sum(0) / count)
-        return float(np.exp(self._negentropy[index].sum() / count - torch.xlogy(mean, mean).sum().item()))
+    def _of(self, blocks: npt.NDArray[np.integer[Any]]) -> float:
+        count = np.diff(self._edges)[blocks].sum()
+        mean = torch.from_numpy(self._probabilities[blocks].sum(0) / count)
+        return float(np.exp(self._negentropy[blocks].sum() / count - torch.xlogy(mean, mean).sum().item()))

@@ -14,6 +14,7 @@ from accuquant._util.files import atomic_write
 from accuquant._util.progress import Silent
 from accuquant.denoising.start import Start
 from accuquant.networks.device import device_of
+from accuquant.units.per_worker import PerWorker
 from accuquant.units.tensor_tree import Tree
 from accuquant.verification.measure.decoder import unpacked
 from accuquant.verification.measure.feature_networks import FeatureNetwork
@@ -43,12 +44,13 @@ class Meters:
     def features(self) -> FeatureNetwork:
         """Return the feature network."""
         settings = self.shop.settings
-        return self._once(
+        network: FeatureNetwork = self._once(
             "features",
             lambda: load_features(
                 settings.features, self.image_shape, weights=settings.weights, device=self._device
             ),
         )
+        return network
 
     def pairs(self) -> dict[str, PairScore]:
         """Return the metrics that compare two images, by name."""
@@ -79,9 +81,6 @@ class Meters:
             self._loaded[name] = load()
         return self._loaded[name]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_loaded": {}}
-
 
 @dataclass(frozen=True)
 class Shards:
@@ -92,7 +91,8 @@ class Shards:
     """
 
     shop: Workshop
-    meters: Meters
+    tools: PerWorker[Tools]
+    meters: PerWorker[Meters]
 
     @torch.no_grad()
     def __call__(self, unit: str) -> Tree:
@@ -103,7 +103,7 @@ class Shards:
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def _batch(self, images: range) -> dict[str, Tensor]:
-        tools = self.shop.open()
+        tools = self.tools.get()
         start = tools.start(images)
         latents = {name: _sampled(tools, name, start) for name in tools.branches}
         pixels = {
@@ -121,12 +121,12 @@ class Shards:
     def _scores(self, pixels: Mapping[str, Tensor], images: range) -> dict[str, Tensor]:
         found = {
             f"{metric}.{name}": score(shown, pixels[FP32])
-            for metric, score in self.meters.pairs().items()
+            for metric, score in self.meters.get().pairs().items()
             for name, shown in pixels.items()
             if name != FP32
         }
         texts = self.shop.task.prompts
-        for metric, judge in self.meters.prompts().items():
+        for metric, judge in self.meters.get().prompts().items():
             prompts = [texts[k % len(texts)] for k in images]
             found |= {f"{metric}.{name}": judge(shown, prompts) for name, shown in pixels.items()}
         return found
@@ -135,7 +135,8 @@ class Shards:
         wanted = needed_outputs(self.shop.settings.metrics)
         if not wanted:
             return {}
-        measured = {name: extract_all(self.meters.features(), x, wanted) for name, x in pixels.items()}
+        network = self.meters.get().features()
+        measured = {name: extract_all(network, x, wanted) for name, x in pixels.items()}
         return {
             f"{output}.{name}": values for name, found in measured.items() for output, values in found.items()
         }
@@ -146,16 +147,17 @@ class RealShards:
     """Computes the features of some of the real images."""
 
     real: RealImages
-    meters: Meters
+    meters: PerWorker[Meters]
 
     @torch.no_grad()
     def __call__(self, unit: str) -> Tree:
         """Return each output of the feature network that real images are compared by, [N, D]."""
-        settings = self.meters.shop.settings
+        meters = self.meters.get()
+        settings = meters.shop.settings
         wanted = needed_outputs(name for name in settings.metrics if METRICS[name].real)
-        gray = self.meters.image_shape[0] == 1
+        gray = meters.image_shape[0] == 1
         parts = [
-            extract_all(self.meters.features(), images, wanted)
+            extract_all(meters.features(), images, wanted)
             for images in self.real.batches(members(unit), settings.batch_size, gray=gray)
         ]
         return {name: torch.cat([part[name] for part in parts]) for name in wanted}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ from accuquant._util.files import write_text
 from accuquant._util.progress import Progress
 from accuquant.errors import VerificationError
 from accuquant.units.tensor_tree import Tree
-from accuquant.units.units import KeptUnits, Units
+from accuquant.units.units import SERIAL, Engine, KeptUnits, Units
 
 from .evaluation_settings import members
 
 #: Shards whose results are in memory at a time: features of 256 images take 2 to 6 MB a branch.
-WINDOW = 8
+WINDOW = 32
 _SETTINGS, _UNITS = "settings.json", "units"
 
 
@@ -31,11 +32,15 @@ class EvaluationStore:
     """
 
     def __init__(
-        self, path: Path, settings: Mapping[str, Any], units: Callable[[Path], Units] = KeptUnits
+        self,
+        path: Path,
+        settings: Mapping[str, Any],
+        units: Callable[[Path, Engine], Units] = KeptUnits,
+        engine: Engine = SERIAL,
     ) -> None:
         self._path = path
         self._open(json.loads(json.dumps(settings)))
-        self._units = units(path / _UNITS)
+        self._units = units(path / _UNITS, engine)
 
     def _open(self, settings: dict[str, Any]) -> None:
         marker = self._path / _SETTINGS
@@ -63,13 +68,15 @@ class EvaluationStore:
         """Yield the results of all units in their order, some in memory at a time."""
         for number, first in enumerate(range(0, len(units), WINDOW)):
             window = units[first : first + WINDOW]
-            sizes = iter([len(members(unit)) for unit in window])
-            yield from self._units.map(
-                f"{stage}-{number:05d}", window, compute, lambda sizes=sizes: progress.advance(next(sizes))
-            )
+            done = partial(_advance, progress, iter([len(members(unit)) for unit in window]))
+            yield from self._units.map(f"{stage}-{number:05d}", window, compute, done)
 
     def remove(self) -> None:
         """Delete the folder: the evaluation is finished."""
         # the settings go last: without them, another run would take what is left for its own
         shutil.rmtree(self._path / _UNITS, ignore_errors=True)
         shutil.rmtree(self._path)
+
+
+def _advance(progress: Progress, sizes: Iterator[int]) -> None:
+    progress.advance(next(sizes))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import onnx
-import onnx_ir as ir
 
 from accuquant.errors import last_line
 
@@ -19,6 +18,8 @@ def sort_nodes(model: onnx.ModelProto) -> None:
     graph = model.graph
     if _is_sorted(graph):
         return
+    import onnx_ir as ir  # brings sympy, 37 MB that no engine needs for the usual file, which is in order
+
     # Only names decide, and a copy without attributes and weights has them all.
     written = {name for node in graph.node for name in node.output if name}
     bare = onnx.GraphProto(name="order")

@@ -96,7 +96,8 @@ class RayCluster:
         return self._pools[device]
 
     def _count(self, device: str) -> int:
-        there = int(ray.cluster_resources().get("GPU" if device.startswith("cuda") else "CPU", 0))
+        resources: Any = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        there = int(resources.get("GPU" if device.startswith("cuda") else "CPU", 0))
         if device.startswith("cuda") and not there:
             raise ClusterError(
                 "cluster", got="no GPU on any node", expected="a GPU, as --device asks for",
@@ -120,6 +121,8 @@ def _connected(address: str | None, workers: int | None) -> Iterator[None]:
     handler, folder = signal.getsignal(signal.SIGTERM), None
     options: dict[str, Any] = {"address": address}
     if address is None:
+        # ray's 15 by default: the work that the user waits for would come after all else on the machine
+        os.environ.setdefault("RAY_worker_niceness", "0")
         # short: the paths of sockets in it have to stay below 108 bytes
         folder = tempfile.mkdtemp(prefix="aq-")
         options = {
@@ -283,7 +286,9 @@ class _Pool:
     def _start(self) -> None:
         self._started += 1
         gpus = 1 if self._device.startswith("cuda") else 0
-        served = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0, scheduling_strategy="SPREAD")(_Served)
+        served: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0, scheduling_strategy="SPREAD")(
+            _Served
+        )
         handle = served.remote()
         ref = handle.open.remote(self._facts, self._job, "cuda" if gpus else self._device)
         self._actors[f"worker {self._started}"] = _Actor(handle, ref)

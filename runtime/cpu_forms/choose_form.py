@@ -56,13 +56,17 @@ class FormTraits:
 
 
 def choose_form(
-    ruled: CpuForm, why: str, traits: FormTraits, compile_form: Callable[[CpuForm], Call]
+    ruled: CpuForm,
+    why: str,
+    traits: FormTraits,
+    compile_form: Callable[[CpuForm], Call],
+    release: Callable[[CpuForm], None] = lambda form: None,
 ) -> FormChoice:
     """Return `ruled`, the rule's form, or one that is faster by MIN_SAVING in interleaved calls.
 
     Forms are tried one change at a time, in at most BUDGET seconds: a graph whose compilation alone would
-    exceed it keeps the rule's. `compile_form` makes the call of a form. Times are of the processor, not of the
-    clock on the wall.
+    exceed it keeps the rule's. `compile_form` makes the call of a form, `release` is told of each that is
+    out: two at most are needed at a time. Times are what the processor computed, not what the clock showed.
     """
     best = traits.restrict(ruled)
     if not (traits.shifts or traits.norms):
@@ -91,13 +95,17 @@ def choose_form(
         if not distance <= MAX_DISTANCE:
             refused.add(other)
             notes.append(f"{other} is off by {distance:.2g}")
+            del rival
+            release(other)
             continue
         measured = time_interleaved(
             {"best": call, "rival": rival}, rounds=_ROUNDS, warm_up=1, lead_in=1, clock=_CLOCK
         )
         times[best], times[other] = measured["best"].median, measured["rival"].median
         if times[other] < (1 - MIN_SAVING) * times[best]:
-            best, call = other, rival
+            best, other, call = other, best, rival
+        del rival
+        release(other)
     if not times:
         return FormChoice(best, "rule", "; ".join([why, *notes]))
     said = f"{times[best]:.1f} ms of computing a call, other forms {', '.join(_others(times, best))}"

@@ -18,7 +18,7 @@ class CpuForm:
     `zero_points` "written" leaves the addition before a symmetric pair, "inside" moves it into the pair,
     "bordered" leaves it and pads with zeros, corrected at the borders, where the file pads before the pair.
     `norms` "channels" computes a GroupNormalization from sums over the image of each channel, as one
-    multiply-add a channel. `ranks` "equal" gives every operand of arithmetic on images the images' rank, which
+    multiply-add a channel. `ranks` "equal" gives operands of arithmetic on images the images' rank, which
     changes no bit of a result. `precision` is what is neither int8 nor told otherwise by the file.
     """
 

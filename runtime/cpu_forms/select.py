@@ -36,6 +36,7 @@ def select_form(
     core: Any,
     model: Any,
     compile_form: Callable[[CpuForm], Any],
+    release: Callable[[CpuForm], None],
     *,
     form: CpuForm | None,
     rewriting: bool,
@@ -44,10 +45,11 @@ def select_form(
 ) -> FormChoice:
     """Return the form that `model`, read from the file `path` and of static shapes, is to be run in.
 
-    `compile_form` gives an infer request. What is measured is kept, under the graph without its large weights
-    (no time depends on their values), the processor, the library, the threads and the image's size; batches
-    share a choice. `form` is taken without a question; without `rewriting` the file stays as written, and
-    only the precision is chosen. A `precision` that is named is taken.
+    `compile_form` gives an infer request, `release` is told of each that is no more needed. What is measured
+    is kept, under the graph without its large weights (no time depends on their values), the processor, the
+    library, the threads and the image's size; batches share a choice. `form` is taken without a question;
+    without `rewriting` the file stays as written, and only the precision is chosen. A `precision` that is
+    named is taken.
     """
     if form is not None:
         return FormChoice(form, "as asked", "the caller named it")
@@ -70,7 +72,7 @@ def select_form(
         def call_of(one: CpuForm) -> Call:
             return _call(compile_form(one), model)
 
-        choice = choose_form(ruled, why, _traits(model), call_of)
+        choice = choose_form(ruled, why, _traits(model), call_of, release)
         if choice.basis == "measurement":
             keep_choice(key, choice)
     return replace(choice, reason=f"{choice.reason}; {note}") if note else choice

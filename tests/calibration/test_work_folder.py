@@ -118,7 +118,7 @@ def test_what_the_first_recipe_was_made_of_is_removed_alone(recipe: Path) -> Non
     for path in (work.start(0), work.trajectories(0), work.inputs(0), work.initial):
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"")
-    work.units.map("scales", ["a"], str, lambda: None)
+    work.units().map("scales", ["a"], str, lambda: None)
     work.forget_preparation()
     work.forget_preparation()
     assert {path.name for path in work.path.iterdir()} == {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ class OtherProcess:
 
     def results(
         self, stage: str, units: Sequence[str], compute: Compute, *, anywhere: bool = False
-    ) -> Iterator[tuple[str, Any]]:
+    ) -> Generator[tuple[str, Any], None, None]:
         parcel = pack(compute, {"network": self._source.network})
         copies = [worker.unpack(parcel.data, parcel.parts.__getitem__) for worker in self._workers]
         self.computed.append(stage)

@@ -218,6 +218,19 @@ def test_verify_fails_by_its_thresholds(
     assert "Not judged" in page.read_text()
 
 
+def test_evaluate_says_that_a_model_does_not_differ_from_itself(
+    output: Path, tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy, page = shutil.copytree(output / "model", tmp_path / "copy"), tmp_path / "page.html"
+    arguments = [str(output / "model"), "--reference", str(tiny_pipeline), "--against", str(copy)]
+    options = ["--num-images", "3", "--metrics", "psnr,ssim", "--work-dir", str(tmp_path / "work")]
+    assert main(["evaluate", *arguments, *options, "--html", str(page)]) == 0
+    printed = capsys.readouterr()
+    assert "SSIM, model minus copy: +0 (95 % interval +0 to +0). 3 images show no difference." in printed.out
+    assert "images through FP32, int8 and the other export" in printed.err
+    assert "model minus copy" in page.read_text()
+
+
 def test_verify_says_its_verdict_even_where_the_page_cannot_be_written(
     output: Path, tiny_pipeline: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import nn
 
+from accuquant.cli.main import main
 from accuquant.groups import StepGroups
 from accuquant.manifest import RECIPE_NAME, Manifest
 from accuquant.networks.network import call, float_weights, model_hash, signature_of
@@ -82,7 +83,7 @@ def tiny_source_8(make_unet: Callable[..., nn.Module], tmp_path_factory: pytest.
     return source_of(make_unet(), tmp_path_factory.mktemp("tiny"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # the patch must not outlast the module that asks for it
 def export(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Path]]:
     """Return a function that exports a pipeline, with an engine whose output errs by a share."""
     errors: dict[Path, tuple[nn.Module, float]] = {}
@@ -106,6 +107,18 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., P
             EngineModel, "from_folder", lambda folder, engine, **_: NoisyEngine(*errors[Path(folder)])
         )
         yield make
+
+
+@pytest.fixture(scope="session")
+def real_export(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an export of the tiny pipeline that engines run; do not write into it."""
+    folder, source = tmp_path_factory.mktemp("real"), str(tiny_pipeline)
+    recipe, out = folder / "recipe.safetensors", folder / "out"
+    few = {"steps": 4, "group-size": 2, "num-trajectories": 4, "batch-size": 2, "weight-bits": 7}
+    options = [word for name, value in few.items() for word in (f"--{name}", str(value))]
+    assert main(["calibrate", source, "-o", str(recipe), *options]) == 0
+    assert main(["export", source, "--recipe", str(recipe), "-o", str(out), "--target", "cpu"]) == 0
+    return out
 
 
 def recipe_of(source: Source) -> Recipe:

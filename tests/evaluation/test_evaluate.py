@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,9 @@ from accuquant.evaluation import Evaluation, EvaluationSettings, evaluate
 from accuquant.evaluation.shard import Shards
 from accuquant.evaluation.store import EvaluationStore
 from accuquant.pipelines.source import Source
+from accuquant.pipelines.source_job import source_roots
 from accuquant.pipelines.task import Task
+from accuquant.units.travelling import Unpacker, pack
 from accuquant.units.units import InMemory, KeptUnits
 from accuquant.verification.measure.features import extract, fid_to_fp32, load_features
 from accuquant.verification.measure.metrics import psnr
@@ -27,7 +28,7 @@ SETTINGS = EvaluationSettings(
     metrics=("fid2fp32", "psnr", "ssim"), num_images=6, batch_size=1, shard_size=2, seed=3, resamples=20,
     features="tiny_features:quarters",
 )  # fmt: skip
-FASHION = {"features": "auto", "batch_size": 3, "shard_size": 3}
+FASHION: dict[str, Any] = {"features": "auto", "batch_size": 3, "shard_size": 3}
 
 
 def stored_images(folder: Path) -> torch.Tensor:
@@ -103,12 +104,25 @@ def test_the_number_of_shards_changes_nothing(export: Export, tiny_source_8: Sou
     assert whole == parts
 
 
+def watch_shards(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that the names of shards are put into when they are computed."""
+    computed: list[str] = []
+    compute = Shards.__call__
+
+    def watched(self: Shards, unit: str) -> Any:
+        computed.append(unit)
+        return compute(self, unit)
+
+    monkeypatch.setattr(Shards, "__call__", watched)
+    return computed
+
+
 class Killed(KeptUnits):
     """Computes a number of units and dies."""
 
     left = 2
 
-    def map(self, stage: str, units: Any, compute: Any, done: Any) -> Any:
+    def map(self, stage: str, units: Any, compute: Any, done: Any, *, anywhere: bool = False) -> Any:
         def mortal(unit: str) -> Any:
             if not Killed.left:
                 raise KeyboardInterrupt
@@ -123,13 +137,11 @@ def test_an_interrupted_run_goes_on_to_the_same_result(
 ) -> None:
     monkeypatch.setattr("accuquant.evaluation.store.WINDOW", 2)
     folder = export(tiny_source_8)
-    uninterrupted = evaluate(folder, tiny_source_8, SETTINGS, units=lambda _: InMemory())
+    uninterrupted = evaluate(folder, tiny_source_8, SETTINGS, units=lambda _, engine: InMemory(engine))
     monkeypatch.setattr(Killed, "left", 2)
     with pytest.raises(KeyboardInterrupt):
         evaluate(folder, tiny_source_8, SETTINGS, units=Killed)
-    computed: list[str] = []
-    compute = Shards.__call__
-    monkeypatch.setattr(Shards, "__call__", lambda self, unit: computed.append(unit) or compute(self, unit))
+    computed = watch_shards(monkeypatch)
     assert evaluate(folder, tiny_source_8, SETTINGS).to_json() == uninterrupted.to_json()
     assert computed == ["00000004-00000006"]
     assert not folder.with_name("out.evaluation").exists()
@@ -140,9 +152,7 @@ def test_more_images_go_on_where_fewer_ended(
 ) -> None:
     folder, work = export(tiny_source_8), tmp_path / "work"
     evaluate(folder, tiny_source_8, replace(SETTINGS, num_images=2), work=work)
-    computed: list[str] = []
-    compute = Shards.__call__
-    monkeypatch.setattr(Shards, "__call__", lambda self, unit: computed.append(unit) or compute(self, unit))
+    computed = watch_shards(monkeypatch)
     more = evaluate(folder, tiny_source_8, SETTINGS, work=work)
     assert computed == ["00000002-00000004", "00000004-00000006"]
     assert more.to_json() == evaluate(folder, tiny_source_8, SETTINGS).to_json()
@@ -157,15 +167,17 @@ def test_shards_of_other_settings_are_refused(tmp_path: Path) -> None:
 def test_a_shard_is_computed_from_what_travels_to_another_process(
     export: Export, tiny_source_8: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    roots = source_roots(tiny_source_8)
     folder, results = export(tiny_source_8), {}
 
     class Elsewhere(InMemory):
-        def map(self, stage: str, units: Any, compute: Any, done: Any) -> Any:
-            moved = pickle.loads(pickle.dumps(compute))
+        def map(self, stage: str, units: Any, compute: Any, done: Any, *, anywhere: bool = False) -> Any:
+            parcel = pack(compute, roots)
+            moved = Unpacker(roots).unpack(parcel.data, parcel.parts.__getitem__)
             results[stage] = super().map(stage, units, moved, done)
             return results[stage]
 
-    there = evaluate(folder, tiny_source_8, SETTINGS, units=lambda _: Elsewhere())
+    there = evaluate(folder, tiny_source_8, SETTINGS, units=lambda *_: Elsewhere())
     assert there.to_json() == evaluate(folder, tiny_source_8, SETTINGS).to_json()
     assert len(results["images-00000"]) == 3
 
@@ -280,7 +292,7 @@ def test_statistics_of_another_width_are_refused(export: Export, gray_source: So
     np.savez(tmp_path / "s.npz", mu=np.zeros(20), sigma=np.eye(20))
     settings = replace(SETTINGS, **FASHION, metrics=("fid",), real=tmp_path / "s.npz")
     with pytest.raises(
-        VerificationError, match="statistics of 2048 features, expected 64, the width of 'fashion'"
+        VerificationError, match="statistics of 20 features, expected 64, the width of 'fashion'"
     ):
         evaluate(export(gray_source), gray_source, settings)
 

@@ -140,7 +140,8 @@ def test_a_layer_that_no_kernel_names_is_told_of_and_never_silent(tmp_path: Path
 
 
 def test_a_layer_that_the_engine_renamed_is_unknown_in_the_runner(make_conv: Callable[..., Path]) -> None:
-    with OpenVinoRunner(make_conv(batch=1), num_threads=1) as runner:
+    runner = OpenVinoRunner(make_conv(batch=1), num_threads=1)
+    with runner:
         executed = [
             dataclasses.replace(found, onnx_nodes=("renamed",)) if found.kind in WORK_KINDS else found
             for found in runner.executed()

@@ -70,6 +70,26 @@ def test_without_a_network_call_there_is_no_overhead(clock: Clock, profile: Loop
     assert profile.to_dict()["overhead"] is None
 
 
+def test_what_stands_between_two_calls_of_a_pipeline_is_the_rest(clock: Clock, profile: LoopProfile) -> None:
+    run_two_steps(clock, profile)
+    clock.pass_by(500)
+    with profile.inside("text encoder"):
+        clock.pass_by(3)
+    run_two_steps(clock, profile)
+    assert profile.seconds["guidance"] == 2 * 10
+    assert profile.seconds["rest"] == 2 * 7 + 500
+
+
+def test_without_a_decoder_the_next_call_settles_what_was_open(clock: Clock, profile: LoopProfile) -> None:
+    with profile.stepping():
+        clock.pass_by(4)
+    clock.pass_by(500)
+    profile.settle()
+    with profile.calling("network"):
+        clock.pass_by(20)
+    assert profile.seconds == {"network": 20, "scheduler": 4, "rest": 500}
+
+
 def test_an_ended_profile_stays_as_it_is(clock: Clock, profile: LoopProfile) -> None:
     run_two_steps(clock, profile)
     profile.end()

@@ -71,6 +71,15 @@ def test_a_call_runs_in_a_model_compiled_for_its_shapes(
         assert kept == [(2, 3, 16, 8), (1, 3, 8, 8)], "memory must not grow with the number of shapes"
 
 
+def test_one_set_of_shapes_stays_compiled_until_one_comes_back(model_path: Path) -> None:
+    counts = []
+    with OpenVinoRunner(model_path, num_threads=1) as runner:
+        for batch in (2, 1, 2, 1, 2):
+            runner.infer({**FEEDS, "sample": np.ones((batch, 3, 8, 8), np.float32)})
+            counts.append(len(compiled_models(runner)))
+    assert counts == [1, 1, 2, 2, 2], "a smaller last batch is no reason to keep what came before it"
+
+
 def test_a_file_that_changed_meanwhile_is_not_compiled_for_other_shapes(
     model_path: Path, build_model: Callable[..., Any]
 ) -> None:

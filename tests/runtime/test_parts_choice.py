@@ -7,7 +7,7 @@ import pytest
 from accuquant.errors import UsageError
 from accuquant.runtime.parts_choice import runs_on_engine
 
-ALL = {"held": True, "engine": "openvino", "named": False, "device": "cpu"}
+ALL: dict[str, Any] = {"held": True, "engine": "openvino", "named": False, "device": "cpu"}
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_the_engine_is_taken_where_it_is_asked_for(change: dict[str, Any]) -> No
     ("change", "message"),
     [
         ({"engine": "tensorrt"}, "--parts engine: got --engine tensorrt, expected openvino or onnxruntime"),
-        ({"named": True}, "--parts engine: got --pipeline as well"),
+        ({"named": True}, "--parts engine: got --pipeline or --variant as well"),
     ],
 )
 def test_what_the_engine_cannot_run_is_refused(change: dict[str, Any], message: str) -> None:

@@ -116,10 +116,13 @@ def test_what_is_per_worker_is_made_once_in_each_of_them(engine: Any, tmp_path: 
         return os.getpid()
 
     shared = PerWorker(make)
+
+    def compute(_unit: str) -> int:
+        time.sleep(0.02)
+        return shared.get()
+
     for _ in range(3):
-        pids = InMemory(engine).map(
-            "s", UNITS, lambda _unit: (time.sleep(0.02), shared.get())[1], lambda: None
-        )
+        pids = InMemory(engine).map("s", UNITS, compute, lambda: None)
     assert 1 <= len(list(tmp_path.iterdir())) <= 2
     assert all(path.read_text() == "made " for path in tmp_path.iterdir())
     assert {str(pid) for pid in pids} <= {path.name for path in tmp_path.iterdir()}
@@ -147,7 +150,8 @@ def test_errors_of_units_come_back_as_what_they_are(engine: Any) -> None:
 def test_a_signal_leaves_no_process_behind(number: signal.Signals, tmp_path: Path) -> None:
     script = textwrap.dedent(
         f"""
-        import time, pathlib
+        import pathlib, signal, time
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
         from torch import nn
         from accuquant.cli._signals import terminable
         from accuquant.networks.network import model_hash
@@ -164,19 +168,24 @@ def test_a_signal_leaves_no_process_behind(number: signal.Signals, tmp_path: Pat
         """
     )
     process = subprocess.Popen([sys.executable, "-c", script], env=os.environ.copy())
-    _wait(lambda: (tmp_path / "begun").exists())
-    started = psutil.Process(process.pid).children(recursive=True)
-    assert len(started) > 3
-    process.send_signal(number)
-    process.wait(60)
-    _wait(lambda: not _alive(started))
+    started: list[psutil.Process] = []
+    try:
+        _wait(lambda: (tmp_path / "begun").exists())
+        started = psutil.Process(process.pid).children(recursive=True)
+        assert len(started) > 3
+        process.send_signal(number)
+        process.wait(120)
+        _wait(lambda: not _alive(started))
+    finally:
+        for left in [process, *_alive(started)]:
+            left.kill()
 
 
 def _alive(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
     return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
-def _wait(condition: Any, seconds: float = 180) -> None:
+def _wait(condition: Any, seconds: float = 600) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end

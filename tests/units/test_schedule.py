@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ class Elsewhere:
 
     def results(
         self, stage: str, units: Sequence[str], compute: Compute, *, anywhere: bool = False
-    ) -> Iterator[tuple[str, Any]]:
+    ) -> Generator[tuple[str, Any], None, None]:
         self.pool = FakePool(self._nodes, compute, self._fault, self._seed)
         yield from run(self.pool, stage, units)
 
@@ -88,9 +88,8 @@ def test_results_come_in_the_order_of_units_so_that_sums_have_the_same_bits(work
     orders, sums = set(), set()
     for seed in range(6):
         done: list[int] = []
-        found = InMemory(Elsewhere(["a"] * workers, seed=seed)).map(
-            "s", UNITS, number, lambda done=done: done.append(1)
-        )
+        engine = Elsewhere(["a"] * workers, seed=seed)
+        found = InMemory(engine).map("s", UNITS, number, functools.partial(done.append, 1))
         assert len(done) == len(UNITS)
         assert total(found) == expected
         pool = FakePool(["a"] * workers, number, lambda _node, _unit: None, seed)

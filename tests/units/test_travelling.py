@@ -16,7 +16,7 @@ from accuquant.units.travelling import Unpacker, pack
 
 
 @pytest.fixture
-def network() -> nn.Sequential:
+def network() -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return nn.Sequential(
@@ -28,7 +28,7 @@ def no_parts(token: str) -> bytes:
     raise AssertionError(token)
 
 
-def test_a_closure_computes_with_the_network_of_the_process_that_it_comes_to(network: nn.Sequential) -> None:
+def test_a_closure_computes_with_the_network_of_the_process_that_it_comes_to(network: Any) -> None:
     last, mean, weight, x = network[2][0], network[1].running_mean, network[0].weight, torch.ones(1, 300)
 
     def compute(unit: str) -> list[Tensor]:
@@ -46,14 +46,14 @@ def test_a_closure_computes_with_the_network_of_the_process_that_it_comes_to(net
     assert not torch.equal(found[0], compute("3")[0])
 
 
-def test_what_is_no_part_of_a_network_travels_by_value(network: nn.Sequential) -> None:
+def test_what_is_no_part_of_a_network_travels_by_value(network: Any) -> None:
     other = copy.deepcopy(network[2][0])
     found = Unpacker({}).unpack(pack(lambda: other, {"network": network}).data, no_parts)()
     assert found is not other
     assert torch.equal(found.weight, other.weight)
 
 
-def test_what_is_per_worker_is_made_once_for_all_stages_that_refer_to_it(network: nn.Sequential) -> None:
+def test_what_is_per_worker_is_made_once_for_all_stages_that_refer_to_it(network: Any) -> None:
     made: list[str] = []
     shared = PerWorker(lambda: Made(network, made))
     parcels = [pack(lambda unit, k=k: (shared.get(), k), {"network": network}) for k in range(2)]
@@ -68,7 +68,7 @@ def test_what_is_per_worker_is_made_once_for_all_stages_that_refer_to_it(network
     assert there.unpack(parcels[0].data, no_parts)("u")[0] is not first[0]
 
 
-def test_what_no_stage_refers_to_any_more_is_let_go(network: nn.Sequential) -> None:
+def test_what_no_stage_refers_to_any_more_is_let_go(network: Any) -> None:
     shared, there = PerWorker(lambda: Made(network, [])), Unpacker({"network": network})
     with_it, without = pack(shared, {"network": network}), pack("nothing", {"network": network})
     first = there.unpack(with_it.data, with_it.parts.__getitem__).get()
@@ -76,7 +76,7 @@ def test_what_no_stage_refers_to_any_more_is_let_go(network: nn.Sequential) -> N
     assert there.unpack(with_it.data, with_it.parts.__getitem__).get() is not first
 
 
-def test_one_value_per_worker_may_be_made_from_another(network: nn.Sequential) -> None:
+def test_one_value_per_worker_may_be_made_from_another(network: Any) -> None:
     inner = PerWorker(lambda: [network])
     outer = PerWorker(lambda: (inner.get(), 1))
     parcel = pack(lambda: (outer.get(), inner.get()), {"network": network})

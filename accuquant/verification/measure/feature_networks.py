@@ -92,7 +92,7 @@ class Fashion:
                 expected=f"{list(FASHION_SHAPE)}, grayscale images of clothes",
                 remedy="Give --features inception, --features MODULE:CALLABLE, or --features none",
             )
-        with watched(self._network.trunk.stage3) as maps:
+        with watched(self._network.trunk.get_submodule("stage3")) as maps:
             features = self._network.features(images.to(self._device))
         found = {FEATURES: features, SPATIAL: first_channels(maps[0])}
         if LOGITS in wanted:

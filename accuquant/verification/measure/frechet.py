@@ -50,8 +50,10 @@ class Moments:
         moments = cls()
         moments.count = sum(times * part.count for times, part in chosen)
         if chosen:
-            moments.mean = sum(times * part.count * part.mean for times, part in chosen) / moments.count
+            moments.mean = np.zeros_like(chosen[0][1].mean)
             moments.scatter = np.zeros_like(chosen[0][1].scatter)
+        for times, part in chosen:
+            moments.mean += times * part.count / moments.count * part.mean
         for times, part in chosen:
             shift = part.mean - moments.mean
             moments.scatter += times * (part.scatter + part.count * np.outer(shift, shift))

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from accuquant.verification.measure.features import FeatureExtractor, extract
+from accuquant.verification.measure.feature_networks import FeatureExtractor
+from accuquant.verification.measure.features import extract
 from accuquant.verification.measure.frechet import Moments, frechet_distance
 from accuquant.verification.measure.metrics import Curve, cosine, psnr, ssim
 from accuquant.verification.measure.rollout import Rollout

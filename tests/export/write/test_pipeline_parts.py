@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import diffusers
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -16,7 +20,7 @@ import torch
 
 from accuquant.calibration import CalibrationSettings, calibrate
 from accuquant.cli.main import main
-from accuquant.errors import ExportError, UsageError
+from accuquant.errors import ExportError, SourceError, UsageError
 from accuquant.export import write_pipeline
 from accuquant.export.write.pipeline_parts import write_parts
 from accuquant.manifest import Manifest
@@ -24,6 +28,10 @@ from accuquant.pipelines.real_pipeline import open_pipeline
 from accuquant.pipelines.source import Source, load_source
 from accuquant.pipelines.task import Task
 from accuquant.recipe import Recipe
+from accuquant.runtime.engine_parts import engine_parts
+from accuquant.runtime.engine_unet import EngineUNet
+from accuquant.runtime.loop_profile import LoopProfile
+from accuquant.sample_pipeline import sample_pipeline
 
 SETTINGS = CalibrationSettings(
     steps=2, group_size=1, num_trajectories=1, batch_size=1, iterations=0, shared_iterations=0,
@@ -107,6 +115,34 @@ def test_openvino_calls_every_input_of_the_network_by_its_own_name(whole: Path) 
         n.op_type for n in onnx.load(whole / "unet" / "model.onnx").graph.node if "timestep" in n.input
     ]
     assert "Cast" not in readers
+
+
+@pytest.mark.slow
+def test_a_whole_folder_is_sampled_without_its_pipeline(whole: Path, tmp_path: Path) -> None:
+    """Text encoder and decoder in the engine make the images of those in torch, but for last bits."""
+    task = Task(prompts=("a cat", "two dogs"), guidance_scale=1.0)
+    profile = LoopProfile()
+    expected = sample_pipeline(whole, task, parts="torch", num_images=2)
+    alone = tmp_path / "moved"
+    shutil.copytree(whole, alone)
+    manifest = Manifest.load(alone)
+    dataclasses.replace(manifest, source="/no/such/folder").save(alone)
+    images = sample_pipeline(alone, task, num_images=2, profile=profile)
+    np.testing.assert_allclose(images, expected, atol=1e-4)
+    assert profile.ran_by == {"text encoder": "openvino", "decoder": "openvino"}
+    with pytest.raises(SourceError, match="/no/such/folder"):
+        sample_pipeline(alone, task, parts="torch", num_images=1)
+
+
+@pytest.mark.slow
+def test_a_script_opens_a_whole_folder_in_two_lines(whole: Path) -> None:
+    unet = EngineUNet.from_pretrained(whole)
+    pipe: Any = diffusers.DiffusionPipeline.from_pretrained(whole, unet=unet, **engine_parts(whole))
+    pipe.set_progress_bar_config(disable=True)
+    call = {"num_inference_steps": 2, "guidance_scale": 1.0, "output_type": "np"}
+    images = pipe(["a cat"], generator=[torch.Generator().manual_seed(0)], **call).images
+    task = Task(prompts=("a cat",), guidance_scale=1.0)
+    np.testing.assert_allclose(images, sample_pipeline(whole, task, num_images=1), atol=1e-6)
 
 
 def test_a_pipeline_that_optimum_does_not_know_is_refused_by_name(

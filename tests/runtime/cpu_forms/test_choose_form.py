@@ -55,6 +55,23 @@ def test_the_fastest_is_found_one_change_at_a_time(monkeypatch: pytest.MonkeyPat
     assert choice.reason.startswith("30.0 ms of computing a call")
 
 
+def test_what_is_out_is_released_before_the_next_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(monkeypatch, table(inside_channels=50, bordered_channels=40, bordered_written=30))
+    machine.outputs[CpuForm("written", "channels")] = 2 * SAME
+    released: list[CpuForm] = []
+    most = 0
+
+    def compile_form(form: CpuForm) -> Call:
+        nonlocal most
+        call = machine.compile(form)
+        most = max(most, len(set(machine.compiled) - set(released)))
+        return call
+
+    choice = choose_form(RULED, "as known", EVERYTHING, compile_form, released.append)
+    assert most == 2
+    assert set(machine.compiled) - set(released) == {choice.form}
+
+
 def test_the_rules_form_stays_where_others_save_less_than_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch, table(inside_channels=50, inside_written=49, bordered_channels=49))
     assert choose_form(RULED, "as known", EVERYTHING, machine.compile).form == RULED

@@ -28,7 +28,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[CpuForm]:
     """Stands in for the measurement -> the forms that it was given by rule, one for each time that it ran."""
     asked: list[CpuForm] = []
 
-    def choose(ruled: CpuForm, why: str, traits: Any, compile_form: Any) -> FormChoice:
+    def choose(ruled: CpuForm, why: str, traits: Any, *_: Any) -> FormChoice:
         asked.append(ruled)
         return FormChoice(MEASURED, "measurement", "7.0 ms a call", (FormTime(MEASURED, 7.0),))
 
