@@ -34,8 +34,10 @@ GRADIENTS = ("accuquant", "independent", "exact", "checkpoint")
 OBSERVERS = ("mse", "norm", "minmax", "percentile")
 ROUNDINGS = ("gptq", "nearest")
 PRESETS = ("fast", "balanced", "best")
-METHODS = ("accuquant", "minmax", "percentile", "mse", "q-diffusion", "ptq4dm", "tfmq", "ptqd", "pcr")
-METHODS += ("smoothquant",)
+METHODS = (
+    *("accuquant", "minmax", "percentile", "mse", "q-diffusion", "ptq4dm", "tfmq", "ptqd", "pcr"),
+    "smoothquant",
+)
 _BITS = click.IntRange(2, 8)
 _COUNT = click.IntRange(min=1)
 

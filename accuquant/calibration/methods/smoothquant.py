@@ -76,17 +76,18 @@ def _channel_peaks(
     run: Run, places: Sequence[Place], picks: Sequence[Pick]
 ) -> Mapping[str, npt.NDArray[np.float32]]:
     """Return the largest |input| of each channel of each place's first reader."""
-    network, peaks = run.source.network, {}
+    network = run.source.network
+    peaks: dict[str, torch.Tensor] = {}
     modules = dict(network.named_modules())
 
     def see(name: str, x: torch.Tensor) -> None:
         now = x.detach().abs().flatten(0, -2).amax(0).cpu()
         peaks[name] = torch.maximum(peaks[name], now) if name in peaks else now
 
-    def hook(name: str) -> torch.utils.hooks.RemovableHandle:
-        return modules[name].register_forward_pre_hook(lambda _m, args: see(name, args[0]))
-
-    handles = [hook(place.consumers[0]) for place in places]
+    handles = [
+        modules[name].register_forward_pre_hook(lambda _m, args, name=name: see(name, args[0]))
+        for name in [place.consumers[0] for place in places]
+    ]
     run.shown.stage("peaks of channels", len(picks))
     try:
         run_all(network, run.process, run.batches, picks, run.shown.advance)
