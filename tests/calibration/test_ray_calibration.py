@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from accuquant.calibration import CalibrationSettings, calibrate
 from accuquant.pipelines.source import load_source
 from accuquant.units.cluster import Cluster
 
-pytest.importorskip("ray")
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.skipif(find_spec("ray") is None, reason="needs accuquant[cluster]"),
     pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX"),
     # of sockets and files that ray itself leaves to the garbage collector
     pytest.mark.filterwarnings("ignore::ResourceWarning"),

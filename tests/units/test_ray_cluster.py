@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ from accuquant.networks.network import model_hash
 from accuquant.units.job import Job
 from accuquant.units.units import InMemory
 
-pytest.importorskip("ray")
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.skipif(find_spec("ray") is None, reason="needs accuquant[cluster]"),
     pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX"),
     # of sockets and files that ray itself leaves to the garbage collector
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
