@@ -31,7 +31,8 @@ from accuquant.calibration.placement import Placement
 from accuquant.cli._progress import Bars
 from accuquant.pipelines.source import load_source
 from accuquant.scales.placement_patterns import DEFAULT_EXCLUDE
-from accuquant.verification.measure.features import FeatureExtractor, fid_to_fp32, load_features
+from accuquant.verification.measure.feature_networks import FeatureExtractor
+from accuquant.verification.measure.features import fid_to_fp32, load_features
 from accuquant.verification.measure.metrics import Summary, mse, psnr, to_images
 
 _COLUMNS = ("bits, method", "FID2FP32", "PSNR median", "mean", "min dB", "latent MSE median", "mean")
