@@ -11,26 +11,33 @@ from accuquant.pipelines.task import Task
 
 @dataclass(frozen=True)
 class StudiedNetwork:
-    """A pipeline, the steps that it is sampled with, and files of prompts: to calibrate with, to judge by."""
+    """A pipeline, the steps that it is sampled with, and files of prompts: to calibrate with, to judge by.
+
+    `guidance_scale` None is the pipeline's own.
+    """
 
     name: str
     folder: Path
     steps: int
     prompts: Path | None = None
     other_prompts: Path | None = None
+    guidance_scale: float | None = None
 
     @property
     def judged(self) -> Task:
         """What images are judged for; no calibration was given these prompts."""
         if self.other_prompts is None:
-            return Task()
-        return Task(prompts=tuple(self.other_prompts.read_text(encoding="utf-8").strip().split("\n")))
+            return Task(guidance_scale=self.guidance_scale)
+        prompts = self.other_prompts.read_text(encoding="utf-8").strip().split("\n")
+        return Task(prompts=tuple(prompts), guidance_scale=self.guidance_scale)
 
     @property
     def words(self) -> list[str]:
         """The words of `accuquant calibrate` that belong to this network."""
         prompts = [] if self.prompts is None else ["--prompts", str(self.prompts)]
-        return [str(self.folder), "--steps", str(self.steps), *prompts]
+        scale = self.guidance_scale
+        guidance = [] if scale is None else ["--guidance-scale", str(scale)]
+        return [str(self.folder), "--steps", str(self.steps), *prompts, *guidance]
 
 
 NETWORKS = {
@@ -40,7 +47,7 @@ NETWORKS = {
         StudiedNetwork(
             "fashion-text", FASHION_TEXT, 25, FASHION_TEXT / "prompts.txt", FASHION_TEXT / "other-prompts.txt"
         ),
-        StudiedNetwork("emoji-dit", EMOJI_DIT, 25),
+        StudiedNetwork("emoji-dit", EMOJI_DIT, 25, guidance_scale=2.0),
         StudiedNetwork("emoji-unet", EMOJI_UNET, 25),
     )
 }
