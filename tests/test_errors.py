@@ -14,8 +14,8 @@ KINDS = [
 ]
 
 
-def test_there_are_nine_kinds() -> None:
-    assert len(KINDS) == 9
+def test_there_are_ten_kinds() -> None:
+    assert len(KINDS) == 10
 
 
 def test_the_message_is_one_sentence_with_got_expected_and_remedy() -> None:

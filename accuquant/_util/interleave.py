@@ -43,15 +43,16 @@ def time_interleaved(
     pause: float = 0.0,
     lead_in: int = 0,
     after_round: Callable[[], object] = lambda: None,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Callable[[], float] | None = None,
 ) -> dict[str, Times]:
     """Run `calls` as A B C A B C ...: `warm_up` untimed rounds, then `rounds` timed ones.
 
     `pause` seconds before each call let another engine's threads stop spinning; `lead_in` untimed calls
     before each put its own data into the caches, as in a denoising loop, where it is called again and again.
-    `after_round` is called after each round, the untimed ones too. `clock` gives seconds: time.process_time
-    counts what this process computed, whatever else the machine does.
+    `after_round` is called after each round, the untimed ones too. `clock` gives seconds, by default
+    time.perf_counter's; time.process_time counts what this process computed, whatever else the machine does.
     """
+    clock = clock or time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(warm_up + rounds):
         for name, call in calls.items():

@@ -216,7 +216,7 @@ def test_a_full_disk_costs_one_unit_and_says_which_file(
     reference = output.with_name("reference.safetensors")
     run(reference, Watch())
     run(output, Watch(at=("full-precision trajectories", 9)))
-    small_disk(50_000)
+    small_disk(8_000)
     with pytest.raises(OSError, match=r"File too large: '.*partial.inputs.000002.rows'"):
         run(output, Watch())
     small_disk(2**30)
@@ -278,5 +278,6 @@ def test_what_is_held_in_memory_does_not_grow_with_the_number_of_trajectories(tm
         gc.collect()
         peaks.append(watch.peaks)
     for stage in peaks[1]:
-        # the errors of held-out trajectories are a number each
-        assert peaks[2][stage] <= peaks[1][stage] + 1000, stage
+        # the errors of held-out trajectories are a number each; more batches give each layer fewer rows a
+        # call, which are then kept in other ways; one latent of each of 32 trajectories is 24,576 bytes
+        assert peaks[2][stage] <= peaks[1][stage] + 4000, stage

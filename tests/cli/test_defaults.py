@@ -10,6 +10,7 @@ import pytest
 from accuquant.calibration import CalibrationSettings
 from accuquant.calibration import calibrate as library_calibrate
 from accuquant.cli import calibrate, verify
+from accuquant.cli._cluster import take_cluster
 from accuquant.cli._limits import LIMITS, limit
 from accuquant.cli._options import ENGINES, take_weights_options
 from accuquant.cli._source import take_loading
@@ -27,6 +28,7 @@ def test_calibrate_has_the_defaults_of_the_library() -> None:
     del given["source"], given["output"], given["dry_run"], given["json_file"]
     assert take_task(given) == Task()
     assert given.pop("loras") == ()
+    assert take_cluster(given) is None
     assert take_loading(given) == Loading()
     assert (given.pop("device"), given.pop("tf32")) == ("auto", False)
     assert take_weights_options(given) == {"as_stored": True, "offload": False}
