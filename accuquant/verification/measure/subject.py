@@ -24,6 +24,9 @@ from accuquant.verification.measure.scheduler_check import check_scheduler, sche
 from accuquant.verification.measure.stored_starts import StoredStarts
 from accuquant.verification.verification_settings import VerificationSettings
 
+#: Engines for the CPU whose sums saturate without VNNI.
+_SATURATING = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -78,12 +81,13 @@ class Subject:
         return (f"{shared} of the seeds were calibrated on; other seeds judge the model more strictly.",)
 
     def _weight_notes(self) -> tuple[str, ...]:
-        """Return a note where OpenVINO cannot compute 8-bit weights exactly on this processor."""
+        """Return a note where the engine cannot compute 8-bit weights exactly on this processor."""
         bits = max(layer.weight_bits for layer in self.recipe.layers.values())
-        if self.settings.engine != "openvino" or bits < 8 or not saturates_8_bit_weights(cpu_flags()):
+        engine = _SATURATING.get(self.settings.engine)
+        if engine is None or bits < 8 or not saturates_8_bit_weights(cpu_flags()):
             return ()
         return (
-            "This processor has no int8 dot product: OpenVINO's sums saturate with 8-bit weights. "
+            f"This processor has no int8 dot product: {engine}'s sums saturate with 8-bit weights. "
             "Calibrate with --weight-bits 7 for it.",
         )
 
