@@ -24,7 +24,11 @@ QUICK = {
     ),
     "steps=50": "steps=4",
 }
-QUICK_MARKDOWN = QUICK | {"num_images=64": "num_images=4", "num_images=16": "num_images=4"}
+QUICK_MARKDOWN = QUICK | {
+    "num_images=64": "num_images=4",
+    "num_images=16": "num_images=4",
+    "num_images=50_000": "num_images=4",
+}
 
 
 def quick(code: str, replacements: dict[str, str]) -> str:

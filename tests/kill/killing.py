@@ -18,7 +18,8 @@ from accuquant.cli.main import main
 
 folder, at, sent, *arguments = sys.argv[1:]
 if arguments[0] == "calibrate":  # let it keep at every unit what it would keep every minute or so
-    from accuquant.calibration import descent_state, units
+    from accuquant.calibration import descent_state
+    from accuquant.units import units
 
     descent_state.EVERY = units.EVERY = 0.0
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir"}
