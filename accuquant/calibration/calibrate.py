@@ -117,9 +117,10 @@ def _compute(
     )
     recorder = Recorder(source, settings, starter, groups, work, engine, shown)
     if (method := method_named(settings.method)).find is not None:
+        placement = _placed(source, settings)
+        method.check(source.network, placement)
         batches = recorder.record(None)
         starter.close()
-        placement = _placed(source, settings)
         run = Run(source, settings, process, groups, placement, batches, shown)
         return rival_recipe(run, task, method.find(run))
     initial = work.load_initial()

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from accuquant._util.progress import Progress
 from accuquant.calibration.placement import Placement
 from accuquant.calibration.trajectory import TrajectoryBatch
@@ -67,7 +69,8 @@ class Method:
     `options` are those of OWN_SETTINGS that the method takes, `defaults` values of settings that differ from
     AccuQuant's where they are not given. `one_set`: one activation scale for all steps. `every_step`: its
     trajectories have as many steps as are sampled with; otherwise as few as AccuQuant's own. `find` does the
-    work; None is AccuQuant's own way, which calibrate.py goes. Bits: the fewest and the most.
+    work; None is AccuQuant's own way, which calibrate.py goes. `check` raises where it has nothing to do,
+    before anything runs. Bits: the fewest and the most.
     """
 
     name: str
@@ -76,6 +79,7 @@ class Method:
     matched: str
     not_matched: str
     find: Callable[[Run], Found] | None
+    check: Callable[[nn.Module, Placement], object] = lambda network, placement: None
     options: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     one_set: bool = True

@@ -8,7 +8,9 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
+from accuquant.calibration.placement import Placement
 from accuquant.channel_fold import ChannelFold
 from accuquant.errors import CalibrationError
 from accuquant.networks.fold import fold_network
@@ -27,7 +29,7 @@ MOST = 1e3
 
 
 def find(run: Run) -> Found:
-    """Return min-max scales of the folded network, and the folds. Raises CalibrationError where none is."""
+    """Return min-max scales of the folded network, and the folds."""
     picks = every_step(batch_sizes(run), len(run.process))
     folds = smoothing_folds(run, picks)
     folded = replace(run, source=replace(run.source, network=fold_network(run.source.network, folds)))
@@ -37,15 +39,7 @@ def find(run: Run) -> Found:
 
 def smoothing_folds(run: Run, picks: Sequence[Pick]) -> tuple[ChannelFold, ...]:
     """Return the folds of all places whose readers are quantized, by what the float network shows there."""
-    quantized = set(run.placement.quantized)
-    places = [p for p in folding_places(run.source.network) if quantized & set(p.consumers)]
-    if not places:
-        raise CalibrationError(
-            "--method smoothquant",
-            got="no normalization or linear layer in front of a quantized layer that factors fold into",
-            expected="attention or feed-forward layers that are quantized",
-            remedy="Take another method; a convolution behind GroupNorm and SiLU has nowhere to fold to",
-        )
+    places = places_of(run.source.network, run.placement)
     modules = dict(run.source.network.named_modules())
     peaks = _channel_peaks(run, places, picks)
     return tuple(
@@ -56,6 +50,20 @@ def smoothing_folds(run: Run, picks: Sequence[Pick]) -> tuple[ChannelFold, ...]:
         )
         for place in places
     )
+
+
+def places_of(network: nn.Module, placement: Placement) -> list[Place]:
+    """Return where factors fold in front of quantized layers. Raises CalibrationError where nowhere."""
+    quantized = set(placement.quantized)
+    places = [place for place in folding_places(network) if quantized & set(place.consumers)]
+    if not places:
+        raise CalibrationError(
+            "--method smoothquant",
+            got="no normalization or linear layer in front of a quantized layer that factors fold into",
+            expected="attention or feed-forward layers that are quantized",
+            remedy="Take another method; a convolution behind GroupNorm and SiLU has nowhere to fold to",
+        )
+    return places
 
 
 def factors(
@@ -107,6 +115,7 @@ METHOD = Method(
     "where factors would have to be multiplied while the network runs, adaptive norms among them,"
     " are left alone",
     find=find,
+    check=places_of,
     weight_bits=(8, 8),
     activation_bits=(8, 8),
 )

@@ -13,6 +13,7 @@ import torch
 from tiny_networks import make_inputs, make_network
 from torch import nn
 
+from accuquant._util.progress import Silent
 from accuquant.calibration import CalibrationSettings, calibrate
 from accuquant.calibration.methods.folding_places import folding_places
 from accuquant.calibration.methods.smoothquant import factors
@@ -120,11 +121,23 @@ def test_the_recipe_describes_the_folded_network(recipe: Recipe, spiked: Source,
         simulate(spiked.network, replace(recipe, folds=()))
 
 
-def test_where_nothing_folds_is_an_error(spiked: Source, tmp_path: Path) -> None:
+class Stages(Silent):
+    """Remembers which stages began."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def stage(self, name: str, total: int) -> None:
+        self.names.append(name)
+
+
+def test_where_nothing_folds_is_an_error_before_anything_runs(spiked: Source, tmp_path: Path) -> None:
     settings = settings_of("smoothquant", exclude=("*to_*",))
+    stages = Stages()
     with pytest.raises(CalibrationError, match=r"--method smoothquant: got no normalization or linear layer"):
-        calibrate(spiked, settings, output=tmp_path / "recipe.safetensors")
+        calibrate(spiked, settings, output=tmp_path / "recipe.safetensors", progress=stages)
     assert not (tmp_path / "recipe.safetensors").exists()
+    assert stages.names == []
 
 
 def test_bits_that_the_method_does_not_define_are_refused() -> None:
