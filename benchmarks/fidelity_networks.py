@@ -47,7 +47,7 @@ NETWORKS = {
         StudiedNetwork(
             "fashion-text", FASHION_TEXT, 25, FASHION_TEXT / "prompts.txt", FASHION_TEXT / "other-prompts.txt"
         ),
-        StudiedNetwork("emoji-dit", EMOJI_DIT, 25, guidance_scale=2.0),
+        StudiedNetwork("emoji-dit", EMOJI_DIT, 25),
         StudiedNetwork("emoji-unet", EMOJI_UNET, 25),
     )
 }

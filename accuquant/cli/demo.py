@@ -53,9 +53,7 @@ DEMOS = {
         {**_VERIFICATION, "steps": 25, **_OTHER_PROMPTS},
         sampling=_OTHER_PROMPTS,
     ),
-    "emoji-dit": Demo(
-        EMOJI_DIT, {**_CALIBRATION, "steps": 25, "guidance_scale": 2.0}, {**_VERIFICATION, "steps": 25}
-    ),
+    "emoji-dit": Demo(EMOJI_DIT, {**_CALIBRATION, "steps": 25}, {**_VERIFICATION, "steps": 25}),
     "emoji-unet": Demo(EMOJI_UNET, {**_CALIBRATION, "steps": 25}, {**_VERIFICATION, "steps": 25}),
 }
 
