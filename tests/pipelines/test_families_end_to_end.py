@@ -42,4 +42,4 @@ def test_both_engines_in_the_pipeline_make_the_images_of_the_simulation(
         thresholds=Thresholds(min_psnr=15.0, max_fid=None, max_level_share=share),
     )  # fmt: skip
     assert report.passed, report.verdict
-    assert report.notes == ()
+    assert [note for note in report.notes if not note.startswith("openvino '")] == []
