@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from accuquant.errors import CalibrationError
-from accuquant.networks.network import float_weight, layer_kind, quantizable_layers
+from accuquant.networks.network import float_weight, layer_kind, quantizable_layers, watching_inputs
 from accuquant.qparams import WEIGHT_AXIS, LayerQParams, fingerprint
 from accuquant.scales.observer import choose_zero_point, observer_named, weight_scale
 
@@ -55,16 +55,11 @@ class ActivationSampler:
     def watch(self, network: nn.Module) -> Iterator[None]:
         """Observe the layers' inputs in every call of `network` inside the block."""
         layers = quantizable_layers(network)
-        hooks = [
-            layers[name].register_forward_pre_hook(lambda _m, args, name=name: self.observe(name, args[0]))
-            for name in self._kept
-        ]
         try:
-            yield
+            with watching_inputs({name: layers[name] for name in self._kept}, self.observe):
+                yield
         finally:
             self._last = None
-            for hook in hooks:
-                hook.remove()
 
     def samples(self) -> dict[str, LayerSamples]:
         """Return for each layer one array [N] for each step group: random values and extremes, shuffled."""

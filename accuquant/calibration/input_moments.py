@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+
+from accuquant.networks.network import watching_inputs
 
 from .row_store import BUFFER, PRECISE_WIDTH, RowPart, RowSums, RowWriter, filed_moments, row_keys
 from .unfolding import group_count, input_width, random_rows
@@ -90,18 +92,9 @@ class MomentSampler:
         self._keys: dict[str, list[Tensor]] = {}
         self._writer = RowWriter(path)
 
-    @contextmanager
-    def watch(self) -> Iterator[None]:
+    def watch(self) -> AbstractContextManager[None]:
         """Observe the layers in every call inside the block."""
-        hooks = [
-            layer.register_forward_pre_hook(lambda _m, args, name=name: self._observe(name, args[0]))
-            for name, layer in self._layers.items()
-        ]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+        return watching_inputs(self._layers, self._observe)
 
     def finish(self) -> dict[str, Tensor]:
         """Write the rows that wait, and return what is known of each layer, by names that say what it is."""

@@ -15,8 +15,8 @@ from accuquant._util.progress import Progress
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.groups import StepGroups
 from accuquant.networks.device import device_of
-from accuquant.networks.mapped_pages import give_back_weights
-from accuquant.networks.network import quantizable_layers
+from accuquant.networks.mapped_pages import give_back
+from accuquant.networks.network import held_weight, quantizable_layers
 from accuquant.pipelines.diffusers_internals import VOLATILE_CONFIG
 from accuquant.pipelines.source import Source
 from accuquant.pipelines.task import Task
@@ -155,7 +155,7 @@ def _rounded(
         moments = inputs.moments(name)
         # a worker's network has a device of its own
         rounded = compensate(layers[name], qparams[name], moments, device_of(network))
-        give_back_weights(network, [name])  # levels take their place, a quarter of them
+        give_back([held_weight(layers[name])])  # levels take their place, a quarter of them
         return {"qparams": _to_tree(rounded), "facts": rounding_facts(layers[name], moments)}
 
     # the widest first: the memory that its covariance takes is the levels' of all others later

@@ -148,8 +148,8 @@ def _factor(
     power, width = 0.0, columns.stop - columns.start
     try:
         if isinstance(moments, FiledMoments) and few_rows(moments.rows, width):
-            rows = torch.cat(list(moments.scaled_rows(group, columns))).to(device)
-            power = float(rows.double().square().sum(0).mean())
+            rows = torch.cat(list(moments.scaled_rows(group, columns))).to(device).double()
+            power = float(rows.square().sum(0).mean())
             return RowFactor(rows, share * power + noise)
         if device.type == "cpu" and isinstance(moments, FiledMoments) and width > PRECISE_WIDTH:
             variances = moments.variances(group, columns)

@@ -26,9 +26,9 @@ class RowFactor:
 
         Raises ArithmeticError where that is not positive definite.
         """
-        variances = rows.double().square().sum(0)
-        self.order = torch.argsort(variances, stable=True)
-        self._rows = rows.double()[:, self.order]
+        rows = rows.double()
+        self.order = torch.argsort(rows.square().sum(0), stable=True)
+        self._rows = rows[:, self.order]
         self._directions = torch.empty_like(self._rows)
         self._corners: dict[int, Tensor] = {}
         left = torch.eye(len(rows), dtype=torch.float64).to(rows.device)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from accuquant.networks.network import quantizable_layers
+from accuquant.networks.network import quantizable_layers, watching_inputs
 
 from .care import facts_of
 from .input_moments import rows_of
@@ -45,16 +45,13 @@ class InputWatch:
         """Look at what the layers are given inside the block, one call of the network."""
         layers = quantizable_layers(network)
         self._sizes.clear()
-        hooks = [
-            layers[name].register_forward_pre_hook(lambda m, args, name=name: self._observe(m, name, args[0]))
-            for name in self._rows
-        ]
         try:
-            yield
+            with watching_inputs(
+                {name: layers[name] for name in self._rows}, lambda n, x: self._observe(layers[n], n, x)
+            ):
+                yield
         finally:
             self._held.clear()
-            for hook in hooks:
-                hook.remove()
 
     def sizes(self) -> list[int]:
         """Return how many numbers each input has, one tensor that several layers read once."""

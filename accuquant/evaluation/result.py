@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from accuquant._util.files import write_text
+from accuquant._util.finite import finite_or_null
 from accuquant.verification.measure.metrics import Curve
 
 from .branches import FP32, INT8, OTHER
@@ -84,7 +85,7 @@ class Evaluation:
             "images": dict(self.images),
             "notes": list(self.notes),
         }
-        finite: dict[str, Any] = _finite(data)
+        finite: dict[str, Any] = finite_or_null(data)
         return finite
 
     def to_json(self) -> str:
@@ -113,13 +114,3 @@ def shown(value: float, *, signed: bool = False) -> str:
     if not math.isfinite(value):
         return "not finite"
     return f"{value:+.4g}" if signed else f"{value:.4g}"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -68,6 +69,20 @@ def layer_kind(module: nn.Module) -> str | None:
 def quantizable_layers(network: nn.Module) -> dict[str, nn.Module]:
     """Return every Conv2d, Linear and ConvTranspose2d of `network` by module name, in order."""
     return {name: m for name, m in network.named_modules() if layer_kind(m) is not None}
+
+
+@contextmanager
+def watching_inputs(layers: Mapping[str, nn.Module], see: Callable[[str, Tensor], object]) -> Iterator[None]:
+    """Tell `see` the name and the first input of each of `layers`, in every call inside the block."""
+    hooks = [
+        layer.register_forward_pre_hook(lambda _m, args, name=name: see(name, args[0]))
+        for name, layer in layers.items()
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 class FloatWeights(Mapping[str, FloatArray]):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from accuquant.errors import CalibrationError
+from accuquant.networks.network import watching_inputs
 
 from .calibration_set import Pick, run_all, sizes_of
 from .method import Run
@@ -49,16 +50,11 @@ class InputObserver:
     def watch(self, network: nn.Module) -> Iterator[None]:
         """Observe every call of `network` in the block; raise CalibrationError where one is not finite."""
         modules = dict(network.named_modules())
-        hooks = [
-            modules[name].register_forward_pre_hook(lambda _m, args, name=name: self._see(name, args[0]))
-            for name in self._names
-        ]
         try:
-            yield
+            with watching_inputs({name: modules[name] for name in self._names}, self._see):
+                yield
         finally:
             self._last = None
-            for hook in hooks:
-                hook.remove()
 
     def _see(self, name: str, x: Tensor) -> None:
         if self._last is None or self._last[0] is not x:

@@ -14,7 +14,7 @@ from accuquant.calibration.placement import Placement
 from accuquant.channel_fold import ChannelFold
 from accuquant.errors import CalibrationError
 from accuquant.networks.fold import fold_network
-from accuquant.networks.network import float_weight
+from accuquant.networks.network import float_weight, watching_inputs
 
 from .calibration_set import Pick, every_step, run_all
 from .folding_places import Place, folding_places
@@ -92,16 +92,10 @@ def _channel_peaks(
         now = x.detach().abs().flatten(0, -2).amax(0).cpu()
         peaks[name] = torch.maximum(peaks[name], now) if name in peaks else now
 
-    handles = [
-        modules[name].register_forward_pre_hook(lambda _m, args, name=name: see(name, args[0]))
-        for name in [place.consumers[0] for place in places]
-    ]
+    readers = {place.consumers[0]: modules[place.consumers[0]] for place in places}
     run.shown.stage("peaks of channels", len(picks))
-    try:
+    with watching_inputs(readers, see):
         run_all(network, run.process, run.batches, picks, run.shown.advance)
-    finally:
-        for handle in handles:
-            handle.remove()
     return {name: values.numpy() for name, values in peaks.items()}
 
 

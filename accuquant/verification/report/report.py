@@ -34,13 +34,13 @@ engine: it judges the lowering of each layer, not how roundings add up through t
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from accuquant._util.files import write_text
+from accuquant._util.finite import finite_or_null
 from accuquant.verification.measure.latency import Latency
 from accuquant.verification.measure.metrics import Curve, Summary
 from accuquant.verification.measure.parity import LayerParity
@@ -160,7 +160,7 @@ class Report:
             "latencies": [asdict(latency) for latency in self.latencies],
             "notes": list(self.notes),
         }
-        finite: dict[str, Any] = _finite(data)
+        finite: dict[str, Any] = finite_or_null(data)
         return finite
 
     def to_json(self) -> str:
@@ -170,13 +170,3 @@ class Report:
     def write_json(self, path: str | os.PathLike[str]) -> None:
         """Write the JSON to `path`, atomically."""
         write_text(path, self.to_json())
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
