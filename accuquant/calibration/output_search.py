@@ -23,8 +23,9 @@ from accuquant.units.units import InMemory, Units
 
 from .trajectory import TrajectoryBatch
 
-#: Candidates, as factors on the scale that the observer found.
-FACTORS = np.linspace(0.85, 1.15, 13)
+#: Candidates, as factors on the scale that the observer found. Hardly any below 1: the few batches that are
+#: looked at do not hold the rare values that a smaller range would clip, which the observer has seen.
+FACTORS = np.linspace(0.97, 1.15, 13)
 #: What is looked at in each step group: this many batches, at this many of the group's steps.
 _BATCHES, _STEPS = 2, 2
 
@@ -39,7 +40,7 @@ def refine_scales(
     progress: Progress | None = None,
     units: Units | None = None,
 ) -> dict[str, LayerQParams]:
-    """Return `qparams` with the scale of every step group moved to the best of 13 factors from 0.85 to 1.15.
+    """Return `qparams` with the scale of every step group moved to the best of 13 factors from 0.97 to 1.15.
 
     The best factor has the least squared error of the layer's output, float weights, on the float
     network's own inputs. An observer sees values one by one, and takes their rounding errors for independent
