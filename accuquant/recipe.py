@@ -160,7 +160,7 @@ class Recipe:
         if self.correction is not None:
             more["correction_edges"] = list(self.correction.steps.edges)
         if self.folds:
-            more["folds"] = [{"producer": f.producer, "consumers": list(f.consumers)} for f in self.folds]
+            more["folds"] = [_fold_facts(fold) for fold in self.folds]
         return {
             "format_version": CORRECTED_VERSION if more else FORMAT_VERSION,
             **more,
@@ -220,6 +220,7 @@ class _LayerFacts:
 class _FoldFacts:
     producer: Name
     consumers: tuple[Name, ...]
+    rotated: Annotated[int, Meta(ge=1, le=2**20)] = 1
 
 
 @dataclass(frozen=True)
@@ -237,11 +238,16 @@ class _RecipeFacts:
     folds: tuple[_FoldFacts, ...] = ()
 
 
+def _fold_facts(fold: ChannelFold) -> dict[str, Any]:
+    facts: dict[str, Any] = {"producer": fold.producer, "consumers": list(fold.consumers)}
+    return facts if fold.rotated == 1 else {**facts, "rotated": fold.rotated}
+
+
 def _fold(item: _FoldFacts, tensors: Mapping[str, npt.NDArray[Any]]) -> ChannelFold:
     key = f"{item.producer}.fold_factor"
     if key not in tensors:
         raise _damaged(f"fold into '{item.producer}'", f"no tensor '{key}' in the recipe")
-    return ChannelFold(item.producer, item.consumers, tensors[key])
+    return ChannelFold(item.producer, item.consumers, tensors[key], item.rotated)
 
 
 def _correction(

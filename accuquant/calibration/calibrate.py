@@ -13,9 +13,12 @@ import accuquant
 from accuquant._util.files import check_new_file
 from accuquant._util.lock import only_writer
 from accuquant._util.progress import Progress, Silent
+from accuquant.channel_fold import ChannelFold
 from accuquant.denoising.process import DenoisingProcess
+from accuquant.errors import UsageError
 from accuquant.groups import StepGroups
 from accuquant.networks.device import device_of, repeatable
+from accuquant.networks.fold import fold_network
 from accuquant.networks.memory import StageWatch, memory_named
 from accuquant.networks.network import count_macs
 from accuquant.pipelines.source import Source
@@ -27,8 +30,10 @@ from accuquant.units.cluster import Cluster, engine_of
 from accuquant.units.job import Job
 from accuquant.units.units import Engine
 
+from .block_rounding import learn_levels
 from .calibration_settings import CalibrationSettings
 from .descent import LearningSettings
+from .equalize import EQUALIZERS, check_places
 from .group_units import describe_result, learn_groups
 from .methods.method import Run
 from .methods.recipe import rival_recipe
@@ -37,7 +42,7 @@ from .placement import Placement, place
 from .preparation import plain_config, prepare
 from .recording import Recorder
 from .shared_learning import learn_shared
-from .trajectory import TrajectoryBatch
+from .trajectory import TrajectoryBatch, record_batch
 from .work_folder import WorkFolder
 
 
@@ -93,10 +98,39 @@ def _calibrate(
         return source_job(source, tf32=tf32, sees=work.marker())
 
     with engine_of(cluster, job, source_roots(source), shown.message) as engine:
-        recipe = _compute(source, settings, task, starter, work, engine, checkpoint, shown)
+        folds = _folds(source, settings, starter, engine, shown)
+        folded = replace(source, network=fold_network(source.network, folds)) if folds else source
+        recipe = _compute(folded, settings, task, starter, work, engine, checkpoint, shown)
+        recipe = replace(recipe, folds=folds, model_hash=source.model_hash) if folds else recipe
     recipe.save(output)
     work.remove()
     return recipe
+
+
+def _folds(
+    source: Source, settings: CalibrationSettings, starter: Starter, engine: Engine, shown: Progress
+) -> tuple[ChannelFold, ...]:
+    """Return what `settings.equalize` folds into the network, by a first batch of trajectories."""
+    if settings.equalize is None:
+        return ()
+    if engine.away:
+        raise UsageError(
+            f"--equalize {settings.equalize}",
+            got="workers, which open the network as it is on the disk",
+            expected="one process",
+            remedy="Leave out the options of the cluster, or --equalize",
+        )
+    process, placement = starter.process, _placed(source, settings)
+    check_places(settings.equalize, source.network, placement)
+    groups = StepGroups.from_timesteps(
+        process.timesteps, group_size=len(process), num_train_timesteps=process.num_train_timesteps
+    )
+    some = range(min(settings.batch_size, settings.num_trajectories))
+    shown.stage("first trajectories", len(process))
+    batch = record_batch(
+        source.network, process, starter.start(some, seed=settings.seed), lambda _step: shown.advance()
+    )
+    return EQUALIZERS[settings.equalize](Run(source, settings, process, groups, placement, [batch], shown))
 
 
 def _compute(
@@ -172,6 +206,7 @@ def _learn(
     shown: Progress,
 ) -> Recipe:
     learned_from, held_out = _split(batches)
+    initial = _learn_rounding(source, settings, process, initial, (learned_from, held_out), work, shown)
     initial = _learn_shared(
         source, settings, process, initial, (learned_from, held_out), work, engine, checkpoint, shown
     )
@@ -179,6 +214,29 @@ def _learn(
         source.network, process, initial, learned_from, held_out, settings,
         work=work, engine=engine, checkpoint=checkpoint, shown=shown,
     )  # fmt: skip
+
+
+def _learn_rounding(
+    source: Source,
+    settings: CalibrationSettings,
+    process: DenoisingProcess,
+    initial: Recipe,
+    batches: tuple[Sequence[TrajectoryBatch], Sequence[TrajectoryBatch]],
+    work: WorkFolder,
+    shown: Progress,
+) -> Recipe:
+    """Return `initial` with learned levels where they are asked for."""
+    if settings.rounding != "adaround":
+        return initial
+    done = work.load_levels()
+    if done is not None:
+        return done
+    run = Run(source, settings, process, initial.groups, _placed(source, settings), batches[0], shown)
+    recipe, result = learn_levels(run, initial, batches[1])
+    shown.message(f"weights of blocks: {describe_result(result)}")
+    recipe = replace(recipe, calibration={**recipe.calibration, "learned_rounding": vars(result)})
+    recipe.save(work.levels)
+    return recipe
 
 
 def _learn_shared(

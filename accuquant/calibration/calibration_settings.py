@@ -8,6 +8,7 @@ from typing import Any
 from accuquant.errors import UsageError
 from accuquant.scales.observer import observer_named
 
+from .equalize import check_equalizer
 from .gradient import gradient_arm
 from .methods.method import Method
 from .methods.registry import method_named
@@ -29,11 +30,13 @@ class CalibrationSettings:
     Adam's step on the logarithms of the latter, `shared_learning_rate` its step for the former in units of
     the error that there is at first.
     With `probe`, a group learns only where two batches agree that there is something to gain.
-    `rounding` is "gptq" (rounding errors compensate each other, and the bias their mean) or "nearest".
+    `rounding` is "gptq" (rounding errors compensate each other, and the bias their mean), "nearest", or
+    "adaround": learned block by block, from GPTQ's levels on.
     `refine` moves each scale to where its layer's output errs least, on real inputs.
     `sensitivity` measures what each layer alone does to a step, for the report; a `float_budget` needs it
     anyway. It takes four calls of the network a layer.
     `affine` lets one-sided activations (after SiLU) use a zero_point; False gives symmetric ranges only.
+    `equalize` folds factors or rotations into the network first (`equalize.EQUALIZERS`).
     `method` is how all of it is done (docs/methods.md); a rival of "accuquant" takes only those of the other
     settings that it has in common with it: `methods.method.OWN_SETTINGS` names the rest. Make settings of one
     with `preset`, which knows its defaults.
@@ -63,6 +66,7 @@ class CalibrationSettings:
     seed: int = 0
     preset_name: str = "balanced"
     method: str = "accuquant"
+    equalize: str | None = None
 
     @classmethod
     def preset(cls, name: str, **given: Any) -> CalibrationSettings:
@@ -95,6 +99,7 @@ class CalibrationSettings:
         gradient_arm(self.gradient)
         observer_named(self.observer)
         check_rounding(self.rounding)
+        check_equalizer(self.equalize)
         self._check_method()
 
     def _check_method(self) -> None:
@@ -181,7 +186,9 @@ class CalibrationSettings:
             "shared_iterations": self.trajectory_iterations,
         }
         # recipes of AccuQuant's own way stay what they were before there were others
-        absent = (*method_named(self.method).refused, *(["method"] if self.method == "accuquant" else []))
+        absent = {*method_named(self.method).refused}
+        absent |= {"method"} if self.method == "accuquant" else set()
+        absent |= {"equalize"} if self.equalize is None else set()
         return {name: value for name, value in values.items() if name not in absent}
 
 

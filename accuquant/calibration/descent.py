@@ -46,12 +46,13 @@ class HeldOutJudge:
     learning says nothing and is left out; one that diverges later counts against what was learned.
     """
 
-    def __init__(self, before: Tensor) -> None:
+    def __init__(self, before: Tensor, confidence: float = _CONFIDENCE) -> None:
         """Take the errors [N] before learning. Losses are medians over the trajectories that stay finite.
 
+        `confidence` counts standard errors: fewer are enough where the judge is asked only once.
         Raises CalibrationError where none does.
         """
-        self._all_before = before
+        self._all_before, self._confidence = before, confidence
         self._judging = torch.isfinite(before)
         self.left_out = len(before) - int(self._judging.sum())
         if self.left_out == len(before):
@@ -75,7 +76,7 @@ class HeldOutJudge:
         change = (errors.clamp_min(tiny) / self._before.clamp_min(tiny)).log()
         mean = float(change.mean())
         error_of_mean = float(change.std(correction=1)) / math.sqrt(len(change)) if len(change) > 1 else 0.0
-        lower = mean + _CONFIDENCE * error_of_mean < 0 and self.last_loss <= self.initial_loss
+        lower = mean + self._confidence * error_of_mean < 0 and self.last_loss <= self.initial_loss
         if not (lower and mean < self._best_change):
             return False
         self._best_change, self.best_loss, self.found_better = mean, self.last_loss, True

@@ -102,6 +102,13 @@ def estimate(
             expected="AccuQuant's own method",
             remedy="Calibrate without --dry-run, or leave out --method",
         )
+    if settings.rounding == "adaround":
+        raise UsageError(
+            "--dry-run",
+            got="--rounding adaround, whose learning is not timed",
+            expected="--rounding gptq or nearest",
+            remedy="Calibrate without --dry-run, or with another rounding",
+        )
     shown, device = StageWatch(progress or Silent()), device_of(source.network)
     with repeatable(device, tf32=tf32), memory_named(shown, device, settings.batch_size):
         return _estimate(source, settings, task or Task(), shown)

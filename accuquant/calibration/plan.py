@@ -64,7 +64,7 @@ class Plan:
         if settings.refine:
             calls = output_search.count_calls(self.members, self.batches)
             stages.append(PlannedStage(REFINED, calls, Calls(forward=calls)))
-        if settings.rounding == "gptq":
+        if settings.rounding != "nearest":
             stages.append(PlannedStage(ROUNDING, self.layers, Calls()))
         if settings.sensitivity or settings.float_budget:
             calls = sensitivity.count_calls(self.layers, self.steps)

@@ -92,7 +92,7 @@ class Recorder:
         return there and (not inputs or is_whole(self.work.inputs(batch)))
 
     def _rounded(self, placement: Placement | None) -> tuple[str, ...]:
-        return placement.quantized if placement and self.settings.rounding == "gptq" else ()
+        return placement.quantized if placement and self.settings.rounding != "nearest" else ()
 
     def _starts(self, members: Sequence[range], missing: Sequence[int]) -> Callable[[int], Start]:
         """Return what gives the start of a batch; what encoders made is kept, and read when it is needed."""

@@ -22,7 +22,7 @@ from .row_factor import RowFactor, few_rows
 from .row_store import PRECISE_WIDTH, FiledMoments
 from .unfolding import as_matrices, from_matrices
 
-ROUNDINGS = ("gptq", "nearest")
+ROUNDINGS = ("gptq", "nearest", "adaround")
 #: What every direction carries at least, as a share of the mean input's variance; see `shrinkage`.
 SHRINKAGE = 0.05
 #: The widest covariance that is factored as a whole, 1.2 GB of files. Wider inputs fall into blocks.

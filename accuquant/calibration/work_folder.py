@@ -26,7 +26,7 @@ _PARTS: tuple[str, ...] = (
     "units",
     "initial.safetensors",
 )
-_PARTS += ("shared.safetensors", "shared.state", "group_*.json", "group_*.state")
+_PARTS += ("levels.safetensors", "shared.safetensors", "shared.state", "group_*.json", "group_*.state")
 
 
 class WorkFolder:
@@ -36,6 +36,7 @@ class WorkFolder:
     - starts/, trajectories/, inputs/: a file for each batch, and rows of inputs beside it
     - units/: first and refined scales, rounded layers, sensitivities
     - initial.safetensors: the recipe before learning; starts, inputs and units are of no use any more
+    - levels.safetensors: the recipe with levels that were learned block by block
     - shared.state, shared.safetensors: the shared stage while it runs, and its recipe
     - group_000.state, group_000.json: each step group likewise
 
@@ -102,6 +103,15 @@ class WorkFolder:
     def load_initial(self) -> Recipe | None:
         """Return the recipe before learning, or None where there is none (or no whole one)."""
         return _whole_recipe(self.initial)
+
+    @property
+    def levels(self) -> Path:
+        """Where the recipe lies when the rounding is learned."""
+        return self.path / "levels.safetensors"
+
+    def load_levels(self) -> Recipe | None:
+        """Return the recipe with learned rounding, or None where it is not finished."""
+        return _whole_recipe(self.levels)
 
     @property
     def shared(self) -> Path:

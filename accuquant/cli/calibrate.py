@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 #: Spelled out so that --help need not load torch; the library knows the same names.
 GRADIENTS = ("accuquant", "independent", "exact", "checkpoint")
 OBSERVERS = ("mse", "norm", "minmax", "percentile")
-ROUNDINGS = ("gptq", "nearest")
+ROUNDINGS = ("gptq", "nearest", "adaround")
+EQUALIZERS = ("smoothquant", "rotate")
 PRESETS = ("fast", "balanced", "best")
 METHODS = (
     *("accuquant", "minmax", "percentile", "mse", "q-diffusion", "ptq4dm", "tfmq", "ptqd", "pcr"),
@@ -111,7 +112,14 @@ _COUNT = click.IntRange(min=1)
     "--rounding",
     type=click.Choice(ROUNDINGS),
     default="gptq",
-    help="How weights are rounded: so that errors compensate each other, or to the nearest level.",
+    help="How weights are rounded: so that errors compensate each other, to the nearest level, or learned "
+    "block by block from the first.",
+)
+@click.option(
+    "--equalize",
+    type=click.Choice(EQUALIZERS),
+    show_default="nothing",
+    help="Flatten activations first, by what folds into the weights: factors of channels, or rotations.",
 )
 @click.option(
     "--affine/--symmetric",

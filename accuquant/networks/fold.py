@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -39,15 +40,32 @@ def fold_network(network: nn.Module, folds: Iterable[ChannelFold]) -> nn.Module:
         factors = torch.from_numpy(fold.factors)
         producer, own = part(fold.producer, factors, reads=False)
         rows, weight, bias = len(factors), weight_of(producer), bias_of(producer)
+        if fold.rotated > 1 and not isinstance(producer, nn.Linear):
+            raise _misfit(fold.producer, type(producer).__name__, "a linear layer, which can be rotated")
         weight[:rows] /= own.reshape(-1, *[1] * (weight.ndim - 1))
+        weight[:rows] = rotate(weight[:rows], fold.rotated)
         if bias is not None:
-            bias[:rows] /= own
+            bias[:rows] = rotate(bias[:rows] / own, fold.rotated)
         for name in fold.consumers:
             consumer, own = part(name, factors, reads=True)
-            weight_of(consumer).mul_(own)
+            read = weight_of(consumer)
+            read.copy_(rotate(read.mul_(own).T, fold.rotated).T)
     memo: dict[int, Any] = {id(modules[name]): module for name, module in changed.items()}
     memo |= {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     return copy.deepcopy(network, memo).eval()
+
+
+def rotate(values: Tensor, block: int) -> Tensor:
+    """Return `values` [C, ...] whose blocks of `block` entries along the first axis are rotated.
+
+    By Sylvester's Hadamard matrix over its root, in the steps of the fast transform; `block` is a power of 2.
+    """
+    rotated, half = values, 1
+    while half < block:
+        pairs = rotated.reshape(-1, 2, half, *values.shape[1:])
+        rotated = torch.stack([pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]], 1) / math.sqrt(2)
+        rotated, half = rotated.reshape(values.shape), 2 * half
+    return rotated
 
 
 def _with_own_weights(name: str, module: nn.Module | None) -> nn.Module:

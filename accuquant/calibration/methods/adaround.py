@@ -21,6 +21,19 @@ def first_alpha(rest: Tensor) -> Tensor:
     return -torch.log((ZETA - GAMMA) / (rest - GAMMA) - 1)
 
 
+def between(ratio: Tensor, levels: Tensor, bounds: tuple[int, int], trust: float) -> tuple[Tensor, Tensor]:
+    """Return the lower of two levels for each weight, and how much of the way to the upper one is gone.
+
+    The two are the one of `levels` that it has and its neighbour towards `ratio`, the weight in units of its
+    scale; both are in `bounds`. `trust` 1 begins at the level, 0 at the weight or the level beside it.
+    """
+    missing = (ratio - levels).clamp(-1, 1)
+    below = torch.where(missing >= 0, levels, levels - 1).clamp(bounds[0], bounds[1] - 1)
+    # at an end, a rectified sigmoid would have no gradient; a tie is the level's
+    rest = (levels + (1 - trust) * missing * (1 - 1e-4) - below).clamp(1e-3, 1 - 1e-3)
+    return below, rest
+
+
 def undecided(alpha: Tensor, beta: float) -> Tensor:
     """Return sum 1 - |2 h - 1|^beta: 0 where every weight has chosen its level (equation 24)."""
     return (1 - (2 * soft_step(alpha) - 1).abs().pow(beta)).sum()

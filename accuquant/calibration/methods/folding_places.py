@@ -52,6 +52,12 @@ def _of_attention(name: str, module: nn.Module) -> list[Place]:
     return found
 
 
+def head_width(attention: nn.Module, values: nn.Linear) -> int:
+    """Return the channels of a head of what `values`, the layer to_v of `attention`, returns."""
+    heads = getattr(attention, "heads", 1)
+    return values.out_features // int(heads) if values.out_features % int(heads) == 0 else 1
+
+
 def _of_block(name: str, module: nn.Module) -> list[Place]:
     if getattr(module, "norm_type", "") != "layer_norm":
         return []

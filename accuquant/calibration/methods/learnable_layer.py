@@ -11,7 +11,7 @@ from accuquant.networks.network import quantizable_layers, weight_of
 from accuquant.networks.simulate import QuantizedLayer, quantized_layers
 from accuquant.qparams import level_bounds
 
-from .adaround import first_alpha, soft_step
+from .adaround import between, first_alpha, soft_step
 
 
 class LearnableLayer(nn.Module):
@@ -44,11 +44,19 @@ class LearnableLayer(nn.Module):
         """The layer's bias."""
         return self.quantized.bias
 
-    def begin(self) -> nn.Parameter:
-        """Round softly from now on; return what is learned. It begins at the float weight."""
+    def begin(self, trust: float | None = None) -> nn.Parameter:
+        """Round softly from now on; return what is learned.
+
+        It begins at the float weight, or with `trust` between the present levels and it (`between`).
+        """
         ratio = self.float_weight / self.quantized.weight_scale
-        self._floor = ratio.floor()
-        self.alpha = nn.Parameter(first_alpha((ratio - self._floor).clamp(0, 1 - 1e-4)))
+        if trust is None:
+            self._floor = ratio.floor()
+            rest = (ratio - self._floor).clamp(0, 1 - 1e-4)
+        else:
+            levels = self.quantized.levels.to(ratio.device).float()
+            self._floor, rest = between(ratio, levels, self.bounds, trust)
+        self.alpha = nn.Parameter(first_alpha(rest))
         self.weights = "soft"
         return self.alpha
 

@@ -35,6 +35,7 @@ OWN_SETTINGS = (
     "sensitivity",
     "learning_rate",
     "shared_learning_rate",
+    "equalize",
 )
 
 

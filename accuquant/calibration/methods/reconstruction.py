@@ -37,6 +37,18 @@ class Reconstructed:
     errors: dict[str, tuple[float, float]]
 
 
+@dataclass(frozen=True)
+class Learnt:
+    """How levels are learned where it is not from the float weights and with all rows alike.
+
+    `trust` is as in `LearnableLayer.begin`; `weigh` gives weights of a block's rows on picks, of mean 1.
+    """
+
+    iterations: int
+    trust: float
+    weigh: Callable[[str, Sequence[Pick]], Tensor]
+
+
 def few_of(picks: Sequence[Pick], rows: int = ROWS) -> list[Pick]:
     """Return picks of about `rows` latents together, spread over all of `picks`."""
     total = sum(len(pick.rows) for pick in picks)
@@ -51,12 +63,14 @@ def reconstruct(
     *,
     scales: bool,
     alone: Mapping[str, Sequence[Pick]] | None = None,
+    learnt: Learnt | None = None,
 ) -> Reconstructed:
     """Return `qparams` with levels learned block by block, and with `scales` their activation scales too.
 
     Weights are learned with float activations and the errors of the blocks before; scales afterwards, with
     everything quantized (Q-Diffusion, arXiv 2302.04304, section 4; the order is its repository's). The layers
-    in `alone` are no part of the blocks around them, and are reconstructed on picks of their own.
+    in `alone` are no part of the blocks around them, and are reconstructed on picks of their own. `learnt`
+    is AccuQuant's own way of it.
     """
     network = run.source.network
     simulated = quantize_network(network, qparams.values(), run.groups)
@@ -64,14 +78,16 @@ def reconstruct(
     alone = alone or {}
     blocks = block_names(network, list(qparams), alone)
     order, errors = in_order(run, list(blocks), few[0]), {}
-    iterations = run.settings.group_iterations
+    iterations = learnt.iterations if learnt else run.settings.group_iterations
     run.shown.stage("weights of blocks", len(order))
     for number, name in enumerate(order):
         members = [layers[layer] for layer in blocks[name]]
-        rows = rows_of(run, name, simulated, alone.get(name, few))
+        some = alone.get(name, few)
+        rows = rows_of(run, name, simulated, some)
         errors[name] = learn_rounding(
-            simulated.get_submodule(name), members, rows, iterations, run.settings.seed + number
-        )
+            simulated.get_submodule(name), members, rows, iterations, run.settings.seed + number,
+            learnt=learnt, weights=learnt.weigh(name, some) if learnt else None,
+        )  # fmt: skip
         run.shown.advance()
     if scales:
         _learn_all_scales(run, simulated, layers, blocks, order, few)
@@ -79,30 +95,40 @@ def reconstruct(
 
 
 def learn_rounding(
-    block: nn.Module, layers: Sequence[LearnableLayer], rows: Rows, iterations: int, seed: int
+    block: nn.Module,
+    layers: Sequence[LearnableLayer],
+    rows: Rows,
+    iterations: int,
+    seed: int,
+    *,
+    learnt: Learnt | None = None,
+    weights: Tensor | None = None,
 ) -> tuple[float, float]:
-    """Learn the levels of a block's `layers`, which stay; return the block's error at nearest and after.
+    """Learn the levels of a block's `layers`, which stay; return the block's error before and after.
 
-    The errors are mean squares over all `rows`.
+    The errors are mean squares over all `rows`, each with its weight where there are `weights` [rows].
     """
     for layer in layers:
         layer.weights = "levels"
-    before = _error(block, rows)
+    before = _error(block, rows, weights)
     if iterations == 0:
         return before, before
-    parameters = [layer.begin() for layer in layers]
+    parameters = [layer.begin(learnt.trust if learnt else None) for layer in layers]
     optimizer = torch.optim.Adam(parameters, lr=min(FASTEST, TRAVEL / iterations))
     draw = _drawn(rows, seed)
     for iteration in range(iterations):
-        outputs, targets = rows.run(block, draw())
-        loss = sum((_distance(y, t, 2.0) for y, t in zip(outputs, targets, strict=True)), torch.zeros(()))
+        drawn = draw()
+        outputs, targets = rows.run(block, drawn)
+        pairs = zip(outputs, targets, strict=True)
+        some = None if weights is None else weights[drawn]
+        loss = sum((_distance(y, t, 2.0, some) for y, t in pairs), torch.zeros(()))
         beta = beta_at(iteration, iterations)
         if beta is not None:
             loss = loss + ROUNDING_WEIGHT * sum(undecided(alpha, beta) for alpha in parameters)
         _descend(optimizer, loss)
     for layer in layers:
         layer.finish()
-    return before, _error(block, rows)
+    return before, _error(block, rows, weights)
 
 
 def _learn_all_scales(
@@ -151,18 +177,25 @@ def _descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.step()
 
 
-def _distance(output: Tensor, target: Tensor, power: float) -> Tensor:
+def _distance(output: Tensor, target: Tensor, power: float, weights: Tensor | None = None) -> Tensor:
     """Return |error|^power summed over channels (axis 1) and averaged over the rest, as Q-Diffusion does."""
-    return (output - target).abs().pow(power).sum(1).mean()
+    error = (output - target).abs().pow(power)
+    return (error if weights is None else _weighed(error, weights)).sum(1).mean()
+
+
+def _weighed(error: Tensor, weights: Tensor) -> Tensor:
+    """Return errors [rows, ...] times the weights [rows]."""
+    return error * weights.to(error).reshape(-1, *[1] * (error.ndim - 1))
 
 
 @torch.no_grad()
-def _error(block: nn.Module, rows: Rows) -> float:
+def _error(block: nn.Module, rows: Rows, weights: Tensor | None) -> float:
     total, count = 0.0, 0
     for start in range(0, len(rows), BATCH):
         part = torch.arange(start, min(start + BATCH, len(rows)))
         for output, target in zip(*rows.run(block, part), strict=True):
-            total += float((output - target).square().sum())
+            error = (output - target).square()
+            total += float((error if weights is None else _weighed(error, weights[part])).sum())
             count += output.numel()
     return total / max(1, count)
 

@@ -37,9 +37,11 @@ def find(run: Run) -> Found:
     return Found(layers, {"calls": len(picks), "folds": len(folds)}, folds=folds)
 
 
-def smoothing_folds(run: Run, picks: Sequence[Pick]) -> tuple[ChannelFold, ...]:
+def smoothing_folds(
+    run: Run, picks: Sequence[Pick], asked: str = "--method smoothquant"
+) -> tuple[ChannelFold, ...]:
     """Return the folds of all places whose readers are quantized, by what the float network shows there."""
-    places = places_of(run.source.network, run.placement)
+    places = places_of(run.source.network, run.placement, asked)
     modules = dict(run.source.network.named_modules())
     peaks = _channel_peaks(run, places, picks)
     return tuple(
@@ -52,16 +54,19 @@ def smoothing_folds(run: Run, picks: Sequence[Pick]) -> tuple[ChannelFold, ...]:
     )
 
 
-def places_of(network: nn.Module, placement: Placement) -> list[Place]:
-    """Return where factors fold in front of quantized layers. Raises CalibrationError where nowhere."""
+def places_of(network: nn.Module, placement: Placement, asked: str = "--method smoothquant") -> list[Place]:
+    """Return where factors fold in front of quantized layers.
+
+    Raises CalibrationError about what was `asked` for where nowhere.
+    """
     quantized = set(placement.quantized)
     places = [place for place in folding_places(network) if quantized & set(place.consumers)]
     if not places:
         raise CalibrationError(
-            "--method smoothquant",
+            asked,
             got="no normalization or linear layer in front of a quantized layer that factors fold into",
             expected="attention or feed-forward layers that are quantized",
-            remedy="Take another method; a convolution behind GroupNorm and SiLU has nowhere to fold to",
+            remedy="Leave it out; a convolution behind GroupNorm and SiLU has nowhere to fold to",
         )
     return places
 
