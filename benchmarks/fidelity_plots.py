@@ -21,6 +21,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 _SIZE = (6.4, 3.6)
+#: Options that say how much is spent; whoever is given others is no plain run of a method.
+_SPENT = {"--preset", "--num-trajectories", "--calibration-steps", "--iterations"}
+#: `accuquant calibrate --group-size`, where it is not given.
+_DEFAULT_GROUP = 5
 Run = dict[str, Any]
 
 
@@ -40,14 +44,17 @@ def grouped(runs: Iterable[Run], key: Callable[[Run], Any]) -> dict[Any, list[Ru
 
 
 def plain_method(run: Run) -> str | None:
-    """Return the method of a run that was given no group size of its own."""
-    return None if group_size(run) else str(run["method"])
+    """Return the method of a run that was given no options but for how much to spend."""
+    given = {word for word in run["options"] if word.startswith("--")}
+    return str(run["method"]) if given <= _SPENT else None
 
 
 def group_size(run: Run) -> int | None:
-    """Return the group size that a run was given."""
+    """Return the group size of one of AccuQuant's own runs: what it was given, or the default."""
     given = dict(zip(run["options"], run["options"][1:], strict=False))
-    return int(given["--group-size"]) if "--group-size" in given else None
+    if "--group-size" in given:
+        return int(given["--group-size"])
+    return _DEFAULT_GROUP if run["method"] == "accuquant" and plain_method(run) else None
 
 
 def median_psnr(runs: Iterable[Run]) -> float:
@@ -70,8 +77,9 @@ def fidelity_against_group_size(axes: Axes, runs: list[Run]) -> bool:
     chosen = [run for run in runs if group_size(run) is not None]
     for method, same in grouped(chosen, lambda run: run["method"]).items():
         sizes = grouped(same, group_size)
+        axes.set_xticks(list(sizes), [str(size) for size in sizes])
         axes.plot(list(sizes), [median_psnr(runs) for runs in sizes.values()], "o-", label=method)
-    axes.set(xlabel="steps in a group", ylabel="PSNR, median, dB", xscale="log")
+    axes.set(xlabel="steps in a group", ylabel="PSNR, median, dB")
     return bool(chosen)
 
 
@@ -92,7 +100,7 @@ PLOTS = {
 
 
 def main() -> None:
-    """Draw the plots that the cells are there for, as SVG."""
+    """Draw the plots that the cells are there for."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -100,6 +108,7 @@ def main() -> None:
     parser.add_argument("--network", default="fashion-ddpm")
     parser.add_argument("--setting", default="W8A8")
     parser.add_argument("--output", type=Path, default=Path("plots"))
+    parser.add_argument("--format", choices=("svg", "png"), default="svg")
     arguments = parser.parse_args()
     runs = read_runs(arguments.cache, arguments.network, arguments.setting)
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -111,8 +120,8 @@ def main() -> None:
             continue
         axes.set_title(f"{arguments.network}, {arguments.setting}")
         axes.grid(alpha=0.3)
-        axes.legend()
-        path = arguments.output / f"{name}-{arguments.network}-{arguments.setting}.svg"
+        figure.legend(loc="outside right upper", fontsize="small")
+        path = arguments.output / f"{name}-{arguments.network}-{arguments.setting}.{arguments.format}"
         figure.savefig(path)
         print(path)
 

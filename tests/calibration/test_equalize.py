@@ -17,7 +17,7 @@ from accuquant.calibration.placement import place
 from accuquant.channel_fold import ChannelFold
 from accuquant.errors import CalibrationError, RecipeError, UsageError
 from accuquant.networks.fold import fold_network, rotate
-from accuquant.networks.network import call_directly, count_macs, signature_of
+from accuquant.networks.network import call_directly, count_macs, signature_of, weight_shape
 from accuquant.networks.simulate import simulate
 from accuquant.pipelines.source import Source
 from accuquant.recipe import Recipe
@@ -105,7 +105,7 @@ def test_rejects_a_rotation_that_does_not_divide_the_channels_or_goes_into_a_nor
     norm = ChannelFold(
         "down_blocks.0.attentions.0.group_norm",
         (VALUES,),
-        np.ones(network.get_submodule(VALUES).in_features, np.float32),
+        np.ones(weight_shape(network.get_submodule(VALUES))[1], np.float32),
         rotated=4,
     )
     with pytest.raises(RecipeError, match="a linear layer, which can be rotated"):
