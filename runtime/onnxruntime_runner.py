@@ -84,6 +84,8 @@ class OnnxRuntimeRunner(Runner):
         """Return the options of the session."""
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        # a float product with int8 weights would round its activations to int8 as well, unasked
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         if self.num_threads is not None:
             options.intra_op_num_threads = self.num_threads
         return options

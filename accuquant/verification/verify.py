@@ -28,6 +28,7 @@ from accuquant.runtime.open_runner import precision_options
 from accuquant.runtime.openvino_runner import OpenVinoRunner
 from accuquant.verification.branch_functions import engine_branch, torch_branch
 from accuquant.verification.measure.decoder import Decode, load_decoder, unpacked
+from accuquant.verification.measure.embeddings import embedding_notes
 from accuquant.verification.measure.engine_precision import judge_bfloat16
 from accuquant.verification.measure.features import load_features
 from accuquant.verification.measure.latency import Latency, measure_latencies
@@ -97,6 +98,9 @@ def verify(
     ):
         decode = decode or load_decoder(reference)
         process, starts = subject.begin(given, conditioning, scratch, shown)
+        engine_starts = None
+        if conditioning is None and (engine_starts := subject.engine_starts(given, scratch, shown)):
+            notes += embedding_notes(starts, engine_starts, subject.manifest.text_weights)
         image_shape = _image_shape(decode, starts.first)
         extractor = load_features(features, image_shape)
         limits.check_measurable(
@@ -111,7 +115,9 @@ def verify(
                 torch_branch(reference.network), torch_branch(simulated), engine_branch(model)
             )
             _probe(process, starts.first, branches.engine)
-            for rollout in roll_out(process, branches, starts, calls=calls, progress=shown):
+            for rollout in roll_out(
+                process, branches, starts, calls=calls, progress=shown, engine_starts=engine_starts
+            ):
                 tally.add(rollout, _images(decode, rollout))
             latencies = _latencies(branches, float_engine, process, calls, engine)
             int8_use = model.int8_use

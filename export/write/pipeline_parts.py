@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from accuquant._util.files import write_text
 from accuquant.errors import ExportError
+from accuquant.export.export_options import TextWeights
+from accuquant.export.passes.weight_only import WeightOnlyPass
 from accuquant.export.read.trace import trace_module
 from accuquant.export.write.graph_files import save_graphs
 from accuquant.pipelines.model_index import read_index
@@ -112,13 +114,15 @@ def write_parts(
     *,
     opset: int = 21,
     external_data: bool | None = None,
+    text_weights: TextWeights = "fp32",
     say: Callable[[str], None] = lambda _text: None,
 ) -> None:
-    """Write text encoders and autoencoder of `source` into `folder` as float32 graphs; copy its tokenizers.
+    """Write text encoders and autoencoder of `source` into `folder` as graphs; copy its tokenizers.
 
     Folders, inputs and outputs are named as Optimum names them: text_encoder (and _2, _3), vae_encoder and
-    vae_decoder, each with model.onnx and config.json. The safety checker is left out. Raises ExportError for
-    a pipeline or a part that is not known.
+    vae_decoder, each with model.onnx and config.json. All compute in float32; `text_weights` is how those of
+    text encoders are stored. The safety checker is left out. Raises ExportError for a pipeline or a part that
+    is not known.
     """
     check_parts(source.pipeline_class)
     pipe = open_pipeline(source, Task())
@@ -133,6 +137,8 @@ def write_parts(
             opset=opset,
             name=part.folder,
         )
+        if text_weights == "int8" and part.folder in _TEXT_ENCODERS:
+            WeightOnlyPass()(model)
         target = folder / part.folder
         target.mkdir()
         save_graphs({"model.onnx": model}, target, "model.onnx_data", external_data=external_data)

@@ -100,21 +100,24 @@ def roll_out(
     *,
     calls: NetworkCalls,
     progress: Progress,
+    engine_starts: Starts | None = None,
 ) -> Iterator[Rollout]:
     """Sample from each of `starts` with every branch; what a start took is free when the next one begins.
 
+    `engine_starts` are those of the engine, where its text encoders are not those of the others.
     The step errors and `calls` come from the first start. Raises VerificationError where a branch returns
     values that are not finite.
     """
     progress.stage("denoising with FP32, simulation and engine", len(process) * (3 * len(starts) + 2))
-    for number, start in enumerate(starts):
-        yield _roll_out(process, branches, start, progress, calls if number == 0 else None)
+    for number, (start, of_engine) in enumerate(zip(starts, engine_starts or starts, strict=True)):
+        yield _roll_out(process, branches, start, of_engine, progress, calls if number == 0 else None)
 
 
 def _roll_out(
     process: DenoisingProcess,
     branches: Branches,
     start: Start,
+    of_engine: Start,
     progress: Progress,
     calls: NetworkCalls | None,
 ) -> Rollout:
@@ -125,9 +128,10 @@ def _roll_out(
     for name, branch in vars(branches).items():
         first, compared = calls is not None, name != "reference"
         network = calls.watched(branch, start) if calls is not None and not compared else branch
-        bound = start.conditioning.bind(network)
+        own = of_engine if name == "engine" else start
+        bound = own.conditioning.bind(network)
         trajectory = Trajectory(name, process, bound, reference if first and compared else None, progress)
-        latents[name], alone = trajectory.run(start)
+        latents[name], alone = trajectory.run(own)
         if alone:
             step_errors[name] = torch.stack(alone)
     return Rollout(

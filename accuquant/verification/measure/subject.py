@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from accuquant._util.processor import cpu_flags, saturates_8_bit_weights
@@ -20,6 +20,8 @@ from accuquant.pipelines.source import Source
 from accuquant.pipelines.starts import open_starter
 from accuquant.pipelines.task import Task
 from accuquant.recipe import Recipe
+from accuquant.runtime.engine_parts import engine_parts
+from accuquant.runtime.parts_choice import ENGINES as PARTS_ENGINES
 from accuquant.verification.measure.scheduler_check import check_scheduler, scheduler_config
 from accuquant.verification.measure.stored_starts import StoredStarts
 from accuquant.verification.verification_settings import VerificationSettings
@@ -111,6 +113,27 @@ class Subject:
         stored = StoredStarts(folder, starts)
         starter.close()
         return starter.process, stored
+
+    def engine_starts(self, task: Task, folder: Path, progress: Progress) -> StoredStarts | None:
+        """Return the starts that the folder's own text encoders prepare, where they are not the pipeline's.
+
+        None where they are (in float32, they agree to a few millionths), or where the engine has none.
+        """
+        settings = self.settings
+        if self.manifest.text_weights == "fp32" or settings.engine not in PARTS_ENGINES:
+            return None
+        parts = engine_parts(self.folder, settings.engine, check_hashes=False)
+        encoders = {name: part for name, part in parts.items() if name != "vae"}
+        whole = task.with_defaults(self.recipe.facts.task)
+        alone = replace(self.reference, loras=())  # theirs are in the graphs
+        starter = open_starter(alone, whole, steps=settings.steps, given=encoders)
+        starts = starter.starts(
+            settings.num_images, settings.batch_size, seed=settings.seed, progress=progress
+        )
+        (beside := folder / "engine").mkdir()
+        stored = StoredStarts(beside, starts)
+        starter.close()
+        return stored
 
     def guidance_notes(self, guidance: Guidance) -> tuple[str, ...]:
         """Return a note where the guidance is not the calibrated one."""
