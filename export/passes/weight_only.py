@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import onnx_ir as ir
 
 from accuquant.graph.patch import Patch, add_tensor
@@ -110,6 +112,6 @@ def _stored(
     return levels, add_tensor(graph, ir.tensor(scale[:, None] if columns else scale), f"{name}_scale")
 
 
-def _first(graph: ir.Graph, users: list[ir.Usage]) -> ir.Node:
-    nodes = {usage.node for usage in users}
+def _first(graph: ir.Graph, users: Iterable[tuple[ir.Node, int]]) -> ir.Node:
+    nodes = {node for node, _ in users}
     return next(node for node in graph if node in nodes)

@@ -48,7 +48,7 @@ _BATCH, _TOKENS, _BLOCKS = 2, 8, 4
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """One graph to be: its folder, the folder of its configuration, its names, and an example to trace."""
 
     folder: str
@@ -151,31 +151,29 @@ def write_parts(
     write_text(folder / "model_index.json", json.dumps(index, indent=2) + "\n")
 
 
-def _text_encoders(pipe: Any) -> list[_Part]:
-    parts = []
-    for name in _TEXT_ENCODERS:
-        encoder = getattr(pipe, name, None)
-        if encoder is None:
-            continue
-        outputs = _TEXT_OUTPUTS.get(type(encoder).__name__)
-        if outputs is None:
-            raise _unknown(name, encoder, _TEXT_OUTPUTS)
-        states = [] if "T5" in type(encoder).__name__ else range(encoder.config.num_hidden_layers + 1)
-        parts.append(
-            _Part(
-                folder=name,
-                configuration=name,
-                module=_TextEncoder(encoder, outputs, hidden_states=bool(states)),
-                example=torch.zeros(_BATCH, _TOKENS, dtype=torch.int64),
-                dynamic={0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC},
-                inputs=["input_ids"],
-                outputs=[*outputs, *(f"hidden_states.{k}" for k in states)],
-            )
-        )
-    return parts
+def _text_encoders(pipe: Any) -> list[Part]:
+    found = {name: getattr(pipe, name, None) for name in _TEXT_ENCODERS}
+    return [text_encoder_part(name, encoder) for name, encoder in found.items() if encoder is not None]
 
 
-def _autoencoder(pipe: Any) -> list[_Part]:
+def text_encoder_part(name: str, encoder: Any) -> Part:
+    """Return the graph to be of a text encoder that is called `name`. Raises ExportError for other kinds."""
+    outputs = _TEXT_OUTPUTS.get(type(encoder).__name__)
+    if outputs is None:
+        raise _unknown(name, encoder, _TEXT_OUTPUTS)
+    states = [] if "T5" in type(encoder).__name__ else range(encoder.config.num_hidden_layers + 1)
+    return Part(
+        folder=name,
+        configuration=name,
+        module=_TextEncoder(encoder, outputs, hidden_states=bool(states)),
+        example=torch.zeros(_BATCH, _TOKENS, dtype=torch.int64),
+        dynamic={0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC},
+        inputs=["input_ids"],
+        outputs=[*outputs, *(f"hidden_states.{k}" for k in states)],
+    )
+
+
+def _autoencoder(pipe: Any) -> list[Part]:
     vae = pipe.vae
     if type(vae).__name__ != "AutoencoderKL":
         raise _unknown("vae", vae, ["AutoencoderKL"])
@@ -187,7 +185,7 @@ def _autoencoder(pipe: Any) -> list[_Part]:
         for axis, name in ((2, "height_blocks"), (3, "width_blocks"))
     }
     return [
-        _Part(
+        Part(
             folder="vae_encoder",
             configuration="vae",
             module=_Encoder(vae),
@@ -196,7 +194,7 @@ def _autoencoder(pipe: Any) -> list[_Part]:
             inputs=["sample"],
             outputs=["latent_parameters"],
         ),
-        _Part(
+        Part(
             folder="vae_decoder",
             configuration="vae",
             module=_Decoder(vae),

@@ -74,7 +74,7 @@ def by_hand(weights: dict[str, Array], path: Path, ids: npt.NDArray[np.int64]) -
     stored = {t.name: numpy_helper.to_array(t).astype(np.float32) for t in onnx.load(path).graph.initializer}
     table = rounded(weights["table"], stored["table_levels"], stored["table_scale"])
     first = rounded(weights["first"], stored["first_levels"], stored["first_scale"])
-    return table[ids], table[ids] @ first @ weights["small"]
+    return table[ids], (table[ids] @ first @ weights["small"]).astype(np.float32)
 
 
 IDS = np.random.default_rng(1).integers(0, ROWS, (2, 5))
