@@ -43,7 +43,7 @@ def test_only_the_engine_takes_its_own_embeddings() -> None:
     assert torch.equal(own["engine"], own["reference"])
     assert torch.equal(other["reference"], own["reference"])
     assert torch.equal(other["simulated"], own["reference"])
-    # two DDIM steps are linear in the prediction: half as much again of the text moves each image in proportion
+    # two DDIM steps are linear in the prediction: half as much again of it moves each image in proportion
     moved = (other["engine"] - other["reference"]).reshape(3, -1)
     torch.testing.assert_close(moved[2], 3 * moved[0])
     assert bool((moved.abs() > 1e-3).all())
