@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,17 +10,17 @@ from accuquant._util.progress import Progress
 from accuquant.calibration.care import care_notes
 from accuquant.denoising.guidance import Guidance
 from accuquant.denoising.process import DenoisingProcess
-from accuquant.denoising.start import Start, seeded_starts
 from accuquant.errors import VerificationError
 from accuquant.manifest import RECIPE_NAME, Manifest
 from accuquant.networks.network import ConditioningTensors
 from accuquant.pipelines.lora import check_loras
 from accuquant.pipelines.source import Source
-from accuquant.pipelines.starts import open_starter
+from accuquant.pipelines.starts import GivenStarter, Starter, open_starter
 from accuquant.pipelines.task import Task
 from accuquant.recipe import Recipe
+from accuquant.units.per_worker import PerWorker
 from accuquant.verification.measure.scheduler_check import check_scheduler, scheduler_config
-from accuquant.verification.measure.stored_starts import StoredStarts
+from accuquant.verification.measure.stored_starts import MadeStarts, StoredStarts
 from accuquant.verification.verification_settings import VerificationSettings
 
 #: Engines for the CPU whose sums saturate without VNNI.
@@ -100,17 +99,29 @@ class Subject:
         network that is called without its pipeline.
         """
         settings = self.settings
-        if conditioning is not None:
-            process, starts = self._begin_with(conditioning)
-            return process, StoredStarts(folder, starts)
-        whole = task.with_defaults(self.recipe.facts.task)
-        starter = open_starter(self.reference, whole, steps=settings.steps)
+        starter = self._starter(task, conditioning)
         starts = starter.starts(
             settings.num_images, settings.batch_size, seed=settings.seed, progress=progress
         )
         stored = StoredStarts(folder, starts)
         starter.close()
         return starter.process, stored
+
+    def begin_anywhere(
+        self, task: Task, conditioning: ConditioningTensors | None
+    ) -> tuple[DenoisingProcess, MadeStarts]:
+        """Return the sampler, and starts that every process makes for itself: the same ones."""
+        starter, settings = self._starter(task, conditioning), self.settings
+        first = starter.start(settings.images(0), seed=settings.seed)
+        starter.close()
+        made = PerWorker(lambda: self._starter(task, conditioning))
+        return starter.process, MadeStarts(made, settings, first)
+
+    def _starter(self, task: Task, conditioning: ConditioningTensors | None) -> Starter:
+        if conditioning is not None:
+            return self._given(conditioning)
+        whole = task.with_defaults(self.recipe.facts.task)
+        return open_starter(self.reference, whole, steps=self.settings.steps)
 
     def guidance_notes(self, guidance: Guidance) -> tuple[str, ...]:
         """Return a note where the guidance is not the calibrated one."""
@@ -126,7 +137,7 @@ class Subject:
             return ()
         return (f"The guidance is not the calibrated one ({'; '.join(changed)}).",)
 
-    def _begin_with(self, conditioning: ConditioningTensors) -> tuple[DenoisingProcess, Iterator[Start]]:
+    def _given(self, conditioning: ConditioningTensors) -> GivenStarter:
         settings, signature = self.settings, self.reference.signature
         names = [spec.name for spec in signature.conditioning]
         rows = [len(tensor) for tensor in conditioning.values()]
@@ -139,12 +150,4 @@ class Subject:
             )
         process = DenoisingProcess(self.reference.scheduler, settings.steps)
         shape = signature.sample.resolve(signature.sizes | {"batch": 1})[1:]
-        starts = seeded_starts(
-            process,
-            shape,
-            count=settings.num_images,
-            batch_size=settings.batch_size,
-            seed=settings.seed,
-            conditioning=conditioning,
-        )
-        return process, starts
+        return GivenStarter(process, shape, conditioning)
