@@ -10,6 +10,7 @@ another sampler than the user's.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -18,8 +19,8 @@ from torch import Tensor
 from accuquant._util.progress import Progress, Silent
 from accuquant.denoising.conditioning import BoundNetwork, Conditioning
 from accuquant.denoising.guidance import Guidance
-from accuquant.denoising.process import DenoisingProcess, seeded_generators
-from accuquant.denoising.start import Start, seeded_starts
+from accuquant.denoising.process import DenoisingProcess
+from accuquant.denoising.start import Start, seeded_start, seeded_starts
 from accuquant.errors import CalibrationError, UsageError
 from accuquant.networks.device import CPU, device_of
 from accuquant.networks.image_sides import check_sample
@@ -106,15 +107,35 @@ class NoiseStarter:
     def start(self, members: range, *, seed: int) -> Start:
         """Return the start of some images."""
         signature = self._source.signature
-        generators = seeded_generators(range(seed + members.start, seed + members.stop))
         shape = signature.sample.resolve(signature.sizes | {"batch": 1})[1:]
-        latents = self.process.initial_latents(shape, generators)
-        labels = Conditioning.of(class_labels(self._source, members.stop))
-        states = tuple(g.get_state() for g in generators)
-        return Start(latents, states, labels.rows(slice(members.start, members.stop)))
+        labels = class_labels(self._source, members.stop)
+        return seeded_start(self.process, shape, members, seed=seed, conditioning=labels)
 
     def close(self) -> None:
         """Do nothing: seeds take no memory."""
+
+
+@dataclass(frozen=True)
+class GivenStarter:
+    """Starts from noise [*shape] with the `conditioning` [count, ...] of a network without its pipeline."""
+
+    process: DenoisingProcess
+    shape: tuple[int, ...]
+    conditioning: Mapping[str, Tensor]
+
+    def starts(
+        self, count: int, batch_size: int, *, seed: int, progress: Progress | None = None
+    ) -> Iterator[Start]:
+        """Yield batches of starts; image k comes from seed + k and takes row k."""
+        for first in range(0, count, batch_size):
+            yield self.start(range(first, min(first + batch_size, count)), seed=seed)
+
+    def start(self, members: range, *, seed: int) -> Start:
+        """Return the start of some images."""
+        return seeded_start(self.process, self.shape, members, seed=seed, conditioning=self.conditioning)
+
+    def close(self) -> None:
+        """Do nothing: what is given stays."""
 
 
 class PipelineStarter:
