@@ -29,7 +29,7 @@ from accuquant.units.cluster import Cluster, engine_of
 from accuquant.units.job import Job
 from accuquant.units.per_worker import PerWorker
 from accuquant.units.tensor_tree import Tree
-from accuquant.verification.batches import SMALL_BATCH, Batches, Networks, Viewer, compute
+from accuquant.verification.batches import SMALL_BATCH, Batches, BatchStarts, Networks, Viewer, compute
 from accuquant.verification.branch_functions import engine_branch
 from accuquant.verification.measure.decoder import Decode, unpacked
 from accuquant.verification.measure.embeddings import embedding_notes
@@ -105,7 +105,8 @@ def verify(
             if where.away
             else subject.begin(given, conditioning, scratch, shown)
         )
-        first, engine_starts = starts.batch(0), None
+        first = starts.batch(0)
+        engine_starts: BatchStarts | None = None
         if subject.encodes_itself and conditioning is None:
             _, engine_starts = (
                 subject.begin_anywhere(given, None, own_text=True)
