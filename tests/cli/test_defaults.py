@@ -52,6 +52,11 @@ def test_calibrate_offers_roundings_that_exist(name: str) -> None:
     assert CalibrationSettings(rounding=name).rounding == name
 
 
+@pytest.mark.parametrize("name", calibrate.EQUALIZERS)
+def test_calibrate_offers_equalizers_that_exist(name: str) -> None:
+    assert CalibrationSettings(equalize=name).equalize == name
+
+
 def test_calibrate_offers_all_choices() -> None:
     with pytest.raises(UsageError, match="expected " + " or ".join(calibrate.GRADIENTS)):
         CalibrationSettings(gradient="none")
@@ -59,6 +64,8 @@ def test_calibrate_offers_all_choices() -> None:
         CalibrationSettings(observer="none")
     with pytest.raises(UsageError, match="expected " + " or ".join(calibrate.ROUNDINGS)):
         CalibrationSettings(rounding="none")
+    with pytest.raises(UsageError, match="expected " + " or ".join(calibrate.EQUALIZERS)):
+        CalibrationSettings(equalize="none")
 
 
 def test_verify_has_the_defaults_of_the_library(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_what_a_rival_has_no_use_for_is_refused(name: str) -> None:
     values = {
         "group_size": 5, "iterations": 3, "shared_iterations": 3, "probe": True, "gradient": "accuquant",
         "observer": "norm", "refine": True, "rounding": "gptq", "float_budget": 0.1, "sensitivity": True,
-        "learning_rate": 0.1, "shared_learning_rate": 0.1,
+        "learning_rate": 0.1, "shared_learning_rate": 0.1, "equalize": "rotate",
     }  # fmt: skip
     assert values.keys() == set(OWN_SETTINGS)
     for option in METHODS[name].refused:
