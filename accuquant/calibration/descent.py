@@ -46,13 +46,14 @@ class HeldOutJudge:
     learning says nothing and is left out; one that diverges later counts against what was learned.
     """
 
-    def __init__(self, before: Tensor, confidence: float = _CONFIDENCE) -> None:
+    def __init__(self, before: Tensor, confidence: float | None = None) -> None:
         """Take the errors [N] before learning. Losses are medians over the trajectories that stay finite.
 
         `confidence` counts standard errors: fewer are enough where the judge is asked only once.
         Raises CalibrationError where none does.
         """
-        self._all_before, self._confidence = before, confidence
+        self._all_before = before
+        self._confidence = _CONFIDENCE if confidence is None else confidence
         self._judging = torch.isfinite(before)
         self.left_out = len(before) - int(self._judging.sum())
         if self.left_out == len(before):
