@@ -63,7 +63,7 @@ def test_the_dictionary_is_json_and_complete() -> None:
     )
     data = json.loads(json.dumps(settings.to_dict()))
     assert data["include"] == ["a*", "b"]
-    assert data.keys() == vars(settings).keys() - {"method"}
+    assert data.keys() == vars(settings).keys() - {"method", "format"}
     data.update(include=tuple(data["include"]), exclude=tuple(data["exclude"]))
     assert CalibrationSettings(**data) == settings
 
