@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal, TypedDict, get_args, get_type_hints
 
-from accuquant.errors import UsageError, unknown_name
+from accuquant.e4m3 import Format
+from accuquant.errors import ExportError, UsageError, unknown_name
 
 Auto = Literal["auto"]
 Lowering = Literal["rescale", "hybrid", "per-group"]
@@ -34,7 +35,7 @@ class ExportOptions:
     `lowering` "rescale" is one graph that derives the step group from the timestep, "hybrid" the same with
     one scale for all groups where TensorRT would lose a fusion, "per-group" one graph a group with constant
     scales.
-    `precision` is what is not int8. `affine` "shift" writes zero-points as an addition around a symmetric QDQ
+    `precision` is what is neither int8 nor FP8. `affine` "shift" writes zero-points as an addition around a symmetric QDQ
     pair, which every engine takes; "zero_point" writes them into the pair.
     `float_weights` is how weights of layers that stay float are stored in a graph that computes in fp32;
     "auto" is fp16 above 100 MB. `weight_storage` "int4" packs weights of at most 4 bits; engines compute the
@@ -114,6 +115,20 @@ def choose_opset(opset: int | None, precision: Precision | Auto) -> int:
             remedy=f"Give --opset {max(lowest, _DEFAULT_OPSET)}, or leave it out",
         )
     return opset
+
+
+def check_format(options: ExportOptions, levels: Format) -> None:
+    """Raise ExportError where `options` ask for what the format of a recipe does not have."""
+    given = {"--weight-storage int4": options.weight_storage == "int4"}
+    given["--affine zero_point"] = options.affine == "zero_point"
+    for option, asked in given.items():
+        if asked and levels == "fp8":
+            raise ExportError(
+                option,
+                got="a recipe in FP8, which has neither zero-points nor other bits than 8",
+                expected="an int8 recipe",
+                remedy="Leave it out, or calibrate with --format int8",
+            )
 
 
 def _choices(hint: object) -> tuple[str, ...]:

@@ -49,9 +49,9 @@ def compensate(
     """Return `qparams` with weight levels whose rounding errors cancel, and the bias correction for the rest.
 
     Minimizes E|(W - W^)(x + n)|^2 over the levels of W^ by GPTQ, where x are the layer's inputs and n is the
-    rounding noise of its activations, uniform with variance s^2 / 12 (none with FP8, whose noise is a share
-    of each value, 0.07 % of its power, next to which `shrinkage` is large). What is left of the mean goes into the
-    bias: bias_correction [O] = (W - W^) E[x] (Nagel et al., arXiv 1906.04721, section 4.2).
+    rounding noise of its activations, uniform with variance s^2 / 12 (left out with FP8: it is 0.07 % of the
+    inputs' power there, little beside `shrinkage`). What is left of the mean goes into the bias:
+    bias_correction [O] = (W - W^) E[x] (Nagel et al., arXiv 1906.04721, section 4.2).
 
     The covariance is that of the sample plus a share of its mean variance in every direction (`shrinkage`):
     by itself, the sample says that directions which it does not span carry nothing and may take any error.
@@ -76,10 +76,10 @@ def compensate(
         for some in _parts(weight.shape[1], factor):
             levels[group, some, columns] = gptq(
                 weight[group, some, columns],
-                    scale[group, some],
-                    factor,
-                    qparams.weight_bits,
-                    qparams.format,
+                scale[group, some],
+                factor,
+                qparams.weight_bits,
+                qparams.format,
             )
         factor.delete()
         del factor  # before the next one is made
@@ -197,9 +197,7 @@ def _mean_errors(weight: Tensor, levels: Tensor, scale: Tensor, mean: Tensor, gr
     )
 
 
-def gptq(
-    weight: Tensor, scale: Tensor, factor: AnyFactor, bits: int, levels_of: Format = "int8"
-) -> Tensor:
+def gptq(weight: Tensor, scale: Tensor, factor: AnyFactor, bits: int, levels_of: Format = "int8") -> Tensor:
     """Return int8 levels [O, d] at the scales [O] for `weight` [O, d], given the factor of its inputs.
 
     Columns are rounded one after the other, those with the most input power first, and each makes up for the

@@ -96,8 +96,8 @@ _COUNT = click.IntRange(min=1)
     "--format",
     type=click.Choice(FORMATS),
     default="int8",
-    help="What weights and activations are rounded to: integers, or FP8 (E4M3), which GPUs from Ada on compute "
-    "(docs/fp8.md).",
+    help="What weights and activations are rounded to: integers, or FP8 (E4M3), which GPUs from Ada on "
+    "compute (docs/fp8.md).",
 )
 @click.option("--weight-bits", type=_BITS, default=8, help="Bits of a weight.")
 @click.option("--activation-bits", type=_BITS, default=8, help="Bits of an activation.")
@@ -273,8 +273,8 @@ def print_summary(recipe: Recipe, output: Path) -> None:
     """Print what was learned, and how many groups were rolled back."""
     share = recipe.facts.int8_mac_share or 0.0
     click.echo(
-        f"Recipe {output}: {len(recipe.layers)} layers, {share:.1%} of the multiply-accumulates, in {recipe.format}; "
-        f"{len(recipe.groups)} step groups."
+        f"Recipe {output}: {len(recipe.layers)} layers, {share:.1%} of the multiply-accumulates, in "
+        f"{recipe.format}; {len(recipe.groups)} step groups."
     )
     rolled_back = [str(g + 1) for g, result in enumerate(recipe.results) if result.status == "rolled_back"]
     if rolled_back:

@@ -46,7 +46,9 @@ class _FakeQuantizeFp8(torch.autograd.Function):
         return _gradients(grad, x, scale, round_to_e4m3(x, scale), inside)
 
 
-def _gradients(grad: Tensor, x: Tensor, scale: Tensor, levels: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
+def _gradients(
+    grad: Tensor, x: Tensor, scale: Tensor, levels: Tensor, inside: Tensor
+) -> tuple[Tensor, Tensor]:
     """Return the gradients at x and at its scale; `levels` are clamped, `inside` says where they were not.
 
     d x^ / d s = level - x / s inside the range, the bound outside (LSQ, arXiv 1902.08153, eq. 3).

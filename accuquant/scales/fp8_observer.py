@@ -67,7 +67,8 @@ def fp8_observer_named(name: str) -> Fp8Observer:
 def fp8_weight_scale(weight: FloatArray, axis: int) -> Float32:
     """Return the scale [O] of SHARES of each output channel with the least squared rounding error.
 
-    `weight` [O, I, kh, kw] with axis 0 -> [O]. A channel of zeros gets the smallest scale of the others.
+    `weight` [O, I, kh, kw] with axis 0 -> [O]. A channel of zeros gets the smallest scale of the others, 1 where
+    there is no other.
     """
     rows = np.moveaxis(np.asarray(weight, np.float32), axis, 0).reshape(weight.shape[axis], -1)
     limit = np.abs(rows).max(1) / np.float32(LARGEST)
@@ -76,8 +77,7 @@ def fp8_weight_scale(weight: FloatArray, axis: int) -> Float32:
     size = max(1, _AT_ONCE // rows.shape[1])
     parts = [slice(start, start + size) for start in range(0, len(rows), size)]
     best: Float32 = np.concatenate([_searched_scales(rows[part], limit[part]) for part in parts])
-    if live.any():
-        best[~live] = best[live].min()
+    best[~live] = best[live].min() if live.any() else 1
     return best
 
 

@@ -15,8 +15,8 @@ from accuquant.export.passes.border_table import BorderIndex, has_border_table
 from accuquant.export.passes.layer_match import matched_layers
 from accuquant.export.passes.layer_output import LayerOutput, take_pads
 from accuquant.export.passes.step_group_index import step_group_index
-from accuquant.graph.patch import Patch, add_constant, computing_dtype_of, dtype_of
 from accuquant.graph.packed_levels import LEVEL_TYPES
+from accuquant.graph.patch import Patch, add_constant, computing_dtype_of, dtype_of
 from accuquant.graph.vocabulary import Role
 from accuquant.groups import StepGroups
 from accuquant.qparams import LayerQParams, level_bounds

@@ -174,8 +174,7 @@ def _graph_levels(
             typed = {spec.name: feeds[spec.name].astype(spec.dtype) for spec in runner.input_specs}
             results = runner.infer(typed)
     return {
-        name: results[f"{_PREFIX}{levels.tensor.name}"][levels.inside]
-        for name, levels in outputs.items()
+        name: results[f"{_PREFIX}{levels.tensor.name}"][levels.inside] for name, levels in outputs.items()
     }
 
 
