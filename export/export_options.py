@@ -35,8 +35,8 @@ class ExportOptions:
     `lowering` "rescale" is one graph that derives the step group from the timestep, "hybrid" the same with
     one scale for all groups where TensorRT would lose a fusion, "per-group" one graph a group with constant
     scales.
-    `precision` is what is neither int8 nor FP8. `affine` "shift" writes zero-points as an addition around a symmetric QDQ
-    pair, which every engine takes; "zero_point" writes them into the pair.
+    `precision` is what is neither int8 nor FP8. `affine` "shift" writes zero-points as an addition around a
+    symmetric QDQ pair, which every engine takes; "zero_point" writes them into the pair.
     `float_weights` is how weights of layers that stay float are stored in a graph that computes in fp32;
     "auto" is fp16 above 100 MB. `weight_storage` "int4" packs weights of at most 4 bits; engines compute the
     same. `opset` None is 21, or 22 for bf16. `external_data` keeps weights in a file

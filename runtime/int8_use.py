@@ -140,8 +140,8 @@ def warn_of_fp8(path: Path, layers: int) -> None:
     """Warn, once a process for each file's content, that the file at `path` has `layers` with FP8 pairs."""
     _warn(
         path,
-        f"{layers} layers have FP8 pairs, which OpenVINO computes in float: the images are FP8's, the speed is "
-        "not. FP8 is for GPUs from sm89 on; calibrate with --format int8 for a CPU.",
+        f"{layers} layers have FP8 pairs, which OpenVINO computes in float: the images are FP8's, the speed "
+        "is not. FP8 is for GPUs from sm89 on; calibrate with --format int8 for a CPU.",
     )
 
 

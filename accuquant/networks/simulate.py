@@ -53,8 +53,8 @@ class QuantizedLayer(nn.Module):
     """A Conv2d, Linear or ConvTranspose2d with a fake-quantized input and weight.
 
     `log_scale` [G] is the learnable logarithm of the activation scale, so that a scale stays above
-    zero. The weight is held as int8 `levels` (bytes of E4M3 with the format "fp8"), in the memory of the qparams where they have them, and is
-    levels * weight_scale in float32 while the layer runs.
+    zero. The weight is held as int8 `levels` (bytes of E4M3 with the format "fp8"), in the memory of the
+    qparams where they have them, and is their numbers * weight_scale in float32 while the layer runs.
     """
 
     scale: Tensor

@@ -67,7 +67,7 @@ def fp8_observer_named(name: str) -> Fp8Observer:
 def fp8_weight_scale(weight: FloatArray, axis: int) -> Float32:
     """Return the scale [O] of SHARES of each output channel with the least squared rounding error.
 
-    `weight` [O, I, kh, kw] with axis 0 -> [O]. A channel of zeros gets the smallest scale of the others, 1 where
+    `weight` [O, I, kh, kw] with axis 0 -> [O]. A channel of zeros gets the smallest of the others, 1 where
     there is no other.
     """
     rows = np.moveaxis(np.asarray(weight, np.float32), axis, 0).reshape(weight.shape[axis], -1)

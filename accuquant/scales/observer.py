@@ -148,6 +148,7 @@ def _scale_for(low: float, high: float, bits: int, zero_point: int) -> float:
 
 
 def check_finite(low: float, high: float) -> None:
+    """Raise CalibrationError unless the extremes of what was observed are finite."""
     if not (math.isfinite(low) and math.isfinite(high)):
         raise CalibrationError(
             "observed activations",
@@ -174,6 +175,7 @@ class Histogram:
 
     @classmethod
     def of(cls, values: FloatArray) -> Histogram:
+        """Sort `values` [any shape] into 4096 bins of one width."""
         flat = np.asarray(values, np.float32).ravel()
         low, width = float(flat.min()), (float(flat.max()) - float(flat.min())) / _BINS
         bins = np.clip((flat - low) / max(width, _TINY), 0, _BINS - 1).astype(np.int64)

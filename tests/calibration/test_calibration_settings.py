@@ -133,5 +133,5 @@ def test_fp8_is_kept_and_int8_says_nothing() -> None:
     made = CalibrationSettings.preset("balanced", format="fp8", method="minmax", weight_bits=8)
     assert (made.affine, made.to_dict()["format"], made.to_dict()["affine"]) == (False, "fp8", False)
     assert "format" not in CalibrationSettings().to_dict()
-    with pytest.raises(UsageError, match="format 'fp4'.*int8 or fp8"):
+    with pytest.raises(UsageError, match=r"format 'fp4'.*int8 or fp8"):
         CalibrationSettings.preset("balanced", format="fp4")
