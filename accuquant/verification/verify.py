@@ -15,6 +15,7 @@ from accuquant._util.real_model import real_model
 from accuquant._util.scratch import scratch_folder
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.denoising.start import Start
+from accuquant.e4m3 import Format
 from accuquant.errors import VerificationError
 from accuquant.manifest import Manifest
 from accuquant.networks.device import device_of
@@ -113,7 +114,7 @@ def verify(
             _probe(process, starts.first, branches.engine)
             for rollout in roll_out(process, branches, starts, calls=calls, progress=shown):
                 tally.add(rollout, _images(decode, rollout))
-            latencies = _latencies(branches, float_engine, process, calls, engine)
+            latencies = _latencies(branches, float_engine, process, calls, engine, subject.recipe.format)
             int8_use = model.int8_use
             notes += model.chosen
         if engine == OpenVinoRunner.engine and engine_precision == "auto":
@@ -158,6 +159,7 @@ def _latencies(
     process: DenoisingProcess,
     calls: NetworkCalls,
     engine: str,
+    levels: Format,
 ) -> tuple[Latency, ...]:
     step = len(process) // 2
     sample, rows = calls.at(step)
@@ -165,7 +167,7 @@ def _latencies(
     networks = {"FP32 PyTorch": branches.reference}
     if float_engine is not None:
         networks[f"FP32 {engine}"] = float_engine
-    networks[f"int8 {engine}"] = branches.engine
+    networks[f"{levels} {engine}"] = branches.engine
 
     def timed(network: BranchFn) -> Callable[[], object]:
         return lambda: network(sample, timestep, rows)
