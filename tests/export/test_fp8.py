@@ -113,7 +113,7 @@ def test_openvino_runs_it_in_float_and_says_so(one_layer: Any) -> None:
             results = runner.infer(typed)
     (result,) = results.values()
     wanted = expected(network, sample, layer, 999)
-    # it rounds to E4M3 by way of float16: what lies next to a tie may become the other neighbour
+    # it rounds as if by way of float16: what lies next to a tie may become the other neighbour
     assert np.linalg.norm(result - wanted) < 0.01 * np.linalg.norm(wanted)
 
 

@@ -173,7 +173,7 @@ def _size_figure(report: Report) -> list[dict[str, str]]:
 
 
 def _speed_figure(report: Report) -> list[dict[str, str]]:
-    """Compare the quantized network with the last FP32 network of the table: the same engine's where it was timed."""
+    """Compare the quantized network with the last FP32 one of the table: the same engine's where timed."""
     baseline = next((x for x in reversed(report.latencies) if x.name.startswith("FP32 ")), None)
     quantized = next((x for x in report.latencies if x.name.startswith(("int8 ", "fp8 "))), None)
     if baseline is None or quantized is None:
