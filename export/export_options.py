@@ -23,6 +23,8 @@ _DEFAULT_OPSET = 21
 _INT4_OPSET = 21
 #: The newest that torch's exporter and onnxscript's converter write.
 _MAX_OPSET = 25
+#: The first compute capability with FP8: Ada.
+_FIRST_FP8 = 89
 _TARGET = re.compile(r"cpu|gpu|sm\d{2,3}")
 
 
@@ -118,7 +120,18 @@ def choose_opset(opset: int | None, precision: Precision | Auto) -> int:
 
 
 def check_format(options: ExportOptions, levels: Format) -> None:
-    """Raise ExportError where `options` ask for what the format of a recipe does not have."""
+    """Raise ExportError where `options` ask for what the format of a recipe does not have.
+
+    FP8 is for GPUs from sm89 on, and for CPUs, which emulate it.
+    """
+    target = options.target or ""
+    if levels == "fp8" and target.startswith("sm") and int(target[2:]) < _FIRST_FP8:
+        raise ExportError(
+            f"--target {target}",
+            got="a recipe in FP8, which this GPU does not compute",
+            expected=f"sm{_FIRST_FP8} or later",
+            remedy=f"Calibrate with --format int8 for {target}",
+        )
     given = {"--weight-storage int4": options.weight_storage == "int4"}
     given["--affine zero_point"] = options.affine == "zero_point"
     for option, asked in given.items():

@@ -122,3 +122,12 @@ def test_what_only_integers_have_is_refused(one_layer: Any, choice: dict[str, st
     network = one_layer("conv")
     with pytest.raises(ExportError, match=r"FP8, which has neither.*[Ll]eave it out"):
         network.lower(fp8_layer(network), **choice)
+
+
+@pytest.mark.parametrize("target", ["sm75", "sm86"])
+def test_gpus_without_fp8_are_refused_before_the_export(one_layer: Any, target: str) -> None:
+    network = one_layer("conv")
+    with pytest.raises(ExportError, match=rf"--target {target}: got a recipe in FP8.*expected sm89 or later"):
+        network.lower(fp8_layer(network), target=target)
+    for other in ("sm89", "sm120", "cpu"):
+        assert network.lower(fp8_layer(network), target=other)
