@@ -99,7 +99,7 @@ def _searched(values: FloatArray, *, power: float) -> float:
     return float(scales[int(np.argmin(errors))])
 
 
-def _rounded(values: Float32, scale: FloatArray | np.floating) -> Float32:
+def _rounded(values: Float32, scale: FloatArray | np.float32) -> Float32:
     rounded: Float32 = round_to_e4m3(values / scale) * scale
     return rounded
 

@@ -49,7 +49,7 @@ def list_candidates(graph: FloatGraph, recipe: Recipe) -> list[Candidate]:
     if all(scale.min() == scale.max() for scale in scales):
         return [rescale]
     shared = share_scales(graph.make(), recipe)
-    hybrid = []
+    hybrid: list[Candidate] = []
     if any(_moved(layer, shared.layers[name]) for name, layer in recipe.layers.items()):
         hybrid = [Candidate("hybrid", 1, added_noise_db(recipe, shared))]
     per_group = [] if graph.one_graph else [Candidate("per-group", len(recipe.groups), 0.0)]

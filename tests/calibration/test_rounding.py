@@ -324,7 +324,7 @@ def test_fp8_errors_cancel_on_correlated_inputs() -> None:
     scale = torch.from_numpy(fp8_weight_scale(weight.float().numpy(), 0)).double()
     levels = gptq(weight, scale, Factor.of_(covariance_of(correlated())), 8, "fp8")
 
-    def error(numbers: Array) -> float:
+    def error(numbers: npt.NDArray[Any]) -> float:
         difference = torch.from_numpy(numbers.astype(np.float64)) * scale[:, None] - weight
         return float((correlated(seed=5).double() @ difference.T).var(0).mean())  # the bias takes the mean
 
