@@ -100,8 +100,7 @@ def _searched(values: FloatArray, *, power: float) -> float:
 
 
 def _rounded(values: Float32, scale: FloatArray | np.float32) -> Float32:
-    rounded: Float32 = round_to_e4m3(values / scale) * scale
-    return rounded
+    return np.asarray(round_to_e4m3(values / scale) * scale, np.float32)
 
 
 def _scale_for(low: float, high: float) -> float:

@@ -343,6 +343,7 @@ def test_an_fp8_layer_is_compensated_with_its_bias() -> None:
     store.add(x.float())
     found = compensate(layer, qparams, store.moments())
     assert found.weight_levels is not None
+    assert found.bias_correction is not None
     numbers = found.weight_levels.view(ml_dtypes.float8_e4m3fn).astype(np.float64)
     mean = x.float().double().numpy().mean(0)
     expected = (weight - numbers * found.weight_scale[:, None].astype(np.float64)) @ mean
