@@ -45,7 +45,7 @@ def test_fp8_goes_the_whole_way(output: Path, tiny_pipeline: Path, tmp_path: Pat
     verify = ["verify", str(output / "out"), "--reference", str(tiny_pipeline), "--engine", "onnxruntime"]
     main([*verify, "--num-images", "2", "--layers", "--json", str(report), "--features", "none"])
     found = json.loads(report.read_text())
-    assert found["model"]["bits"] == "FP8"
+    assert found["settings"]["bits"] == "FP8"
     assert max(layer["max_difference"] for layer in found["layers"]) <= 1
     assert max(layer["share"] for layer in found["layers"]) < 1e-2
     assert not any("saturate" in note for note in found["notes"])
