@@ -1,4 +1,4 @@
-"""The quantizer that every stage shares: symmetric weights, per-tensor activations, int8 levels."""
+"""The quantizer that every stage shares: symmetric weights, per-tensor activations, int8 or FP8 levels."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from accuquant.e4m3 import FORMATS, Format, from_bytes, round_to_e4m3, to_bytes
 from accuquant.errors import RecipeError
 
 FloatArray = npt.NDArray[np.floating[Any]]
@@ -76,6 +77,9 @@ class LayerQParams:
     round-to-nearest of weight / weight_scale. `bias_correction` [O] is added to the layer's bias (to zeros
     where it has none) and cancels the mean error of the rounding. The groups of a transposed convolution
     share their weight scales, but not their biases. Axes: WEIGHT_AXIS.
+
+    `format` "fp8": weight and activation are rounded to the numbers of E4M3 in place of integers, which
+    reach from -448 to 448; `weight_levels` are their bytes, bits are 8, and there is no zero-point.
     """
 
     name: str
@@ -89,6 +93,7 @@ class LayerQParams:
     zero_point: int = 0
     weight_levels: npt.NDArray[np.int8] | None = None
     bias_correction: npt.NDArray[np.float32] | None = None
+    format: Format = "int8"
 
     def __post_init__(self) -> None:
         if self.kind not in WEIGHT_AXIS:
@@ -99,6 +104,7 @@ class LayerQParams:
             )
         level_bounds(self.weight_bits)
         qmin, qmax = level_bounds(self.activation_bits)
+        self._check_format()
         if not qmin <= self.zero_point <= qmax:
             raise self._error(
                 f"zero_point {self.zero_point}",
@@ -123,10 +129,13 @@ class LayerQParams:
     @property
     def activation_key(self) -> tuple[object, ...]:
         """What layers have in common that share one activation quantizer (to_q, to_k and to_v do)."""
-        return (self.activation_scale.tobytes(), self.zero_point, self.activation_bits)
+        return (self.activation_scale.tobytes(), self.zero_point, self.activation_bits, self.format)
 
     def quantized_weight(self, weight: FloatArray) -> npt.NDArray[np.int8]:
-        """Return the int8 levels of `weight` [*weight_shape]: learned ones, else round-to-nearest."""
+        """Return the int8 levels of `weight` [*weight_shape]: learned ones, else round-to-nearest.
+
+        Of the format "fp8" they are bytes: `level_values` gives the numbers.
+        """
         if tuple(weight.shape) != self.weight_shape:
             raise self._error(
                 f"a weight of shape {tuple(weight.shape)}",
@@ -136,11 +145,43 @@ class LayerQParams:
         if self.weight_levels is not None:
             return self.weight_levels
         scale = along_axis(self.weight_scale, weight.ndim, self.axis)
+        if self.format == "fp8":
+            return to_bytes(np.asarray(weight, np.float32) / scale)
         return quantize(weight, scale, self.weight_bits)
+
+    def nearest_levels(self, x: FloatArray) -> npt.NDArray[np.int8]:
+        """Return the int8 levels of the weight's numbers nearest to `x` [any shape], which scales divided."""
+        return to_bytes(x) if self.format == "fp8" else quantize(x, 1.0, self.weight_bits)
+
+    def level_values(self, levels: npt.NDArray[np.int8]) -> FloatArray:
+        """Return the numbers that `levels` [any shape] of the weight stand for, in float32."""
+        return from_bytes(levels) if self.format == "fp8" else levels.astype(np.float32)
+
+    def quantized_input(self, x: FloatArray, scale: FloatArray | float) -> npt.NDArray[np.float32]:
+        """Return what stands for the activation `x` [any shape] before it is multiplied by `scale` again.
+
+        Levels, with the zero_point in them, or numbers of E4M3.
+        """
+        if self.format == "fp8":
+            return round_to_e4m3(np.asarray(x, np.float32) / np.asarray(scale, np.float32))
+        return quantize(x, scale, self.activation_bits, zero_point=self.zero_point).astype(np.float32)
 
     def with_activation_scale(self, scale: npt.NDArray[np.float32]) -> LayerQParams:
         """Return a copy with another `activation_scale` [G]."""
         return replace(self, activation_scale=np.asarray(scale, np.float32))
+
+    def _check_format(self) -> None:
+        if self.format not in FORMATS:
+            raise self._error(
+                f"format {self.format!r}", " or ".join(FORMATS), "Upgrade AccuQuant, or calibrate again"
+            )
+        if self.format == "fp8" and (self.weight_bits, self.activation_bits, self.zero_point) != (8, 8, 0):
+            raise self._error(
+                f"fp8 with {self.weight_bits}-bit weights, {self.activation_bits}-bit activations and "
+                f"zero_point {self.zero_point}",
+                "8 bits and zero_point 0: E4M3 has no other width, and its numbers are symmetric",
+                "The file is damaged or was edited; run `accuquant calibrate` again",
+            )
 
     def _check_scale(self, what: str, scale: FloatArray, length: int | None) -> None:
         wanted = f"({length},) for axis {self.axis} of weight {list(self.weight_shape)}"
@@ -169,6 +210,12 @@ class LayerQParams:
                 f"weight levels of type {levels.dtype} and shape {levels.shape}",
                 f"int8 {self.weight_shape}",
                 "The recipe was calibrated from another checkpoint; run `accuquant calibrate` again",
+            )
+        if self.format == "fp8" and np.isnan(from_bytes(levels)).any():
+            raise self._error(
+                "weight levels with bytes that are NaN in E4M3",
+                "numbers",
+                "The file is damaged or was edited; run `accuquant calibrate` again",
             )
         if levels.min() < qmin or levels.max() > qmax:
             raise self._error(

@@ -19,6 +19,7 @@ from accuquant._util.facts import FactsError, Name, Real, Text, as_facts, parse_
 from accuquant._util.files import atomic_write
 from accuquant.calibration_facts import CalibrationFacts
 from accuquant.channel_fold import ChannelFold
+from accuquant.e4m3 import Format
 from accuquant.errors import AccuQuantError, RecipeError
 from accuquant.groups import StepGroups
 from accuquant.networks.signature import Signature
@@ -29,6 +30,8 @@ FORMAT_VERSION = 1
 #: With a correction of the prediction, or folds: whoever ignores them makes other images.
 CORRECTED_VERSION = 2
 _METADATA_KEY = "accuquant"
+#: Of FP8: whoever takes its bytes for integers makes noise.
+FP8_VERSION = 3
 #: What the tensors of a layer are called, behind its name and a dot; others are not read.
 _TENSOR_KINDS = ("weight_scale", "activation_scale", "weight_levels", "bias_correction", "fold_factor")
 #: What numpy can read, as safetensors names it.
@@ -59,7 +62,7 @@ class Recipe:
     is the diffusers configuration that was simulated, `model_hash` names the float weights,
     `calibration` holds the settings (JSON values only), `results` one GroupResult a step group. `correction`
     is what is taken off the network's prediction, `folds` are factors of channels that the float network gets
-    first: `layers` describe the folded one. Most methods have neither.
+    first: `layers` describe the folded one. Most methods have neither. All layers have one `format`.
     """
 
     groups: StepGroups
@@ -81,6 +84,19 @@ class Recipe:
                     expected=f"({len(self.groups)},): one scale for each step group",
                     remedy=_RECALIBRATE,
                 )
+        formats = {layer.format for layer in self.layers.values()}
+        if len(formats) > 1:
+            raise RecipeError(
+                "recipe",
+                got=f"layers of the formats {' and '.join(sorted(formats))}",
+                expected="one format for all layers",
+                remedy=_RECALIBRATE,
+            )
+
+    @property
+    def format(self) -> Format:
+        """What weights and activations are rounded to: "int8" or "fp8"."""
+        return next((layer.format for layer in self.layers.values()), "int8")
 
     @cached_property
     def facts(self) -> CalibrationFacts:
@@ -161,8 +177,11 @@ class Recipe:
             more["correction_edges"] = list(self.correction.steps.edges)
         if self.folds:
             more["folds"] = [_fold_facts(fold) for fold in self.folds]
+        version = CORRECTED_VERSION if more else FORMAT_VERSION
+        if self.format == "fp8":
+            version, more["format"] = FP8_VERSION, self.format
         return {
-            "format_version": CORRECTED_VERSION if more else FORMAT_VERSION,
+            "format_version": version,
             **more,
             "group_edges": list(self.groups.edges),
             "layers": [
@@ -190,7 +209,7 @@ class Recipe:
     def _assemble(cls, tensors: dict[str, npt.NDArray[Any]], facts: _RecipeFacts) -> Recipe:
         return cls(
             groups=StepGroups(facts.group_edges),
-            layers={item.name: _layer(item, tensors) for item in facts.layers},
+            layers={item.name: _layer(item, tensors, facts.format) for item in facts.layers},
             signature=Signature.from_dict(facts.signature),
             scheduler=facts.scheduler,
             model_hash=facts.model_hash,
@@ -236,6 +255,7 @@ class _RecipeFacts:
     results: tuple[GroupResult, ...]
     correction_edges: Annotated[tuple[Real, ...], Meta(max_length=10_001)] | None = None
     folds: tuple[_FoldFacts, ...] = ()
+    format: Format = "int8"
 
 
 def _fold_facts(fold: ChannelFold) -> dict[str, Any]:
@@ -270,7 +290,7 @@ def _damaged(subject: str, got: str) -> RecipeError:
     )
 
 
-def _layer(item: _LayerFacts, tensors: dict[str, npt.NDArray[Any]]) -> LayerQParams:
+def _layer(item: _LayerFacts, tensors: dict[str, npt.NDArray[Any]], levels: Format) -> LayerQParams:
     name = item.name
 
     def tensor(kind: str) -> npt.NDArray[Any]:
@@ -303,6 +323,7 @@ def _layer(item: _LayerFacts, tensors: dict[str, npt.NDArray[Any]]) -> LayerQPar
         zero_point=item.zero_point,
         weight_levels=tensor("weight_levels") if item.weight_levels else None,
         bias_correction=tensor("bias_correction") if item.bias_correction else None,
+        format=levels,
     )
 
 
@@ -337,6 +358,7 @@ def _read(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
     version = metadata.get("format_version")
     corrected = "correction_edges" in metadata or "folds" in metadata
     wanted = CORRECTED_VERSION if corrected else FORMAT_VERSION
+    wanted = FP8_VERSION if metadata.get("format") == "fp8" else wanted
     if version != wanted or isinstance(version, bool):
         raise error(
             f"format version {version!r}",

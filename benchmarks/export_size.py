@@ -3,6 +3,7 @@
     python benchmarks/export_size.py --models sd15
     python benchmarks/export_size.py --models sdxl
     python benchmarks/export_size.py --models sd15 --weight-bits 4 --weight-storage int4
+    python benchmarks/export_size.py --models sd15 --format fp8 --precision fp16
 
 The pipeline (float32 safetensors) and a recipe are made first, in processes of their own. Then a fresh
 process loads the pipeline, exports it and ends: its largest resident memory (ru_maxrss, with Python, torch
@@ -36,6 +37,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--groups", type=int, default=10, help="step groups (default: %(default)s)")
     parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp32")
     parser.add_argument("--weight-bits", type=int, default=8, help="default: %(default)s")
+    parser.add_argument("--format", choices=("int8", "fp8"), default="int8")
     parser.add_argument("--weight-storage", choices=("int8", "int4"), default="int8")
     parser.add_argument(
         "--whole-pipeline",
@@ -48,14 +50,19 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def make_recipe(folder: Path, num_groups: int, weight_bits: int) -> None:
+def make_recipe(folder: Path, arguments: argparse.Namespace) -> None:
     """Write the pipeline's recipe beside it."""
     from large_networks import small_recipe
 
     from accuquant.pipelines.source import load_source
 
-    recipe = small_recipe(load_source(folder), num_groups=num_groups, weight_bits=weight_bits)
-    recipe.save(recipe_path(folder, weight_bits))
+    recipe = small_recipe(
+        load_source(folder),
+        num_groups=arguments.groups,
+        weight_bits=arguments.weight_bits,
+        levels_of=arguments.format,
+    )
+    recipe.save(recipe_path(folder, arguments))
 
 
 def export(folder: Path, output: Path, arguments: argparse.Namespace) -> dict[str, float]:
@@ -68,7 +75,7 @@ def export(folder: Path, output: Path, arguments: argparse.Namespace) -> dict[st
 
     steps: list[tuple[str, float]] = [("loading", time.monotonic())]
     source = load_source(folder)
-    recipe = Recipe.load(recipe_path(folder, arguments.weight_bits))
+    recipe = Recipe.load(recipe_path(folder, arguments))
     write_pipeline(
         source,
         recipe,
@@ -90,9 +97,10 @@ def export(folder: Path, output: Path, arguments: argparse.Namespace) -> dict[st
     }
 
 
-def recipe_path(folder: Path, weight_bits: int) -> Path:
+def recipe_path(folder: Path, arguments: argparse.Namespace) -> Path:
     """Return where the recipe of the pipeline in `folder` lies."""
-    return folder.with_name(f"{folder.name}-w{weight_bits}.safetensors")
+    bits = f"w{arguments.weight_bits}" if arguments.format == "int8" else arguments.format
+    return folder.with_name(f"{folder.name}-{bits}.safetensors")
 
 
 def run_child(arguments: argparse.Namespace, action: str, model: str, work: Path) -> dict[str, float]:
@@ -101,6 +109,7 @@ def run_child(arguments: argparse.Namespace, action: str, model: str, work: Path
         sys.executable, __file__, "--child", action, model, "--work", str(work),
         "--groups", str(arguments.groups), "--precision", arguments.precision,
         "--weight-bits", str(arguments.weight_bits), "--weight-storage", arguments.weight_storage,
+        "--format", arguments.format,
         *(["--whole-pipeline"] if arguments.whole_pipeline else []),
     ]  # fmt: skip
     start = time.monotonic()
@@ -118,9 +127,9 @@ def do_child(arguments: argparse.Namespace) -> dict[str, float]:
     if action == "write":
         write_pipeline(model, folder, full_parts=arguments.whole_pipeline)
     elif action == "recipe":
-        make_recipe(folder, arguments.groups, arguments.weight_bits)
+        make_recipe(folder, arguments)
     else:
-        return export(folder, arguments.work / f"{model}-int8", arguments)
+        return export(folder, arguments.work / f"{model}-{arguments.format}", arguments)
     return {}
 
 
@@ -137,11 +146,11 @@ def main() -> None:
             folder = work / model
             if not folder.is_dir():
                 run_child(arguments, "write", model, work)
-            if not recipe_path(folder, arguments.weight_bits).is_file():
+            if not recipe_path(folder, arguments).is_file():
                 run_child(arguments, "recipe", model, work)
             results[model] = run_child(arguments, "export", model, work)
     print_report(
-        f"Export of a whole UNet, W{arguments.weight_bits}A8 stored as {arguments.weight_storage}, "
+        f"Export of a whole UNet, {_stored(arguments)}, "
         f"{arguments.groups} step groups, {arguments.precision}, fresh process",
         ("", "weights fp32 GB", "peak GB", "peak / weights", "file GB", "file / weights", "s", "CPU s"),
         [_row(name, found) for name, found in results.items()],
@@ -151,11 +160,18 @@ def main() -> None:
         record={
             "precision": arguments.precision,
             "weight_bits": arguments.weight_bits,
+            "format": arguments.format,
             "groups": arguments.groups,
             "results": results,
         },
         json_path=arguments.json,
     )
+
+
+def _stored(arguments: argparse.Namespace) -> str:
+    if arguments.format == "fp8":
+        return "FP8"
+    return f"W{arguments.weight_bits}A8 stored as {arguments.weight_storage}"
 
 
 def _row(name: str, found: dict[str, float]) -> list[str]:

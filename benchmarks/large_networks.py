@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from accuquant.calibration.activations import ActivationSampler
 from accuquant.calibration.placement import place
+from accuquant.e4m3 import LARGEST, Format
 from accuquant.groups import StepGroups
 from accuquant.networks.network import call, layer_kind, model_hash, quantizable_layers, weight_of
 from accuquant.networks.signature import Signature
 from accuquant.pipelines.source import Source
 from accuquant.qparams import WEIGHT_AXIS, LayerQParams, fingerprint
 from accuquant.recipe import Recipe
+from accuquant.scales.fp8_observer import min_max_scale as fp8_min_max_scale
 from accuquant.scales.observer import min_max_scale
 
 #: The published configurations, where they differ from the class's defaults.
@@ -121,7 +123,9 @@ def small_inputs(signature: Signature, *, size: int, seed: int = 0) -> tuple[Ten
 
 
 @torch.no_grad()
-def small_recipe(source: Source, *, num_groups: int, size: int = 16, weight_bits: int = 8) -> Recipe:
+def small_recipe(
+    source: Source, *, num_groups: int, size: int = 16, weight_bits: int = 8, levels_of: Format = "int8"
+) -> Recipe:
     """Return a recipe of the default layers, 8-bit activations: min-max, one small forward a step group."""
     edges = np.linspace(1000, 0, num_groups + 1)
     sample, conditioning = small_inputs(source.signature, size=size)
@@ -133,7 +137,13 @@ def small_recipe(source: Source, *, num_groups: int, size: int = 16, weight_bits
             call(source.network, sample * (1 + group / num_groups), float(edges[group + 1]), conditioning)
     layers = quantizable_layers(source.network)
     qparams = {
-        name: _qparams(name, layers[name], [min_max_scale(v, 8) for v in groups], weight_bits)
+        name: _qparams(
+            name,
+            layers[name],
+            [fp8_min_max_scale(v) if levels_of == "fp8" else min_max_scale(v, 8) for v in groups],
+            weight_bits,
+            levels_of,
+        )
         for name, groups in sampler.samples().items()
     }
     return Recipe(
@@ -146,7 +156,9 @@ def _default_layers(network: nn.Module) -> tuple[str, ...]:
     return place(network, dict.fromkeys(quantizable_layers(network), 1)).quantized
 
 
-def _qparams(name: str, layer: nn.Module, scales: list[float], weight_bits: int) -> LayerQParams:
+def _qparams(
+    name: str, layer: nn.Module, scales: list[float], weight_bits: int, levels_of: Format
+) -> LayerQParams:
     kind = layer_kind(layer)
     assert kind is not None
     weight = weight_of(layer).numpy()
@@ -158,9 +170,10 @@ def _qparams(name: str, layer: nn.Module, scales: list[float], weight_bits: int)
         kind,
         tuple(weight.shape),
         fingerprint(weight),
-        (limit / (2 ** (weight_bits - 1) - 1)).astype(np.float32),
+        (limit / (LARGEST if levels_of == "fp8" else 2 ** (weight_bits - 1) - 1)).astype(np.float32),
         np.asarray(scales, np.float32),
         weight_bits=weight_bits,
+        format=levels_of,
     )
 
 

@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal, TypedDict, get_args, get_type_hints
 
-from accuquant.errors import UsageError, unknown_name
+from accuquant.e4m3 import Format
+from accuquant.errors import ExportError, UsageError, unknown_name
 
 Auto = Literal["auto"]
 Lowering = Literal["rescale", "hybrid", "per-group"]
@@ -23,6 +24,8 @@ _DEFAULT_OPSET = 21
 _INT4_OPSET = 21
 #: The newest that torch's exporter and onnxscript's converter write.
 _MAX_OPSET = 25
+#: The first compute capability with FP8: Ada.
+_FIRST_FP8 = 89
 _TARGET = re.compile(r"cpu|gpu|sm\d{2,3}")
 
 
@@ -35,8 +38,8 @@ class ExportOptions:
     `lowering` "rescale" is one graph that derives the step group from the timestep, "hybrid" the same with
     one scale for all groups where TensorRT would lose a fusion, "per-group" one graph a group with constant
     scales.
-    `precision` is what is not int8. `affine` "shift" writes zero-points as an addition around a symmetric QDQ
-    pair, which every engine takes; "zero_point" writes them into the pair.
+    `precision` is what is neither int8 nor FP8. `affine` "shift" writes zero-points as an addition around a
+    symmetric QDQ pair, which every engine takes; "zero_point" writes them into the pair.
     `float_weights` is how weights of layers that stay float are stored in a graph that computes in fp32;
     "auto" is fp16 above 100 MB. `weight_storage` "int4" packs weights of at most 4 bits; engines compute the
     same. `opset` None is 21, or 22 for bf16. `external_data` keeps weights in a file
@@ -124,6 +127,31 @@ def choose_opset(opset: int | None, precision: Precision | Auto) -> int:
             remedy=f"Give --opset {max(lowest, _DEFAULT_OPSET)}, or leave it out",
         )
     return opset
+
+
+def check_format(options: ExportOptions, levels: Format) -> None:
+    """Raise ExportError where `options` ask for what the format of a recipe does not have.
+
+    FP8 is for GPUs from sm89 on, and for CPUs, which emulate it.
+    """
+    target = options.target or ""
+    if levels == "fp8" and target.startswith("sm") and int(target[2:]) < _FIRST_FP8:
+        raise ExportError(
+            f"--target {target}",
+            got="a recipe in FP8, which this GPU does not compute",
+            expected=f"sm{_FIRST_FP8} or later",
+            remedy=f"Calibrate with --format int8 for {target}",
+        )
+    given = {"--weight-storage int4": options.weight_storage == "int4"}
+    given["--affine zero_point"] = options.affine == "zero_point"
+    for option, asked in given.items():
+        if asked and levels == "fp8":
+            raise ExportError(
+                option,
+                got="a recipe in FP8, which has neither zero-points nor other bits than 8",
+                expected="an int8 recipe",
+                remedy="Leave it out, or calibrate with --format int8",
+            )
 
 
 def _choices(hint: object) -> tuple[str, ...]:

@@ -132,8 +132,20 @@ def macs(node: ExecutedNode) -> int:
 def warn_once(path: Path, use: Int8Use) -> None:
     """Warn of what `use` says of the file at `path`, once a process for each file's content."""
     text = use.describe()
-    if not text:
-        return
+    if text:
+        _warn(path, text)
+
+
+def warn_of_fp8(path: Path, layers: int) -> None:
+    """Warn, once a process for each file's content, that the file at `path` has `layers` with FP8 pairs."""
+    _warn(
+        path,
+        f"{layers} layers have FP8 pairs, which OpenVINO computes in float: the images are FP8's, the speed "
+        "is not. FP8 is for GPUs from sm89 on; calibrate with --format int8 for a CPU.",
+    )
+
+
+def _warn(path: Path, text: str) -> None:
     stat = path.stat()
     key = (str(path.resolve()), stat.st_mtime_ns, stat.st_size)
     if key not in _warned:

@@ -14,7 +14,7 @@ from accuquant.networks.signature import TensorSpec
 from accuquant.runtime.cpu_forms.form import AS_WRITTEN, CpuForm, FloatPrecision
 from accuquant.runtime.cpu_forms.form_choice import FormChoice
 from accuquant.runtime.executed_nodes import ExecutedNode, executed_nodes
-from accuquant.runtime.int8_use import Int8Use, int8_use, warn_once
+from accuquant.runtime.int8_use import Int8Use, int8_use, warn_of_fp8, warn_once
 from accuquant.runtime.runner import ANY_EXTENT, Array, ModelSpecs, Runner
 
 #: Sets of input shapes that stay compiled where calls alternate between them.
@@ -179,7 +179,9 @@ class OpenVinoRunner(Runner):
         from accuquant.graph.calibrated import calibrated_layers  # not above: engines load without it
 
         layers = calibrated_layers(self.path, error=EngineError)
-        if layers:
+        if any(layer.fp8 for layer in layers):
+            warn_of_fp8(self.path, len(layers))
+        elif layers:
             self._use = int8_use(layers, executed_nodes(compiled))
             warn_once(self.path, self._use)
 

@@ -417,3 +417,66 @@ def test_the_facts_of_a_calibration_are_typed(recipe: Recipe) -> None:
     assert made.facts.settings.steps == 20
     with pytest.raises(RecipeError, match="loras"):
         _ = dataclasses.replace(recipe, calibration={"loras": 3}).facts
+
+
+def fp8_recipe(recipe: Recipe) -> Recipe:
+    levels = RNG.integers(-127, 127, (3, 5, 2, 2)).astype(np.int8)
+    layers = (
+        layer("down.conv", "conv2d", 0, format="fp8"),
+        layer(
+            "up.conv", "conv_transpose2d", 1, format="fp8", weight_levels=np.where(levels == -1, 0, levels)
+        ),
+    )
+    return dataclasses.replace(recipe, layers={item.name: item for item in layers})
+
+
+def test_an_fp8_recipe_has_a_version_of_its_own(recipe: Recipe, tmp_path: Path) -> None:
+    made, path = fp8_recipe(recipe), tmp_path / "fp8.safetensors"
+    made.save(path)
+    loaded = Recipe.load(path)
+    assert_same(loaded, made)
+    assert loaded.format == "fp8"
+    with safe_open(path, framework="numpy") as file:
+        metadata = json.loads(file.metadata()["accuquant"])
+    assert (metadata["format_version"], metadata["format"]) == (3, "fp8")
+
+
+def test_an_int8_recipe_is_what_it_was_before_there_was_another_format(saved: Path) -> None:
+    with safe_open(saved, framework="numpy") as file:
+        metadata = json.loads(file.metadata()["accuquant"])
+    assert metadata["format_version"] == 1
+    assert "format" not in metadata
+    assert all("format" not in entry for entry in metadata["layers"])
+    assert Recipe.load(saved).format == "int8"
+
+
+def test_refuses_an_fp8_recipe_of_another_version(recipe: Recipe, tmp_path: Path) -> None:
+    path = tmp_path / "fp8.safetensors"
+    fp8_recipe(recipe).save(path)
+    rewrite(path, lambda _, metadata: metadata.update(format_version=1))
+    with pytest.raises(RecipeError, match=r"format version 1, expected version 3"):
+        Recipe.load(path)
+    rewrite(path, lambda _, metadata: metadata.update(format_version=3, format="fp4"))
+    with pytest.raises(RecipeError, match=r"Upgrade AccuQuant"):
+        Recipe.load(path)
+
+
+def test_refuses_layers_of_two_formats(recipe: Recipe) -> None:
+    mixed = recipe.layers | {"down.conv": layer("down.conv", "conv2d", 0, format="fp8")}
+    with pytest.raises(RecipeError, match="layers of the formats fp8 and int8, expected one format"):
+        dataclasses.replace(recipe, layers=mixed)
+
+
+@pytest.mark.parametrize("changes", [{"zero_point": 3}, {"weight_bits": 4}, {"activation_bits": 6}])
+def test_fp8_has_neither_zero_points_nor_other_bits(changes: dict[str, int]) -> None:
+    with pytest.raises(RecipeError, match=r"expected 8 bits and zero_point 0"):
+        layer("down.conv", "conv2d", 0, format="fp8", **changes)
+
+
+def test_fp8_levels_are_numbers() -> None:
+    levels = np.zeros((4, 3, 3, 3), np.int8)
+    levels[1, 2, 0, 0] = 0x7F
+    with pytest.raises(RecipeError, match="NaN in E4M3"):
+        layer("down.conv", "conv2d", 0, format="fp8", weight_levels=levels)
+    with pytest.raises(RecipeError, match="format 'fp4', expected int8 or fp8"):
+        layer("down.conv", "conv2d", 0, format="fp4")

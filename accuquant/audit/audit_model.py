@@ -15,6 +15,7 @@ from accuquant._util.progress import Progress
 from accuquant._util.real_model import real_model
 from accuquant._util.scratch import scratch_folder
 from accuquant.audit.engine_audit import EngineAudit, audit_engine
+from accuquant.audit.verdict import Verdict
 from accuquant.engines import BuildOptions, ShapeRange, Target, compile_engine
 from accuquant.engines.flags import make_profile
 from accuquant.engines.profile import read_inputs, static_profile
@@ -34,6 +35,13 @@ class AuditReport:
     subject: EngineAudit
     reference: EngineAudit | None
 
+    @property
+    def verdict(self) -> Verdict | None:
+        """Which of the two should be faster; None where one is missing, or where they were run and timed."""
+        if self.reference is None or self.subject.milliseconds is not None:
+            return None
+        return Verdict.of(self.subject, self.reference)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the facts as JSON values."""
         return {
@@ -41,6 +49,7 @@ class AuditReport:
             "accuquant_version": accuquant.__version__,
             "subject": self.subject.to_dict(),
             "reference": self.reference.to_dict() if self.reference else None,
+            "preferred": self.verdict.preferred if self.verdict else None,
         }
 
 

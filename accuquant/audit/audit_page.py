@@ -10,7 +10,7 @@ from accuquant.audit.kernel_kind import KERNEL_KINDS
 from accuquant.audit.pair_fusion import OUTCOMES
 
 TEMPLATE = "audit_page.html.j2"
-_PRECISION_ORDER = ("int8", "fp16", "bf16", "fp32")
+_PRECISION_ORDER = ("int8", "fp8", "fp16", "bf16", "fp32")
 
 
 def render(report: AuditReport) -> str:
@@ -87,9 +87,9 @@ def _figures(report: AuditReport) -> list[dict[str, str]]:
     beside = f"{reference.num_kernels} in {reference.name}" if reference else ""
     return [
         {
-            "value": f"{100 * subject.share('int8'):.1f}",
+            "value": f"{100 * subject.share(subject.quantized):.1f}",
             "unit": "%",
-            "label": "of convolution and GEMM work in int8",
+            "label": f"of convolution and GEMM work in {subject.quantized}",
             "note": f"{subject.macs / 1e9:.2f} GMAC a run",
         },
         {

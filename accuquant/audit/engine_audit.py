@@ -40,6 +40,8 @@ PRECISIONS = {
     "Int4": "int4",
 }
 NOT_FOUND = "not found"
+#: The precisions of quantized work.
+QUANTIZED = ("int8", "fp8")
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,11 @@ class EngineAudit:
         return inside / self.macs if self.macs else 0.0
 
     @property
+    def quantized(self) -> str:
+        """The precision of the quantized work: "fp8" where most of it is that, else "int8"."""
+        return max(QUANTIZED, key=self.share)
+
+    @property
     def outcomes(self) -> dict[str, int]:
         """How many pairs have each outcome."""
         counts = Counter(pair.outcome for pair in self.pairs)
@@ -230,7 +237,7 @@ def _node_work(node: ir.Node, macs: int | None, engine: EngineDescription) -> No
     # A product that the compiler turned into pointwise work still runs in the type that it reads.
     layer = main or (named[0] if named else None)
     precision = NOT_FOUND if layer is None else _precision(layer)
-    apart = main is not None and precision == "int8" and _leaves_work(main, named, half=engine.is_half)
+    apart = main is not None and precision in QUANTIZED and _leaves_work(main, named, half=engine.is_half)
     return NodeWork(
         node=name,
         layer=layer_name(node),
@@ -252,7 +259,7 @@ def _leaves_work(main: EngineLayer, named: Sequence[EngineLayer], *, half: bool)
 
 
 def _precision(layer: EngineLayer) -> str:
-    dtype = "Int8" if layer.reads_int8 else layer.precision
+    dtype = layer.levels_type or layer.precision
     return PRECISIONS.get(dtype, dtype.lower())
 
 

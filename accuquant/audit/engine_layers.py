@@ -96,9 +96,21 @@ class EngineLayer:
         return sum(tensor.num_bytes for tensor in tensors)
 
     @property
-    def reads_int8(self) -> bool:
-        """Whether it reads int8 activations; a convolution may read the residual that it adds in float."""
-        return any(tensor.dtype in ("Int8", "UInt8") for tensor in self.inputs)
+    def reads_levels(self) -> bool:
+        """Whether it reads int8 or FP8 activations; a convolution may read the residual it adds in float."""
+        return self.levels_type is not None
+
+    @property
+    def levels_type(self) -> str | None:
+        """The type of the quantized activations that it reads: "Int8" or "FP8"; None where there are none.
+
+        A product that reads a float operand as well casts the levels, and computes in float.
+        """
+        read = {tensor.dtype for tensor in self.inputs}
+        if read & {"Int8", "UInt8"}:
+            return "Int8"
+        by_itself = self.kind in ("correlation", "gemm") or read == {"FP8"}
+        return "FP8" if "FP8" in read and by_itself else None
 
 
 @dataclass(frozen=True)

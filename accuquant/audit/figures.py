@@ -75,7 +75,7 @@ def _rows(audits: Sequence[EngineAudit]) -> Iterator[Row]:
     yield row("memory traffic of one run", lambda a: megabytes(a.traffic))
     yield row("QDQ pairs that fused", lambda a: f"{a.outcomes['fused']} of {len(a.pairs)}")
     yield row(
-        "int8 layers that leave scale or bias to another kernel",
+        "quantized layers that leave scale or bias to another kernel",
         lambda a: _UNKNOWN if a.milliseconds is not None else str(a.num_apart),
     )
     yield row(

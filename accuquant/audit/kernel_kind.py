@@ -38,7 +38,7 @@ _GENERATED = ("kgen", "runtime_fusion", "runtime_function")
 def kernel_kind(layer: EngineLayer, operators: Mapping[str, str]) -> str:
     """Return which of KERNEL_KINDS `layer` is; `operators` maps a node of the ONNX graph to its operator.
 
-    A "quantize" kernel does nothing but write int8: a QDQ pair that joined no other kernel.
+    A "quantize" kernel does nothing but write levels: a QDQ pair that joined no other kernel.
     """
     if layer.library != "tensorrt":
         return cpu_kernel_kind(layer, operators)
@@ -46,6 +46,8 @@ def kernel_kind(layer: EngineLayer, operators: Mapping[str, str]) -> str:
         return _COMPILER_KINDS[layer.kind]
     if layer.kind not in _GENERATED:
         return "other"
+    if "_mha" in layer.name:
+        return "attention"
     for operation in layer.operations:
         if operation in _FUSED_WORK:
             return _FUSED_WORK[operation]
@@ -61,4 +63,6 @@ def kernel_kind(layer: EngineLayer, operators: Mapping[str, str]) -> str:
 
 def _only_quantizes(layer: EngineLayer, done: set[str], operators: Mapping[str, str]) -> bool:
     found = [operators.get(node) for node in layer.onnx_nodes]
-    return "QuantizeLinear" in found and "Roun" in done and done <= _QUANTIZES | _MOVES
+    writes_fp8 = any(tensor.dtype == "FP8" for tensor in layer.outputs)  # a Cast, which rounds by itself
+    rounds = "Roun" in done or (writes_fp8 and "Cast" in done)
+    return "QuantizeLinear" in found and rounds and done <= _QUANTIZES | _MOVES

@@ -20,9 +20,9 @@ from accuquant.graph.vocabulary import LAYER_KEY, LAYER_OPS
 Outcome = Literal["fused", "split", "own kernel", "float", "unknown"]
 #: What each outcome means, for people.
 OUTCOMES: dict[Outcome, str] = {
-    "fused": "Q joined the kernel that computes its input, and its reader runs in int8",
-    "split": "the reader runs in int8, but what Q could have joined takes more than one kernel",
-    "own kernel": "the reader runs in int8, and a kernel that does nothing else writes its input",
+    "fused": "Q joined the kernel that computes its input, and its reader runs in int8 or FP8",
+    "split": "the reader runs in int8 or FP8, but what Q could have joined takes more than one kernel",
+    "own kernel": "the reader runs in int8 or FP8, and a kernel that does nothing else writes its input",
     "float": "its reader runs in float: the pair only costs",
     "unknown": "the engine names no layer for it",
 }
@@ -99,7 +99,7 @@ def _fusion(
         kernels = tuple(writer.name for writer in writers)
         return PairFusion(pair, name, layer_name(reader), outcome, kernels, reason.text, reason.remedy)
 
-    if reader.op_type not in LAYER_OPS or (work is not None and not work.reads_int8):
+    if reader.op_type not in LAYER_OPS or (work is not None and not work.reads_levels):
         return found("float", why_float(quantize, reader, work, violations))
     if work is None or not writers:
         missing = name if work is None else pair

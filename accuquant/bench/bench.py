@@ -17,8 +17,9 @@ from accuquant.bench.contender import Contender, LeftOut
 from accuquant.bench.exported import exported_contenders, float_contenders
 from accuquant.bench.inputs import Inputs, make_inputs
 from accuquant.bench.recommend import recommend
-from accuquant.errors import EngineError
-from accuquant.manifest import Manifest
+from accuquant.errors import EngineError, UsageError
+from accuquant.manifest import RECIPE_NAME, Manifest
+from accuquant.recipe import Recipe
 
 if TYPE_CHECKING:
     from accuquant.pipelines.source import Source
@@ -65,6 +66,7 @@ def run_bench(
     folder: Path,
     *,
     reference: Source | None = None,
+    against: Path | None = None,
     batch_size: int = 1,
     rounds: int = 30,
     warm_up: int = 3,
@@ -76,13 +78,16 @@ def run_bench(
     """Time one network call of the exported folder in every engine, in interleaved rounds.
 
     Beside the exported int8 network it times the same network without QDQ pairs, and that of `reference` in
-    PyTorch where it is given. `engine_precision` is what OpenVINO computes in around int8.
+    PyTorch where it is given. `against` is another export of the same network, in the other format: an int8
+    and an FP8 one meet in the same rounds. `engine_precision` is what OpenVINO computes in around int8.
     Raises EngineError for a folder that is damaged, or where nothing runs.
     """
     progress = progress or Silent()
     folder = Path(folder)
     manifest = Manifest.load(folder)
     manifest.check_files(folder)
+    if against is not None:
+        _check_other(folder, manifest, Path(against))
     inputs = make_inputs(manifest, batch_size)
     with ExitStack() as stack:
         progress.stage("loading engines", 0)
@@ -99,6 +104,12 @@ def run_bench(
                 stack,
             )
         )
+        if against is not None:
+            found += exported_contenders(
+                Path(against), inputs,
+                num_threads=num_threads, trust_engines=trust_engines,
+                engine_precision=engine_precision, stack=stack,
+            )  # fmt: skip
         contenders = tuple(entry for entry in found if isinstance(entry, Contender))
         left_out = tuple(entry for entry in found if isinstance(entry, LeftOut))
         if not contenders:
@@ -120,6 +131,25 @@ def run_bench(
         chosen = tuple(line for contender in contenders for line in contender.chosen())
     recommendation = recommend(contenders, times)
     return BenchReport(contenders, times, left_out, recommendation, batch_size, rounds, chosen)
+
+
+def _check_other(folder: Path, manifest: Manifest, against: Path) -> None:
+    """Raise UsageError unless `against` exports the same network in the other format."""
+    other = Manifest.load(against)
+    other.check_files(against)
+    formats = [Recipe.load(place / RECIPE_NAME).format for place in (folder, against)]
+    if other.model_hash != manifest.model_hash:
+        got = "the export of another network"
+    elif formats[0] == formats[1]:
+        got = f"an export in {formats[0]}, as '{folder}' is"
+    else:
+        return
+    raise UsageError(
+        f"--against '{against}'",
+        got=got,
+        expected="the same network in the other format, int8 or fp8",
+        remedy="Calibrate with --format, and export that recipe",
+    )
 
 
 def _everything(

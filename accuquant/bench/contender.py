@@ -8,7 +8,9 @@ from typing import Literal
 
 from accuquant.errors import AccuQuantError
 
-Precision = Literal["int8", "fp16", "bf16", "fp32"]
+Precision = Literal["int8", "fp8", "fp16", "bf16", "fp32"]
+#: The precisions of a quantized network.
+QUANTIZED: tuple[Precision, ...] = ("int8", "fp8")
 Device = Literal["cpu", "cuda"]
 
 

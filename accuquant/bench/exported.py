@@ -16,7 +16,8 @@ from accuquant.bench.inputs import Inputs
 from accuquant.engines import BuildOptions, Target
 from accuquant.engines.build import build_engine
 from accuquant.engines.profile import static_profile
-from accuquant.manifest import Manifest
+from accuquant.manifest import RECIPE_NAME, Manifest
+from accuquant.recipe import Recipe
 from accuquant.runtime.engine_model import EngineModel
 from accuquant.runtime.open_runner import make_runner
 from accuquant.runtime.runner import Runner
@@ -34,7 +35,8 @@ def exported_contenders(
     engine_precision: str = "auto",
     stack: ExitStack,
 ) -> Iterator[Contender | LeftOut]:
-    """Yield the exported int8 network in every engine; `stack` closes them."""
+    """Yield the exported int8 or FP8 network in every engine; `stack` closes them."""
+    levels = Recipe.load(folder / RECIPE_NAME).format
     for engine, device in _DEVICES.items():
 
         def make(engine: str = engine, device: Device = device) -> Contender:
@@ -46,13 +48,13 @@ def exported_contenders(
             )
             return Contender(
                 engine,
-                "int8",
+                levels,
                 device,
                 lambda: model(inputs.sample, inputs.timestep, inputs.conditioning),
                 lambda: model.chosen,
             )
 
-        yield attempt(f"{engine} int8", make)
+        yield attempt(f"{engine} {levels}", make)
 
 
 def float_contenders(

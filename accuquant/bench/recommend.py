@@ -1,4 +1,4 @@
-"""What to use: the fastest, and whether int8 pays on each device."""
+"""What to use: the fastest, and whether int8 or FP8 pays on each device."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from accuquant._util.interleave import Times
-from accuquant.bench.contender import Contender
+from accuquant.bench.contender import QUANTIZED, Contender
 
 #: Percent of the rounds on either side that a difference may miss to be called clear.
 _TAIL = 10
@@ -41,7 +41,8 @@ class Speed:
 def recommend(contenders: Sequence[Contender], times: Mapping[str, Times]) -> str:
     """Return one or two sentences: what to use on this machine, and why.
 
-    int8 is compared with the fastest float contender of the same device. "INT8 is slower here" is an answer.
+    The fastest of int8 and FP8 is compared with the fastest float contender of the same device. "INT8 is
+    slower here" is an answer.
     """
     ranked = sorted(contenders, key=lambda contender: times[contender.name].median)
     best = ranked[0]
@@ -58,8 +59,8 @@ def recommend(contenders: Sequence[Contender], times: Mapping[str, Times]) -> st
     if speed.is_clear:
         slower = Speed.of(times[plain.name], times[quantized.name])
         return (
-            f"INT8 is slower than {plain.precision.upper()} here: keep {plain.name}, "
-            f"which is {slower} as {quantized.name}."
+            f"{quantized.precision.upper()} is slower than {plain.precision.upper()} here: "
+            f"keep {plain.name}, which is {slower} as {quantized.name}."
         )
     return (
         f"No clear difference between {quantized.name} and {plain.name} ({speed}): "
@@ -68,5 +69,5 @@ def recommend(contenders: Sequence[Contender], times: Mapping[str, Times]) -> st
 
 
 def _first(ranked: Sequence[Contender], device: str, *, quantized: bool) -> Contender | None:
-    fitting = (c for c in ranked if c.device == device and (c.precision == "int8") == quantized)
+    fitting = (c for c in ranked if c.device == device and (c.precision in QUANTIZED) == quantized)
     return next(fitting, None)

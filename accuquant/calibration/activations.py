@@ -10,9 +10,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from accuquant.e4m3 import Format
 from accuquant.errors import CalibrationError
 from accuquant.networks.network import float_weight, layer_kind, quantizable_layers, watching_inputs
 from accuquant.qparams import WEIGHT_AXIS, LayerQParams, fingerprint
+from accuquant.scales.fp8_observer import fp8_observer_named, fp8_weight_scale
 from accuquant.scales.observer import choose_zero_point, observer_named, weight_scale
 
 #: Values kept for each layer and step group: enough for a stable MSE search, small for 200 layers.
@@ -122,6 +124,7 @@ def initial_qparams(
     activation_bits: int,
     observer: str = "mse",
     affine: bool = True,
+    format: Format = "int8",
 ) -> dict[str, LayerQParams]:
     """Return the qparams of every sampled layer: weight scales, zero_points, scales per step group."""
     layers = quantizable_layers(network)
@@ -129,6 +132,7 @@ def initial_qparams(
         name: layer_qparams(
             name, layers[name], groups,
             weight_bits=weight_bits, activation_bits=activation_bits, observer=observer, affine=affine,
+            format=format,
         )
         for name, groups in samples.items()
     }  # fmt: skip
@@ -143,22 +147,29 @@ def layer_qparams(
     activation_bits: int,
     observer: str,
     affine: bool,
+    format: Format = "int8",
 ) -> LayerQParams:
     """Return the qparams of one layer, as `initial_qparams` does."""
     kind = layer_kind(layer)
     assert kind is not None
-    find_scale = observer_named(observer)
-    weight = float_weight(layer)
-    zero_point = choose_zero_point(samples, activation_bits) if affine else 0
-    scales = [find_scale(values, activation_bits, zero_point) for values in samples]
+    weight, axis = float_weight(layer), WEIGHT_AXIS[kind]
+    zero_point = 0
+    if format == "fp8":
+        scales = [fp8_observer_named(observer)(values) for values in samples]
+        weight_scales = fp8_weight_scale(weight, axis)
+    else:
+        zero_point = choose_zero_point(samples, activation_bits) if affine else 0
+        scales = [observer_named(observer)(values, activation_bits, zero_point) for values in samples]
+        weight_scales = weight_scale(weight, weight_bits, axis)
     return LayerQParams(
         name=name,
         kind=kind,
         weight_shape=tuple(weight.shape),
         fingerprint=fingerprint(weight),
-        weight_scale=weight_scale(weight, weight_bits, WEIGHT_AXIS[kind]),
+        weight_scale=weight_scales,
         activation_scale=np.asarray(scales, np.float32),
         weight_bits=weight_bits,
         activation_bits=activation_bits,
         zero_point=zero_point,
+        format=format,
     )

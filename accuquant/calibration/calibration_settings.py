@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from accuquant.errors import UsageError
+from accuquant.e4m3 import FORMATS, Format
+from accuquant.errors import UsageError, unknown_name
 from accuquant.scales.observer import observer_named
 
 from .equalize import check_equalizer
 from .gradient import gradient_arm
 from .methods.method import Method
-from .methods.registry import method_named
+from .methods.registry import METHODS, method_named
 from .presets import preset_values
 from .rounding import check_rounding
 
@@ -35,6 +36,8 @@ class CalibrationSettings:
     `refine` moves each scale to where its layer's output errs least, on real inputs.
     `sensitivity` measures what each layer alone does to a step, for the report; a `float_budget` needs it
     anyway. It takes four calls of the network a layer.
+    `format` is what weights and activations are rounded to: "int8", or "fp8" (E4M3), which has neither other
+    bits than 8 nor zero-points.
     `affine` lets one-sided activations (after SiLU) use a zero_point; False gives symmetric ranges only.
     `equalize` folds factors or rotations into the network first (`equalize.EQUALIZERS`).
     `method` is how all of it is done (docs/methods.md); a rival of "accuquant" takes only those of the other
@@ -51,6 +54,7 @@ class CalibrationSettings:
     batch_size: int = 8
     weight_bits: int = 8
     activation_bits: int = 8
+    format: Format = "int8"
     probe: bool = True
     gradient: str = "accuquant"
     observer: str = "norm"
@@ -80,6 +84,8 @@ class CalibrationSettings:
             if option in method.refused:
                 raise _clash(method, option, "given")
         values = {**preset_values(name), **method.defaults, "preset_name": name}
+        if given.get("format") == "fp8":
+            values["affine"] = False
         if "calibration_steps" in values:
             values["calibration_steps"] = min(values["calibration_steps"], given.get("steps", cls.steps))
         return cls(**{**values, **given})
@@ -95,6 +101,7 @@ class CalibrationSettings:
                     remedy="Give a value in that range",
                 )
         self._check_calibration_steps()
+        self._check_format()
         preset_values(self.preset_name)
         gradient_arm(self.gradient)
         observer_named(self.observer)
@@ -122,6 +129,37 @@ class CalibrationSettings:
                     got=f"{bits}, which --method {method.name} does not define",
                     expected=str(low) if low == high else f"a value from {low} to {high}",
                     remedy="Give such a value, or take another method",
+                )
+
+    def _check_format(self) -> None:
+        if self.format not in FORMATS:
+            raise unknown_name("format", self.format, FORMATS)
+        if self.format == "int8":
+            return
+        taking = [other.name for other in METHODS.values() if self.format in other.formats]
+        if self.method not in taking:
+            raise UsageError(
+                f"--format {self.format}",
+                got=f"--method {self.method}, which is defined for integers",
+                expected=f"--method {', '.join(taking)}",
+                remedy="Leave one of the two out",
+            )
+        if self.rounding == "adaround":
+            raise UsageError(
+                f"--format {self.format}",
+                got="--rounding adaround, which learns between two integers",
+                expected="--rounding gptq or nearest",
+                remedy="Leave one of the two out",
+            )
+        for name, there in (("weight_bits", 8), ("activation_bits", 8), ("affine", False)):
+            if (value := getattr(self, name)) != there:
+                option = "--affine" if name == "affine" else f"--{name.replace('_', '-')} {value}"
+                raise UsageError(
+                    option,
+                    got=f"--format {self.format}, which has "
+                    + ("no zero-points" if name == "affine" else "8 bits and no other width"),
+                    expected="--symmetric" if name == "affine" else f"--{name.replace('_', '-')} 8",
+                    remedy="Leave it out, or take --format int8",
                 )
 
     def _check_calibration_steps(self) -> None:
@@ -189,6 +227,7 @@ class CalibrationSettings:
         absent = {*method_named(self.method).refused}
         absent |= {"method"} if self.method == "accuquant" else set()
         absent |= {"equalize"} if self.equalize is None else set()
+        absent |= {"format"} if self.format == "int8" else set()
         return {name: value for name, value in values.items() if name not in absent}
 
 

@@ -15,10 +15,10 @@ from accuquant._util.progress import Progress, Silent
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.groups import StepGroups
 from accuquant.networks.device import device_of
-from accuquant.networks.fake_quantize import fake_quantize
+from accuquant.networks.fake_quantize import quantize_input
 from accuquant.networks.frozen_product import FrozenProduct
 from accuquant.networks.network import bias_of, quantizable_layers, weight_of
-from accuquant.qparams import LayerQParams, level_bounds
+from accuquant.qparams import LayerQParams
 from accuquant.units.units import InMemory, Units
 
 from .trajectory import TrajectoryBatch
@@ -143,7 +143,6 @@ def _measured(
 
 
 def _candidates(x: Tensor, layer: LayerQParams, group: int) -> Iterator[Tensor]:
-    qmin, qmax = level_bounds(layer.activation_bits)
     for factor in FACTORS:
         scale = torch.tensor(np.float32(layer.activation_scale[group] * factor)).to(x.device)
-        yield fake_quantize(x, scale, layer.zero_point, qmin, qmax)
+        yield quantize_input(x, scale, layer)

@@ -133,6 +133,7 @@ def _first_scales(
             activation_bits=settings.activation_bits,
             observer=settings.observer,
             affine=settings.affine,
+            format=settings.format,
         )
         return _to_tree(found)
 

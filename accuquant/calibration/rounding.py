@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from accuquant.e4m3 import Format
 from accuquant.errors import CalibrationError, unknown_name
 from accuquant.networks.device import CPU, full_float32
 from accuquant.networks.network import weight_of
 from accuquant.networks.room import free_memory
-from accuquant.qparams import LayerQParams, level_bounds
+from accuquant.qparams import LayerQParams
 
 from .factor import Factor
 from .filed_factor import FiledFactor
@@ -21,6 +22,7 @@ from .input_moments import Moments
 from .row_factor import RowFactor, few_rows
 from .row_store import PRECISE_WIDTH, FiledMoments
 from .unfolding import as_matrices, from_matrices
+from .weight_grid import Grid, grid_of
 
 ROUNDINGS = ("gptq", "nearest", "adaround")
 #: What every direction carries at least, as a share of the mean input's variance; see `shrinkage`.
@@ -47,8 +49,9 @@ def compensate(
     """Return `qparams` with weight levels whose rounding errors cancel, and the bias correction for the rest.
 
     Minimizes E|(W - W^)(x + n)|^2 over the levels of W^ by GPTQ, where x are the layer's inputs and n is the
-    rounding noise of its activations, uniform with variance s^2 / 12. What is left of the mean goes into the
-    bias: bias_correction [O] = (W - W^) E[x] (Nagel et al., arXiv 1906.04721, section 4.2).
+    rounding noise of its activations, uniform with variance s^2 / 12 (left out with FP8: it is 0.07 % of the
+    inputs' power there, little beside `shrinkage`). What is left of the mean goes into the bias:
+    bias_correction [O] = (W - W^) E[x] (Nagel et al., arXiv 1906.04721, section 4.2).
 
     The covariance is that of the sample plus a share of its mean variance in every direction (`shrinkage`):
     by itself, the sample says that directions which it does not span carry nothing and may take any error.
@@ -60,7 +63,10 @@ def compensate(
     weight = as_matrices(layer, weight_of(layer).float())
     device = place_for(device, *weight.shape[1:])
     weight = weight.to(device)
-    noise = float(np.square(qparams.activation_scale, dtype=np.float64).mean()) / 12
+    noise = 0.0
+    if qparams.format == "int8":
+        noise = float(np.square(qparams.activation_scale, dtype=np.float64).mean()) / 12
+    grid = grid_of(qparams.weight_bits, qparams.format)
     scale = torch.from_numpy(qparams.weight_scale).reshape(-1, weight.shape[1]).expand(weight.shape[:2])
     scale, mean = scale.to(device), moments.mean.to(device)
     levels = torch.empty(weight.shape, dtype=torch.int8, device=device)
@@ -69,11 +75,15 @@ def compensate(
         factor = _factor(moments, group, columns, share, noise, qparams.name, device)
         for some in _parts(weight.shape[1], factor):
             levels[group, some, columns] = gptq(
-                weight[group, some, columns], scale[group, some], factor, qparams.weight_bits
+                weight[group, some, columns],
+                scale[group, some],
+                factor,
+                qparams.weight_bits,
+                qparams.format,
             )
         factor.delete()
         del factor  # before the next one is made
-    correction = [_mean_errors(*group) for group in zip(weight, levels, scale, mean, strict=True)]
+    correction = [_mean_errors(*group, grid) for group in zip(weight, levels, scale, mean, strict=True)]
     return replace(
         qparams,
         weight_levels=from_matrices(layer, levels.cpu()).contiguous().numpy(),
@@ -176,15 +186,18 @@ def _parts(outputs: int, factor: AnyFactor) -> list[slice]:
     return [slice(start, start + size) for start in range(0, outputs, size)]
 
 
-def _mean_errors(weight: Tensor, levels: Tensor, scale: Tensor, mean: Tensor) -> Tensor:
+def _mean_errors(weight: Tensor, levels: Tensor, scale: Tensor, mean: Tensor, grid: Grid) -> Tensor:
     """Return (W - W^) E[x] [O] in float64 for weight and levels [O, d], scale [O] and mean [d]."""
     parts = [slice(start, start + _OUTPUTS) for start in range(0, len(weight), _OUTPUTS)]
     return torch.cat(
-        [(weight[o].double() - levels[o].double() * scale[o].double()[:, None]) @ mean for o in parts]
+        [
+            (weight[o].double() - grid.values(levels[o]).double() * scale[o].double()[:, None]) @ mean
+            for o in parts
+        ]
     )
 
 
-def gptq(weight: Tensor, scale: Tensor, factor: AnyFactor, bits: int) -> Tensor:
+def gptq(weight: Tensor, scale: Tensor, factor: AnyFactor, bits: int, levels_of: Format = "int8") -> Tensor:
     """Return int8 levels [O, d] at the scales [O] for `weight` [O, d], given the factor of its inputs.
 
     Columns are rounded one after the other, those with the most input power first, and each makes up for the
@@ -192,7 +205,7 @@ def gptq(weight: Tensor, scale: Tensor, factor: AnyFactor, bits: int) -> Tensor:
     from the last to the first, the errors e cost |e L|^2, and column j can undo what (e L)_j holds of
     earlier ones: q_j = round(w_j + sum_{i > j} e_i L_ij / L_jj). That needs no inverse of C.
     """
-    qmin, qmax = level_bounds(bits)
+    grid = grid_of(bits, levels_of)
     free = weight.T.to(factor.dtype)[factor.order]
     scale = scale.to(free.dtype)
     errors = torch.empty_like(free)
@@ -201,9 +214,8 @@ def gptq(weight: Tensor, scale: Tensor, factor: AnyFactor, bits: int) -> Tensor:
         for row in reversed(range(stop - start)):
             at = start + row
             owed = earlier[row] + block[row + 1 :, row] @ errors[at + 1 : stop]
-            level = ((free[at] + owed / block[row, row]) / scale).round_().clamp_(qmin, qmax)
-            errors[at] = free[at] - level * scale
-            levels[at] = level.to(torch.int8)
+            levels[at] = grid.levels((free[at] + owed / block[row, row]) / scale)
+            errors[at] = free[at] - grid.values(levels[at]).to(free.dtype) * scale
     restored = torch.empty_like(levels)
     restored[factor.order] = levels
     return restored.T

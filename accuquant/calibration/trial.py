@@ -184,6 +184,7 @@ class Rehearsal:
             activation_bits=settings.activation_bits,
             observer=settings.observer,
             affine=settings.affine,
+            format=settings.format,
         )
 
     def _scales(self, samples: Samples) -> tuple[dict[str, LayerQParams], tuple[float, float]]:

@@ -81,8 +81,9 @@ def command(
 ) -> None:
     """Compile MODEL.onnx, or the exported folder OUT, and say what the engine made of it.
 
-    Shows which share of the work runs in int8, which QDQ pairs did not fuse and why, the kernels by kind, and
-    the size by precision, beside the same network without QDQ. TensorRT needs no GPU and runs nothing;
+    Shows which share of the work runs in int8 or FP8, which QDQ pairs did not fuse and why, the kernels by
+    kind, and the size by precision, beside the same network without QDQ, or beside the other format
+    (--against): which should be faster. TensorRT needs no GPU and runs nothing;
     OpenVINO and ONNX Runtime run on this machine's processor, and say where the time goes as well.
     """
     from accuquant.engines.flags import parse_shapes
@@ -173,6 +174,8 @@ def print_report(console: Console, report: AuditReport, *, layers: bool) -> None
     audits = [subject, *([report.reference] if report.reference else [])]
     console.print(f"{subject.name} on {subject.target}, {subject.library}", markup=False)
     print_table(console, ("", *(audit.name for audit in audits)), _summary(audits))
+    if report.verdict is not None:
+        console.print(str(report.verdict), markup=False)
     _print_pairs(console, subject, every=layers)
     if layers:
         print_table(console, ("kernel", "kind", "precision", "ms", "ONNX nodes"), _kernel_rows(subject))

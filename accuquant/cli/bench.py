@@ -41,6 +41,12 @@ _LOADED = ("streams", "batches", "seconds", "steps")
     help="The pipeline that OUT was exported from, to time PyTorch as well.",
 )
 @click.option(
+    "--against",
+    type=exported_folder,
+    metavar="OTHER",
+    help="Another export of the same network, to time int8 and FP8 in the same rounds.",
+)
+@click.option(
     "--batch-size", type=click.IntRange(min=1), default=1, show_default=True, help="Images at a time."
 )
 @click.option("--rounds", type=click.IntRange(min=2), default=30, show_default=True, help="Timed rounds.")
@@ -122,6 +128,7 @@ def run_loaded(folder: Path, reference: str | None, options: dict[str, Any]) -> 
     given = {name: options[name] for name in (*_LOADED, "num_threads") if options[name] is not None}
     others = {
         "reference": reference,
+        "against": options["against"],
         **{name: options[name] for name in ("variant", "without", "trust_engines")},
     }
     _only_with("no --throughput", others, tuple(others))

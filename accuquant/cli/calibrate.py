@@ -39,6 +39,7 @@ METHODS = (
     *("accuquant", "minmax", "percentile", "mse", "q-diffusion", "ptq4dm", "tfmq", "ptqd", "pcr"),
     "smoothquant",
 )
+FORMATS = ("int8", "fp8")
 _BITS = click.IntRange(2, 8)
 _COUNT = click.IntRange(min=1)
 
@@ -92,6 +93,13 @@ _COUNT = click.IntRange(min=1)
     help="Learn a group only where the gradients of two batches agree that there is something to gain.",
 )
 @click.option("--batch-size", type=_COUNT, default=8, help="Images a learning step.")
+@click.option(
+    "--format",
+    type=click.Choice(FORMATS),
+    default="int8",
+    help="What weights and activations are rounded to: integers, or FP8 (E4M3), which GPUs from Ada on "
+    "compute (docs/fp8.md).",
+)
 @click.option("--weight-bits", type=_BITS, default=8, help="Bits of a weight.")
 @click.option("--activation-bits", type=_BITS, default=8, help="Bits of an activation.")
 @click.option(
@@ -186,7 +194,7 @@ def command(
     json_file: Path | None,
     **settings: Any,
 ) -> None:
-    """Learn int8 scales for the pipeline SOURCE and write them as a recipe.
+    """Learn int8 or FP8 scales for the pipeline SOURCE and write them as a recipe.
 
     SOURCE is a diffusers pipeline: a folder with a model_index.json, or a Hub id. Give the prompts, images
     and guidance that you sample with; what you leave out is the pipeline's own default. Run an interrupted
@@ -273,8 +281,8 @@ def print_summary(recipe: Recipe, output: Path) -> None:
     """Print what was learned, and how many groups were rolled back."""
     share = recipe.facts.int8_mac_share or 0.0
     click.echo(
-        f"Recipe {output}: {len(recipe.layers)} layers, {share:.1%} of the multiply-accumulates, in int8; "
-        f"{len(recipe.groups)} step groups."
+        f"Recipe {output}: {len(recipe.layers)} layers, {share:.1%} of the multiply-accumulates, in "
+        f"{recipe.format}; {len(recipe.groups)} step groups."
     )
     rolled_back = [str(g + 1) for g, result in enumerate(recipe.results) if result.status == "rolled_back"]
     if rolled_back:

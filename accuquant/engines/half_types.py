@@ -1,4 +1,4 @@
-"""Which half types a GPU computes, and which a model needs."""
+"""Which half types, and which 8-bit floats, a GPU computes, and which a model needs."""
 
 from __future__ import annotations
 
@@ -7,16 +7,32 @@ from pathlib import Path
 from onnx import ModelProto, TensorProto
 
 from accuquant.engines.profile import load_graph
-from accuquant.engines.target import Target
+from accuquant.engines.target import TARGETS, Target
 from accuquant.errors import EngineError
 
 #: The first compute capability with bfloat16: Ampere.
 _FIRST_BFLOAT16 = Target(8, 0)
+#: The first with FP8: Ada.
+_FIRST_FP8 = Target(8, 9)
+_FP8_TYPES = (TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E5M2)
 
 
 def check_half_types(model: Path, target: Target) -> None:
-    """Raise EngineError where `model` computes in bfloat16 and `target` cannot; SourceError if unreadable."""
-    if target >= _FIRST_BFLOAT16 or not _has_bfloat16(load_graph(model)):
+    """Raise EngineError where `model` computes in bfloat16 or FP8 and `target` cannot.
+
+    SourceError if it is unreadable.
+    """
+    if target >= _FIRST_FP8:
+        return
+    graph = load_graph(model)
+    if any(tensor.data_type in _FP8_TYPES for tensor in graph.graph.initializer):
+        raise EngineError(
+            f"model '{model}'",
+            got=f"FP8, which {target} ({TARGETS.get(target, 'an older GPU')}) does not compute",
+            expected=f"a target from {_FIRST_FP8} on ({TARGETS[_FIRST_FP8]}), or another format",
+            remedy=f"Calibrate with --format int8 for {target}",
+        )
+    if target >= _FIRST_BFLOAT16 or not _has_bfloat16(graph):
         return
     raise EngineError(
         f"model '{model}'",

@@ -23,14 +23,15 @@ class CalibratedLayer:
     """A convolution or matrix product that reads dequantized tensors.
 
     `node` is its name (what it writes, where it has none), `layer` the recipe's name of it where the graph
-    holds that, else the node's. `zero_point` says that its activation's pair has a zero-point inside.
-    `followers` are the nodes that finish its output, see find_followers.
+    holds that, else the node's. `zero_point` says that its activation's pair has a zero-point inside, `fp8`
+    that it rounds to an 8-bit float. `followers` are the nodes that finish its output, see find_followers.
     """
 
     node: str
     layer: str
     zero_point: bool
     followers: tuple[str, ...] = ()
+    fp8: bool = False
 
 
 def calibrated_layers(
@@ -61,8 +62,10 @@ def find_calibrated(model: onnx.ModelProto) -> tuple[CalibratedLayer, ...]:
             continue
         name = _name(node)
         layer = next((entry.value for entry in node.metadata_props if entry.key == LAYER_KEY), name)
-        shifted = _is_shifted(activation, constants)
-        found.append(CalibratedLayer(name, layer, shifted, followers[name]))
+        zero = constants.get(activation.input[2]) if len(activation.input) > 2 else None
+        fp8 = zero is not None and zero.data_type == onnx.TensorProto.FLOAT8E4M3FN
+        shifted = not fp8 and _is_shifted(zero)
+        found.append(CalibratedLayer(name, layer, shifted, followers[name], fp8))
     return tuple(found)
 
 
@@ -102,8 +105,7 @@ def _has_role(node: onnx.NodeProto) -> bool:
     return any(entry.key == ROLE_KEY for entry in node.metadata_props)
 
 
-def _is_shifted(dequantize: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> bool:
-    tensor = constants.get(dequantize.input[2]) if len(dequantize.input) > 2 else None
+def _is_shifted(tensor: onnx.TensorProto | None) -> bool:
     if tensor is None or not (tensor.raw_data or tensor.int32_data):  # left out, or in another file
         return False
     middle = 128 if tensor.data_type == onnx.TensorProto.UINT8 else 0  # u8 around 128 is i8 around 0

@@ -1,12 +1,20 @@
-"""Weights in 4 bits: INT4 constants behind a Cast to int8, where engines dequantize them."""
+"""The types of levels: one for each format, and INT4 behind a Cast to int8, where engines dequantize it."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
 
+from accuquant.e4m3 import Format
 from accuquant.graph.patch import add_tensor
 
+#: Format of a recipe -> the type of its levels.
+LEVEL_TYPES: Mapping[Format, ir.DataType] = {
+    "int8": ir.DataType.INT8,
+    "fp8": ir.DataType.FLOAT8E4M3FN,
+}
 _PACKED = (ir.DataType.INT4, ir.DataType.UINT4)
 
 

@@ -17,13 +17,13 @@ from accuquant.errors import RecipeError
 from accuquant.groups import StepGroups
 from accuquant.networks.architectures import timestep_divisor
 from accuquant.networks.device import CPU, device_of
-from accuquant.networks.fake_quantize import fake_quantize
+from accuquant.networks.fake_quantize import quantize_input
 from accuquant.networks.fold import fold_network
 from accuquant.networks.frozen_product import FrozenProduct
 from accuquant.networks.network import bias_of, float_weight, float_weights, quantizable_layers
 from accuquant.networks.stored_weights import is_offloaded
 from accuquant.prediction_correction import PredictionCorrection
-from accuquant.qparams import LayerQParams, along_axis, level_bounds
+from accuquant.qparams import LayerQParams, along_axis
 from accuquant.recipe import Recipe
 
 
@@ -53,8 +53,8 @@ class QuantizedLayer(nn.Module):
     """A Conv2d, Linear or ConvTranspose2d with a fake-quantized input and weight.
 
     `log_scale` [G] is the learnable logarithm of the activation scale, so that a scale stays above
-    zero. The weight is held as int8 `levels`, in the memory of the qparams where they have them, and is
-    levels * weight_scale in float32 while the layer runs.
+    zero. The weight is held as int8 `levels` (bytes of E4M3 with the format "fp8"), in the memory of the
+    qparams where they have them, and is their numbers * weight_scale in float32 while the layer runs.
     """
 
     scale: Tensor
@@ -76,7 +76,6 @@ class QuantizedLayer(nn.Module):
         super().__init__()
         self.qparams = qparams
         self.active = active
-        self.qmin, self.qmax = level_bounds(qparams.activation_bits)
         device = device or device_of(layer)
         self.log_scale = nn.Parameter(torch.from_numpy(np.log(qparams.activation_scale)).to(device))
         # exp(log(s)) is not s in float32: the engine must see the very scale that was evaluated
@@ -94,7 +93,10 @@ class QuantizedLayer(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The dequantized weight, made anew where the scales are; diffusers reads its dtype."""
-        return self.levels.to(self.weight_scale.device).float().mul_(self.weight_scale)
+        levels = self.levels.to(self.weight_scale.device)
+        if self.qparams.format == "fp8":
+            levels = levels.view(torch.float8_e4m3fn)
+        return levels.float().mul_(self.weight_scale)
 
     def current_scale(self) -> Tensor:
         """Return the activation scale (0-d) of the active group, differentiable while learning."""
@@ -104,7 +106,7 @@ class QuantizedLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the layer on x [B, C, H, W] or [..., C]."""
-        x = fake_quantize(x, self.current_scale(), self.qparams.zero_point, self.qmin, self.qmax)
+        x = quantize_input(x, self.current_scale(), self.qparams)
         return self.product(x, lambda: self.weight, self.bias)
 
     def scale_of(self, group: int) -> float:

@@ -34,7 +34,7 @@ def min_max_scale(values: FloatArray, bits: int, zero_point: int = 0) -> float:
 
 def percentile_scale(values: FloatArray, bits: int, zero_point: int = 0) -> float:
     """Return the scale that clips 0.01 % of `values` [N] at each end."""
-    _check_finite(float(values.min()), float(values.max()))
+    check_finite(float(values.min()), float(values.max()))
     low, high = np.percentile(values, (100 - _PERCENTILE, _PERCENTILE))
     return _scale_for(float(low), float(high), bits, zero_point)
 
@@ -79,7 +79,7 @@ def choose_zero_point(groups: Sequence[FloatArray], bits: int) -> int:
     """
     low = min(float(v.min()) for v in groups)
     high = max(float(v.max()) for v in groups)
-    _check_finite(low, high)
+    check_finite(low, high)
     if low < 0 < high and 0.5 < -low / high < 2.0:
         return 0
     qmin, qmax = level_bounds(bits)
@@ -91,7 +91,7 @@ def choose_zero_point(groups: Sequence[FloatArray], bits: int) -> int:
     candidates = [0, *(ideal + towards * (span * k // 16) for k in range(16))]
     # four groups, spread over the trajectory, tell as much as all of them
     spread = groups[:: max(1, len(groups) // 4)]
-    histograms = [_Histogram.of(v) for v in spread]
+    histograms = [Histogram.of(v) for v in spread]
     costs = [sum(_least_share_of_power(h, bits, z) for h in histograms) for z in candidates]
     return candidates[int(np.argmin(costs))]
 
@@ -140,14 +140,15 @@ def _searched_scales(rows: Float32, limit: Float32, qmin: int, qmax: int) -> Flo
 
 
 def _scale_for(low: float, high: float, bits: int, zero_point: int) -> float:
-    _check_finite(low, high)
+    check_finite(low, high)
     qmin, qmax = level_bounds(bits)
     above, below = qmax - zero_point, zero_point - qmin
     scale = max(high / above if above else 0.0, -low / below if below else 0.0)
     return max(scale, _TINY)
 
 
-def _check_finite(low: float, high: float) -> None:
+def check_finite(low: float, high: float) -> None:
+    """Raise CalibrationError unless the extremes of what was observed are finite."""
     if not (math.isfinite(low) and math.isfinite(high)):
         raise CalibrationError(
             "observed activations",
@@ -162,7 +163,7 @@ def _lowest(bits: int) -> float:
 
 
 @dataclass(frozen=True)
-class _Histogram:
+class Histogram:
     """A sample as the means of its bins and how many values each holds.
 
     A search over every value would be slow, and one over a random part of them would miss the rare large
@@ -173,7 +174,8 @@ class _Histogram:
     counts: npt.NDArray[np.float64]
 
     @classmethod
-    def of(cls, values: FloatArray) -> _Histogram:
+    def of(cls, values: FloatArray) -> Histogram:
+        """Sort `values` [any shape] into 4096 bins of one width."""
         flat = np.asarray(values, np.float32).ravel()
         low, width = float(flat.min()), (float(flat.max()) - float(flat.min())) / _BINS
         bins = np.clip((flat - low) / max(width, _TINY), 0, _BINS - 1).astype(np.int64)
@@ -189,20 +191,20 @@ class _Histogram:
 
 def _searched(values: FloatArray, bits: int, zero_point: int, *, power: float) -> float:
     limit = min_max_scale(values, bits, zero_point)
-    histogram = _Histogram.of(values)
+    histogram = Histogram.of(values)
     scales = limit * np.linspace(_lowest(bits), 1.0, _CANDIDATES)
     errors = [_error(histogram, scale, bits, zero_point, power) for scale in scales]
     return float(scales[int(np.argmin(errors))])
 
 
-def _error(histogram: _Histogram, scale: float, bits: int, zero_point: int, power: float) -> float:
+def _error(histogram: Histogram, scale: float, bits: int, zero_point: int, power: float) -> float:
     qmin, qmax = level_bounds(bits)
     step = np.float32(scale)
     levels = np.clip(np.rint(histogram.means / step), qmin - zero_point, qmax - zero_point)
     return histogram.mean(np.abs(levels * step - histogram.means) ** power)
 
 
-def _least_share_of_power(histogram: _Histogram, bits: int, zero_point: int) -> float:
+def _least_share_of_power(histogram: Histogram, bits: int, zero_point: int) -> float:
     """Return the mean squared error at the best scale, as a share of the mean square."""
     low, high = float(histogram.means.min()), float(histogram.means.max())
     limit = _scale_for(low, high, bits, zero_point)

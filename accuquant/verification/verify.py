@@ -16,6 +16,7 @@ from accuquant._util.real_model import real_model
 from accuquant._util.scratch import scratch_folder
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.denoising.start import Start
+from accuquant.e4m3 import Format
 from accuquant.errors import VerificationError
 from accuquant.manifest import MANIFEST_NAME, Manifest
 from accuquant.networks.device import device_of
@@ -133,7 +134,9 @@ def verify(
                     calls.take(batch["calls"])
 
             compute(where, batches, shown, take)
-            latencies = _latencies(opened.branches, float_engine, process, calls, engine)
+            latencies = _latencies(
+                opened.branches, float_engine, process, calls, engine, subject.recipe.format
+            )
             int8_use = opened.model.int8_use
             notes += opened.model.chosen
         if engine == OpenVinoRunner.engine and engine_precision == "auto":
@@ -175,6 +178,7 @@ def _latencies(
     process: DenoisingProcess,
     calls: NetworkCalls,
     engine: str,
+    levels: Format,
 ) -> tuple[Latency, ...]:
     step = len(process) // 2
     sample, rows = calls.at(step)
@@ -182,7 +186,7 @@ def _latencies(
     networks = {"FP32 PyTorch": branches.reference}
     if float_engine is not None:
         networks[f"FP32 {engine}"] = float_engine
-    networks[f"int8 {engine}"] = branches.engine
+    networks[f"{levels} {engine}"] = branches.engine
 
     def timed(network: BranchFn) -> Callable[[], object]:
         return lambda: network(sample, timestep, rows)

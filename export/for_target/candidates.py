@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from accuquant.export.export_options import Lowering
@@ -13,6 +14,7 @@ from accuquant.export.for_target.noise import added_noise_db
 from accuquant.export.passes.lowering import LoweringOptions
 from accuquant.export.passes.shared_scales import share_scales
 from accuquant.export.write.lowered_files import write_lowered
+from accuquant.qparams import LayerQParams
 from accuquant.recipe import Recipe
 
 
@@ -46,10 +48,16 @@ def list_candidates(graph: FloatGraph, recipe: Recipe) -> list[Candidate]:
     scales = [layer.activation_scale for layer in recipe.layers.values()]
     if all(scale.min() == scale.max() for scale in scales):
         return [rescale]
-    noise_db = added_noise_db(recipe, share_scales(graph.make(), recipe))
-    hybrid = [Candidate("hybrid", 1, noise_db)] if noise_db > 0 else []
+    shared = share_scales(graph.make(), recipe)
+    hybrid: list[Candidate] = []
+    if any(_moved(layer, shared.layers[name]) for name, layer in recipe.layers.items()):
+        hybrid = [Candidate("hybrid", 1, added_noise_db(recipe, shared))]
     per_group = [] if graph.one_graph else [Candidate("per-group", len(recipe.groups), 0.0)]
     return [rescale, *hybrid, *per_group]
+
+
+def _moved(layer: LayerQParams, other: LayerQParams) -> bool:
+    return not np.array_equal(layer.activation_scale, other.activation_scale)
 
 
 def write_candidate(graph: FloatGraph, recipe: Recipe, options: LoweringOptions, folder: Path) -> Path:

@@ -118,9 +118,9 @@ def _pays(one: EngineFigures, base: EngineFigures) -> bool:
 def _praise(best: EngineFigures, base: EngineFigures) -> str:
     if best is base:
         return f"one engine that rounds as calibrated, {_cost(base)}"
-    price = (
-        f"{best.noise_db:.1f} dB more int8 noise" if best.noise_db else f"{_size(best)}, rounds as calibrated"
-    )
+    price = f"{_size(best)}, rounds as calibrated"
+    if best.lowering == "hybrid":
+        price = f"{best.noise_db:.1f} dB more int8 noise" if best.noise_db else "no more noise of FP8"
     return f"{_cost(best)}, {_percent(best, base)} than rescale ({_cost(base)}); {price}"
 
 

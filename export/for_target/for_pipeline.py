@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from accuquant._util.progress import Progress, Share, Silent
 from accuquant._util.scratch import scratch_beside
-from accuquant.export.export_options import ExportOptions
+from accuquant.export.export_options import ExportOptions, check_format
 from accuquant.export.for_target.candidates import FloatGraph
 from accuquant.export.for_target.settle import keep, settle
 from accuquant.export.read.trace import trace
@@ -39,6 +39,7 @@ def export_pipeline(
     options = options or ExportOptions()
     opset, dynamic = options.written_opset, options.dynamic
     pipeline_folder.check_output(output)
+    check_format(options, recipe.format)
 
     @cache
     def traced() -> ir.Model:

@@ -112,7 +112,7 @@ def _all_alike(layers: Iterable[LayerQParams]) -> bool:
     return all(
         np.array_equal(first.activation_scale, other.activation_scale)
         and np.array_equal(first.weight_scale, other.weight_scale)
-        and first.zero_point == other.zero_point
+        and (first.zero_point, first.format) == (other.zero_point, other.format)
         and (first.weight_bits, first.activation_bits) == (other.weight_bits, other.activation_bits)
         and _same(first.weight_levels, other.weight_levels)
         and _same(first.bias_correction, other.bias_correction)

@@ -15,6 +15,7 @@ from accuquant.export.passes.border_table import BorderIndex, has_border_table
 from accuquant.export.passes.layer_match import matched_layers
 from accuquant.export.passes.layer_output import LayerOutput, take_pads
 from accuquant.export.passes.step_group_index import step_group_index
+from accuquant.graph.packed_levels import LEVEL_TYPES
 from accuquant.graph.patch import Patch, add_constant, computing_dtype_of, dtype_of
 from accuquant.graph.vocabulary import Role
 from accuquant.groups import StepGroups
@@ -36,6 +37,8 @@ class QuantizeActivationsPass(ir.passes.InPlacePass):
     - x -> [Div r] -> [Add z * reference] -> [Clip below 8 bits] -> [Pad] -> Q -> DQ -> layer -> [Mul r]
       -> + bias
     - The pair is symmetric with a constant scale: what TensorRT, OpenVINO and ONNX Runtime all run.
+    - Levels have the type of the layer's format, which their zero-point names. Those of FP8 need no Clip: Q
+      itself saturates.
       `affine="zero_point"` writes z into the pair instead of adding it, for engines that take it.
     - Behind a shift, zeros in the padding of a Conv mean -z * reference. With a constant scale and stride 1
       the output is corrected, by a table of what the shift adds at and off the borders: nothing stands
@@ -82,7 +85,10 @@ class QuantizeActivationsPass(ir.passes.InPlacePass):
             shift = layer.zero_point if self.affine == "shift" else 0
             by_table = has_border_table(node) and not scales.is_grouped
             pads = take_pads(node) if shift and not by_table else ()
-            key = (source, layer.zero_point, layer.activation_bits, scales.scales.tobytes(), pads)
+            key = (
+                *(source, layer.format, layer.zero_point, layer.activation_bits),
+                *(scales.scales.tobytes(), pads),
+            )
             if key not in shared:
                 shared[key] = self._quantize(graph, node, layer, scales, index, pads)
             quantized = shared[key]
@@ -125,7 +131,7 @@ class QuantizeActivationsPass(ir.passes.InPlacePass):
         levels = patch.op(
             "QuantizeLinear", [x, step, zero], name="QuantizeLinear", role=Role.QUANTIZE, like=x
         )
-        levels.type = ir.TensorType(ir.DataType.INT8)
+        levels.type = ir.TensorType(LEVEL_TYPES[layer.format])
         if stored.dtype != dtype:
             step = patch.constant(stored, "stored_scale")
         value = patch.op(
@@ -148,4 +154,6 @@ class QuantizeActivationsPass(ir.passes.InPlacePass):
 
     def _zero_point(self, graph: ir.Graph, layer: LayerQParams) -> ir.Value:
         value = layer.zero_point if self.affine == "zero_point" else 0
-        return add_constant(graph, np.array(value, np.int8), f"accuquant/zero_point_{value}")
+        kind = LEVEL_TYPES[layer.format]
+        name = f"zero_point_{value}" if kind is ir.DataType.INT8 else f"zero_{kind.name.lower()}"
+        return add_constant(graph, np.array(value, kind.numpy()), f"accuquant/{name}")

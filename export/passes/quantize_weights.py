@@ -1,4 +1,4 @@
-"""Store the weights of the matched layers as int8 behind DequantizeLinear."""
+"""Store the weights of the matched layers as int8 or FP8 behind DequantizeLinear."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from accuquant.export.passes.layer_match import matched_layers
 from accuquant.export.passes.representable import representable
 from accuquant.graph.constants import ConstantWeight, constant_weight, reads_transposed
-from accuquant.graph.packed_levels import levels_tensor
+from accuquant.graph.packed_levels import LEVEL_TYPES, levels_tensor
 from accuquant.graph.patch import Patch, add_tensor
 from accuquant.graph.vocabulary import Role
-from accuquant.qparams import FloatArray, LayerQParams, along_axis, level_bounds
+from accuquant.qparams import FloatArray, LayerQParams, along_axis
 
 
 class QuantizeWeightsPass(ir.passes.InPlacePass):
-    """Replace each matched layer's weight by int8 levels -> DequantizeLinear(axis) with a [O] scale.
+    """Replace each matched layer's weight by its levels -> DequantizeLinear(axis) with a [O] scale.
 
     Rules:
+    - Levels are int8, or FLOAT8E4M3FN with the format "fp8".
     - The axis is the layer's own (0; 1 for ConvTranspose), 1 where a MatMul or Gemm reads [in, out].
     - Levels are computed when the file is written, a layer at a time: the float weights are neither
       copied nor held by the graph.
@@ -71,7 +72,7 @@ def channel_factors(node: ir.Node, layer: LayerQParams) -> FloatArray:
     return np.asarray(np.where(live, layer.weight_scale / np.float32(scale), np.float32(1)))
 
 
-def _live(levels: npt.NDArray[np.int8]) -> npt.NDArray[np.bool_]:
+def _live(levels: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Return [O]: whether any level of a Conv's output channel is not zero."""
     return np.asarray(levels.reshape(len(levels), -1).any(axis=1))
 
@@ -94,7 +95,7 @@ def dequantized_weight(node: ir.Node) -> FloatArray:
     return weight * along_axis(scale.astype(np.float64), weight.ndim, axis)
 
 
-def _levels_and_scale(node: ir.Node) -> tuple[npt.NDArray[np.int8], FloatArray]:
+def _levels_and_scale(node: ir.Node) -> tuple[npt.NDArray[Any], FloatArray]:
     """Return the levels and the scale of a quantized weight, as the graph holds them."""
     dequantize = node.inputs[1].producer()  # type: ignore[union-attr]
     assert dequantize is not None
@@ -102,7 +103,13 @@ def _levels_and_scale(node: ir.Node) -> tuple[npt.NDArray[np.int8], FloatArray]:
     scale = ir.convenience.get_const_tensor(dequantize.inputs[1])  # type: ignore[arg-type]
     assert levels is not None
     assert scale is not None
-    return levels.numpy().astype(np.int8), scale.numpy()
+    return _numbers(levels), scale.numpy()
+
+
+def _numbers(levels: ir.TensorProtocol) -> npt.NDArray[Any]:
+    """Return levels as numbers that numpy itself computes with."""
+    numbers = np.float32 if levels.dtype == ir.DataType.FLOAT8E4M3FN else np.int8
+    return np.asarray(levels.numpy().astype(numbers))
 
 
 def _dequantize(graph: ir.Graph, node: ir.Node, layer: LayerQParams, half: ir.DataType | None) -> ir.Value:
@@ -113,7 +120,7 @@ def _dequantize(graph: ir.Graph, node: ir.Node, layer: LayerQParams, half: ir.Da
     attributes: dict[str, Any] = {}
     if half is not None and node.op_type == "Conv":
         lazy = _levels(layer, weight, layer.weight_scale, transposed=False)
-        shared = shared_scale(layer.weight_scale, _live(lazy.numpy()))
+        shared = shared_scale(layer.weight_scale, _live(_numbers(lazy)))
         stored = representable(np.array(shared, np.float32), half)
     else:
         stored = representable(layer.weight_scale.astype(np.float32), half)
@@ -135,12 +142,14 @@ def _levels(
 ) -> ir.LazyTensor:
     """Return the levels of `weight`, for the scales [O] that the graph stores."""
     shape = weight.shape[::-1] if transposed else weight.shape
+    kind = LEVEL_TYPES[layer.format]
 
     def compute() -> ir.TensorProtocol:
         levels = layer.quantized_weight(np.asarray(weight.load(), np.float32))
         if not np.array_equal(stored, layer.weight_scale):
             share = along_axis(layer.weight_scale / stored, levels.ndim, layer.axis)
-            levels = np.clip(np.rint(levels * share), *level_bounds(layer.weight_bits)).astype(np.int8)
-        return ir.tensor(np.ascontiguousarray(levels.T if transposed else levels))
+            levels = layer.nearest_levels(layer.level_values(levels) * share)
+        levels = np.ascontiguousarray(levels.T if transposed else levels)
+        return ir.tensor(levels.view(kind.numpy()))
 
-    return ir.LazyTensor(compute, dtype=ir.DataType.INT8, shape=ir.Shape(shape))
+    return ir.LazyTensor(compute, dtype=kind, shape=ir.Shape(shape))

@@ -59,7 +59,7 @@ def _remove_dequantize(graph: ir.Graph, node: ir.Node) -> None:
 
     def compute() -> ir.TensorProtocol:
         steps = scale.numpy()
-        values = tensor.numpy().astype(steps.dtype)
+        values = tensor.numpy().astype(steps.dtype)  # of int8, or of an 8-bit float
         one = steps.size == 1  # [] or, from other tools, [1]
         return ir.tensor(values * (steps.reshape(()) if one else along_axis(steps, values.ndim, axis)))
 

@@ -13,7 +13,7 @@ from accuquant._util.lock import only_writer
 from accuquant._util.progress import Share
 from accuquant._util.scratch import scratch_beside
 from accuquant.errors import EngineError, ExportError
-from accuquant.export.export_options import ExportChoices, ExportOptions
+from accuquant.export.export_options import ExportChoices, ExportOptions, check_format
 from accuquant.export.passes.layer_match import MatchLayersPass
 from accuquant.export.passes.lowering import LoweringOptions
 from accuquant.export.read.network_graph import read_network
@@ -63,6 +63,7 @@ def write_onnx(
     options = replace(options or ExportOptions(), **choices)
     path, output = Path(path), Path(output)
     check_output(path, output)
+    check_format(options, recipe.format)
     _check_unfolded(path, recipe)
     say("reading the graph", 0.0)
     model = read_network(path, recipe, min_opset=options.written_opset, input_names=input_names)

@@ -19,7 +19,7 @@ from accuquant._util.lock import only_writer
 from accuquant._util.progress import Share
 from accuquant._util.scratch import scratch_beside
 from accuquant.errors import ExportError
-from accuquant.export.export_options import ExportChoices, ExportOptions
+from accuquant.export.export_options import ExportChoices, ExportOptions, check_format
 from accuquant.export.passes.lowering import LoweringOptions
 from accuquant.export.read.trace import trace
 from accuquant.export.write.lowered_files import write_lowered
@@ -59,6 +59,7 @@ def write_pipeline(
     """
     say = progress or (lambda _text, _share: None)
     options = replace(options or ExportOptions(), **choices)
+    check_format(options, recipe.format)
     lowering, opset = LoweringOptions.of(options), options.written_opset
     if options.whole_pipeline:
         check_parts(source.pipeline_class)

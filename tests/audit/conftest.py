@@ -68,9 +68,11 @@ def export_tiny(
         scales: str = "constant",
         zero_point: int = 0,
         include: tuple[str, ...] = (),
+        change: Callable[[LayerQParams], LayerQParams] = lambda layer: layer,
         **options: Any,
     ) -> Path:
         recipe = observed(audit_source, scales, zero_point, include)
+        recipe = dataclasses.replace(recipe, layers={k: change(v) for k, v in recipe.layers.items()})
         path = tmp_path_factory.mktemp("audited") / "model.onnx"
         return write_onnx(float_graph, recipe, path, **{"precision": "fp16"} | options)[0]
 

@@ -93,7 +93,7 @@ def test_other_gpus_run_the_same_layers_in_int8(plain: EngineAudit, model: Path,
 def test_int8_convolutions_finish_in_half_precision(engine: CompiledEngine) -> None:
     """One weight scale for all channels lets the convolution's own kernel write half, not float32 sums."""
     layers = read_engine_layers(engine.log).layers
-    convolutions = [layer for layer in layers if layer.kind == "correlation" and layer.reads_int8]
+    convolutions = [layer for layer in layers if layer.kind == "correlation" and layer.reads_levels]
     assert convolutions
     assert {tensor.dtype for layer in convolutions for tensor in layer.outputs} == {"Half"}
 

@@ -64,7 +64,7 @@ def test_what_runs_in_place_or_once_is_no_kernel() -> None:
     times = {"x": 0.0, "w": 0.0, "turned": 0.0, "linear": 2.5}
     (layer,) = read_openvino_layers(tuple(nodes), times, {}).layers
     assert (layer.name, layer.milliseconds, layer.implementation) == ("linear", 2.5, "jit")
-    assert layer.reads_int8
+    assert layer.reads_levels
     assert [tensor.dtype for tensor in layer.constants] == ["Int8"]
     assert layer.traffic == 4 + 16 + 16
 
@@ -94,6 +94,6 @@ def test_a_profile_is_read_by_node_and_its_first_run_is_left_out() -> None:
         event("conv_quant", 2000, "QLinearConv", "uint8"),
     ]
     conv, reorder, blocked = read_profile(events, {"conv": "conv", "sum": "add"}).layers
-    assert (conv.onnx_nodes, conv.milliseconds, conv.reads_int8) == (("conv",), 2.0, True)
+    assert (conv.onnx_nodes, conv.milliseconds, conv.reads_levels) == (("conv",), 2.0, True)
     assert blocked.onnx_nodes == ("add",), "called after what it writes"
     assert (reorder.onnx_nodes, reorder.kind) == ((), "ReorderInput")

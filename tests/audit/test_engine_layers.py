@@ -37,7 +37,7 @@ def test_a_layer_is_read_with_its_tensors_and_nodes() -> None:
     assert convolution.constants[0].num_bytes == 128 * 128 * 9
     assert convolution.outputs[0].num_bytes == 128 * 32 * 32 * 4
     assert convolution.onnx_nodes == ("node_conv2d_4", "a/weight/Dequantize", "b")
-    assert convolution.reads_int8
+    assert convolution.reads_levels
     assert (fill.inputs, fill.onnx_nodes, fill.operations) == ((), (), ("Move",))
     assert description.weight_bytes == 40007940
     assert description.layers_of("b") == (convolution,)

@@ -32,6 +32,13 @@ def test_int8_that_is_faster_is_recommended_with_its_speed() -> None:
     assert said == "Use openvino int8: it is 2.50 times as fast (2.50 to 2.50) as openvino fp32."
 
 
+def test_the_faster_of_two_formats_is_compared_with_float() -> None:
+    said = answer(tensorrt_int8=10, tensorrt_fp8=8, tensorrt_fp16=16)
+    assert said.startswith("Use tensorrt fp8: it is 2.00 times as fast")
+    said = answer(tensorrt_int8=20, tensorrt_fp8=18, tensorrt_fp16=9)
+    assert said.startswith("FP8 is slower than FP16 here: keep tensorrt fp16")
+
+
 def test_int8_that_is_slower_is_said_to_be() -> None:
     said = answer(tensorrt_int8=12, tensorrt_fp16=10)
     assert said.startswith("INT8 is slower than FP16 here: keep tensorrt fp16, which is 1.20 times as fast")

@@ -63,7 +63,7 @@ def test_the_dictionary_is_json_and_complete() -> None:
     )
     data = json.loads(json.dumps(settings.to_dict()))
     assert data["include"] == ["a*", "b"]
-    assert data.keys() == vars(settings).keys() - {"method", "equalize"}
+    assert data.keys() == vars(settings).keys() - {"method", "format", "equalize"}
     data.update(include=tuple(data["include"]), exclude=tuple(data["exclude"]))
     assert CalibrationSettings(**data) == settings
 
@@ -113,3 +113,29 @@ def test_learning_is_left_out_where_rounding_is_fine(
     assert settings.to_dict()["shared_iterations"] == settings.trajectory_iterations
     asked = dataclasses.replace(settings, iterations=3, shared_iterations=0)
     assert (asked.group_iterations, asked.trajectory_iterations) == (3, 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        ({"weight_bits": 4}, r"--weight-bits 4: got --format fp8, which has 8 bits and no other width"),
+        ({"activation_bits": 6}, r"--activation-bits 6: got --format fp8"),
+        ({"affine": True}, r"--affine: got --format fp8, which has no zero-points, expected --symmetric"),
+        ({"method": "tfmq"}, r"--format fp8: got --method tfmq.*expected --method accuquant, minmax"),
+        (
+            {"rounding": "adaround"},
+            r"--rounding adaround, which learns between two integers.*gptq or nearest",
+        ),
+    ],
+)
+def test_fp8_refuses_what_only_integers_have(given: dict[str, Any], match: str) -> None:
+    with pytest.raises(UsageError, match=match):
+        CalibrationSettings.preset("balanced", format="fp8", **given)
+
+
+def test_fp8_is_kept_and_int8_says_nothing() -> None:
+    made = CalibrationSettings.preset("balanced", format="fp8", method="minmax", weight_bits=8)
+    assert (made.affine, made.to_dict()["format"], made.to_dict()["affine"]) == (False, "fp8", False)
+    assert "format" not in CalibrationSettings().to_dict()
+    with pytest.raises(UsageError, match=r"format 'fp4'.*int8 or fp8"):
+        CalibrationSettings.preset("balanced", format="fp4")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -30,6 +31,7 @@ from accuquant.errors import CalibrationError, UsageError
 from accuquant.networks.device import CPU
 from accuquant.networks.network import layer_kind
 from accuquant.qparams import WEIGHT_AXIS, LayerQParams, fingerprint, quantize
+from accuquant.scales.fp8_observer import fp8_weight_scale
 from accuquant.scales.observer import weight_scale
 
 INPUTS = 40
@@ -306,3 +308,43 @@ def test_an_unknown_rounding_lists_the_known_ones() -> None:
     check_rounding("gptq")
     with pytest.raises(UsageError, match=r"rounding 'floor': .* expected gptq or nearest"):
         check_rounding("floor")
+
+
+def test_fp8_weights_are_rounded_to_nearest_where_inputs_are_uncorrelated() -> None:
+    weight, _ = weight_and_scale(8)
+    scale = torch.from_numpy(fp8_weight_scale(weight.float().numpy(), 0)).double()
+    power = torch.diag(torch.linspace(0.1, 3, INPUTS).double())
+    levels = gptq(weight, scale, Factor.of_(power), 8, "fp8")
+    expected = (weight / scale[:, None]).float().numpy().astype(ml_dtypes.float8_e4m3fn)
+    np.testing.assert_array_equal(levels.numpy().view(np.uint8), expected.view(np.uint8))
+
+
+def test_fp8_errors_cancel_on_correlated_inputs() -> None:
+    weight, _ = weight_and_scale(8)
+    scale = torch.from_numpy(fp8_weight_scale(weight.float().numpy(), 0)).double()
+    levels = gptq(weight, scale, Factor.of_(covariance_of(correlated())), 8, "fp8")
+
+    def error(numbers: npt.NDArray[Any]) -> float:
+        difference = torch.from_numpy(numbers.astype(np.float64)) * scale[:, None] - weight
+        return float((correlated(seed=5).double() @ difference.T).var(0).mean())  # the bias takes the mean
+
+    numbers = levels.numpy().view(ml_dtypes.float8_e4m3fn)
+    assert error(numbers) < 0.75 * error((weight / scale[:, None]).numpy().astype(ml_dtypes.float8_e4m3fn))
+
+
+def test_an_fp8_layer_is_compensated_with_its_bias() -> None:
+    layer = nn.Linear(INPUTS, 7)
+    weight, x = layer.weight.detach().numpy(), correlated() + 0.3
+    qparams = LayerQParams(
+        "l", "linear", weight.shape, fingerprint(weight), fp8_weight_scale(weight, 0),
+        np.array([0.02], np.float32), format="fp8",
+    )  # fmt: skip
+    store = RowSums(1, INPUTS)
+    store.add(x.float())
+    found = compensate(layer, qparams, store.moments())
+    assert found.weight_levels is not None
+    assert found.bias_correction is not None
+    numbers = found.weight_levels.view(ml_dtypes.float8_e4m3fn).astype(np.float64)
+    mean = x.float().double().numpy().mean(0)
+    expected = (weight - numbers * found.weight_scale[:, None].astype(np.float64)) @ mean
+    np.testing.assert_allclose(found.bias_correction, expected, atol=1e-6)

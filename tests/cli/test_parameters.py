@@ -84,6 +84,7 @@ RECEIVERS: dict[str, Callable[[str], object]] = {
     "--backend": _backend,
     "--model": lambda name: DEMOS[name].source.joinpath("model_index.json").stat(),
     "--preset": CalibrationSettings.preset,
+    "--format": lambda name: CalibrationSettings.preset("balanced", format=name),
     "--gradient": lambda name: CalibrationSettings(gradient=name),
     "--observer": lambda name: CalibrationSettings(observer=name),
     "--rounding": lambda name: CalibrationSettings(rounding=name),

@@ -40,6 +40,15 @@ def test_bfloat16_is_refused_for_turing_alone(tmp_path: Path, as_weight: bool) -
     check_half_types(save(tmp_path / "half.onnx", TensorProto.FLOAT16, as_weight=as_weight), TURING)
 
 
+def test_fp8_is_refused_before_ada(tmp_path: Path) -> None:
+    model = save(tmp_path / "fp8.onnx", TensorProto.FLOAT8E4M3FN, as_weight=True)
+    for target in (TURING, AMPERE, Target(8, 6)):
+        with pytest.raises(EngineError, match=rf"FP8, which {target} \(.*expected a target from sm89 on"):
+            check_half_types(model, target)
+    for target in (Target(8, 9), Target(9, 0), Target(12, 0)):
+        check_half_types(model, target)
+
+
 def test_a_file_that_cannot_be_read_is_one_error(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(b"not a model")
     with pytest.raises(SourceError, match="a file that is not ONNX"):

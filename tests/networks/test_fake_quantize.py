@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -13,7 +14,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from accuquant.networks.fake_quantize import _FakeQuantize, fake_quantize, round_to_grid
+from accuquant.networks.fake_quantize import _FakeQuantize, fake_quantize, fake_quantize_fp8, round_to_grid
 
 GRIDS = [(8, 0), (8, -128), (8, 127), (8, -37), (6, 0), (6, -20), (4, 0), (4, -8), (3, 2), (2, 0), (2, -2)]
 
@@ -200,3 +201,27 @@ def test_descending_the_gradient_finds_the_best_scale() -> None:
         error(log_scale.exp()).backward()
         optimizer.step()
     assert error(log_scale.exp().detach()).item() < 1.02 * best
+
+
+@pytest.mark.parametrize("scale", [0.25, 0.0371, 0.001])
+def test_fp8_rounds_as_ml_dtypes_does_and_saturates(scale: float) -> None:
+    x, step = values(), np.float32(scale)
+    expected = np.clip(x / step, -448, 448).astype(ml_dtypes.float8_e4m3fn).astype(np.float32) * step
+    found = fake_quantize_fp8(torch.from_numpy(x), torch.tensor(step))
+    np.testing.assert_array_equal(found.numpy(), expected)
+    learning = fake_quantize_fp8(torch.from_numpy(x), torch.tensor(step, requires_grad=True))
+    np.testing.assert_array_equal(learning.detach().numpy(), expected)
+
+
+def test_fp8_passes_gradients_straight_through_and_learns_its_scale() -> None:
+    x = torch.tensor([0.3, -7.7, 300.0, -9000.0], requires_grad=True)
+    scale = torch.tensor(1.5, requires_grad=True)
+    weights = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    (fake_quantize_fp8(x, scale) * weights).sum().backward()
+    assert x.grad is not None
+    assert scale.grad is not None
+    torch.testing.assert_close(x.grad, weights * torch.tensor([1.0, 1, 1, 0]))
+    # 0.3 / 1.5 = 0.2 -> 0.203125, -7.7 / 1.5 = -5.1333 -> -5, 300 / 1.5 = 200 -> 208 or 192: 200 ties to 192
+    levels = torch.tensor([0.203125, -5.0, 192.0, -448.0])
+    slopes = levels - torch.tensor([0.2, -7.7 / 1.5, 200.0, 0.0])
+    torch.testing.assert_close(scale.grad, (weights * slopes).sum())

@@ -13,4 +13,5 @@ METHOD = Method(
     find=None,
     options=OWN_SETTINGS,
     one_set=False,
+    formats=("int8", "fp8"),
 )

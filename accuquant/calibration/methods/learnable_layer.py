@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from accuquant.networks.fake_quantize import fake_quantize
+from accuquant.networks.fake_quantize import quantize_input
 from accuquant.networks.network import quantizable_layers, weight_of
 from accuquant.networks.simulate import QuantizedLayer, quantized_layers
 from accuquant.qparams import level_bounds
@@ -73,8 +73,7 @@ class LearnableLayer(nn.Module):
         """Run the layer on x [B, C, H, W] or [..., C]."""
         layer = self.quantized
         if self.inputs:
-            zero_point = layer.qparams.zero_point
-            x = fake_quantize(x, layer.current_scale(), zero_point, layer.qmin, layer.qmax)
+            x = quantize_input(x, layer.current_scale(), layer.qparams)
         if layer.product.padded:
             x = functional.pad(x, layer.product.padded, layer.product.padding_mode)
         # not the product's call: its gradient leaves the weight out

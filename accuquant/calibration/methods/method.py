@@ -13,6 +13,7 @@ from accuquant.calibration.placement import Placement
 from accuquant.calibration.trajectory import TrajectoryBatch
 from accuquant.channel_fold import ChannelFold
 from accuquant.denoising.process import DenoisingProcess
+from accuquant.e4m3 import Format
 from accuquant.groups import StepGroups
 from accuquant.pipelines.source import Source
 from accuquant.prediction_correction import PredictionCorrection
@@ -87,6 +88,8 @@ class Method:
     every_step: bool = False
     weight_bits: tuple[int, int] = (2, 8)
     activation_bits: tuple[int, int] = (2, 8)
+    #: What it rounds to.
+    formats: tuple[Format, ...] = ("int8",)
     #: Learning steps a block, for those that learn.
     iterations: int = 0
 

@@ -22,4 +22,5 @@ METHOD = Method(
     not_matched="weights and zero-points: the scales (least squared error for each output channel) and "
     "zero-points that all methods here start from",
     find=find,
+    formats=("int8", "fp8"),
 )

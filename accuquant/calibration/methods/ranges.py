@@ -34,6 +34,7 @@ def ranged_by_group(
             name, layers[name], samples,
             weight_bits=settings.weight_bits, activation_bits=settings.activation_bits,
             observer=observer, affine=settings.affine,
+            format=settings.format,
         )  # fmt: skip
         found[name] = one.with_activation_scale(one.activation_scale.repeat(len(observed))) if alike else one
         run.shown.advance()

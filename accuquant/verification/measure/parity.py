@@ -1,4 +1,4 @@
-"""Layer by layer: the int8 levels in an exported graph against those of the simulation."""
+"""Layer by layer: the levels in an exported graph against those of the simulation."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from accuquant import e4m3
 from accuquant._util.scratch import scratch_folder
 from accuquant.errors import VerificationError
 from accuquant.graph.constants import constant_array
@@ -19,7 +20,7 @@ from accuquant.graph.neighbours import producer
 from accuquant.graph.vocabulary import LAYER_KEY
 from accuquant.networks.device import device_of
 from accuquant.networks.network import ConditioningTensors, call
-from accuquant.qparams import LayerQParams, quantize
+from accuquant.qparams import FloatArray, LayerQParams
 from accuquant.recipe import Recipe
 
 IntArray = npt.NDArray[np.integer[Any]]
@@ -28,7 +29,7 @@ _PREFIX = "accuquant_levels."
 
 @dataclass(frozen=True)
 class LayerParity:
-    """How many of a layer's input levels differ between graph and simulation, and by how much at most.
+    """How many of a layer's input levels differ between graph and simulation, and by how many at most.
 
     Layers before it count as equal: see `layer_parity`.
     """
@@ -80,12 +81,12 @@ def layer_parity(
     results: dict[str, LayerParity] = {}
 
     def compare(layer: LayerQParams, x: Tensor) -> tuple[Tensor]:
-        scale, zero_point = layer.activation_scale[group], layer.zero_point
-        wanted = quantize(x.detach().cpu().numpy(), scale, layer.activation_bits, zero_point=zero_point)
+        scale = layer.activation_scale[group]
+        wanted = layer.quantized_input(x.detach().cpu().numpy(), scale)
         measured = levels[layer.name]
         # of a layer that is called twice, the first call counts
-        results.setdefault(layer.name, _compare(layer.name, measured, wanted))
-        return (torch.from_numpy((measured.reshape(x.shape) - zero_point) * scale).to(x),)
+        results.setdefault(layer.name, _compare(layer, measured, wanted))
+        return (torch.from_numpy((measured.reshape(x.shape) - layer.zero_point) * scale).to(x),)
 
     hooks = [
         simulated.get_submodule(name).register_forward_pre_hook(
@@ -153,7 +154,7 @@ def _graph_levels(
     timestep: float,
     conditioning: ConditioningTensors,
     engine: str,
-) -> dict[str, IntArray]:
+) -> dict[str, FloatArray]:
     from accuquant.runtime.open_runner import open_runner
 
     model = ir.load(path)
@@ -173,15 +174,14 @@ def _graph_levels(
             typed = {spec.name: feeds[spec.name].astype(spec.dtype) for spec in runner.input_specs}
             results = runner.infer(typed)
     return {
-        name: results[f"{_PREFIX}{levels.tensor.name}"][levels.inside].astype(np.int16)
-        for name, levels in outputs.items()
+        name: results[f"{_PREFIX}{levels.tensor.name}"][levels.inside] for name, levels in outputs.items()
     }
 
 
 def _tap(graph: ir.Graph, levels: ir.Value) -> None:
-    """Make int8 levels an output of the graph.
+    """Make levels an output of the graph.
 
-    As floats: engines return those most reliably, and they hold int8 levels exactly.
+    As floats: engines return those most reliably, and they hold the levels of either format exactly.
     """
     name = f"{_PREFIX}{levels.name}"
     cast = ir.node("Cast", [levels], {"to": ir.DataType.FLOAT}, name=name)
@@ -190,7 +190,8 @@ def _tap(graph: ir.Graph, levels: ir.Value) -> None:
     graph.outputs.append(cast.outputs[0])
 
 
-def _compare(name: str, measured: IntArray, wanted: IntArray) -> LayerParity:
+def _compare(layer: LayerQParams, measured: FloatArray, wanted: FloatArray) -> LayerParity:
+    name = layer.name
     if measured.size != wanted.size:
         raise VerificationError(
             f"layer '{name}'",
@@ -198,5 +199,11 @@ def _compare(name: str, measured: IntArray, wanted: IntArray) -> LayerParity:
             expected=f"{wanted.shape}, as in the simulation",
             remedy="Export again, and compare with the recipe beside the graph",
         )
-    difference = np.abs(measured.reshape(-1).astype(np.int16) - wanted.reshape(-1))
+    places = [_places(layer, levels.reshape(-1)) for levels in (measured, wanted)]
+    difference = np.abs(places[0] - places[1])
     return LayerParity(name, wanted.size, int((difference > 0).sum()), int(difference.max(initial=0)))
+
+
+def _places(layer: LayerQParams, levels: FloatArray) -> IntArray:
+    """Return which level of the layer's format each of `levels` [N] is, counted from zero."""
+    return e4m3.places(levels) if layer.format == "fp8" else levels.astype(np.int16)

@@ -85,7 +85,8 @@ class Subject:
         """Return a note where the engine cannot compute 8-bit weights exactly on this processor."""
         bits = max(layer.weight_bits for layer in self.recipe.layers.values())
         engine = _SATURATING.get(self.settings.engine)
-        if engine is None or bits < 8 or not saturates_8_bit_weights(cpu_flags()):
+        integers = self.recipe.format == "int8"
+        if engine is None or bits < 8 or not integers or not saturates_8_bit_weights(cpu_flags()):
             return ()
         return (
             f"This processor has no int8 dot product: {engine}'s sums saturate with 8-bit weights. "

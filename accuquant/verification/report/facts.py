@@ -95,7 +95,9 @@ def file_sizes(folder: Path, manifest: Manifest, reference: Source) -> dict[str,
 
 
 def bits_of(recipe: Recipe) -> str:
-    """Return "W8A8", or "W4/8A8" where layers differ."""
+    """Return "W8A8", or "W4/8A8" where layers differ; "FP8" where they are no integers."""
+    if recipe.format == "fp8":
+        return "FP8"
 
     def join(bits: set[int]) -> str:
         return "/".join(map(str, sorted(bits)))

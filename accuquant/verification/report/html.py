@@ -95,7 +95,7 @@ def engine_title(name: str) -> str:
 
 def _charts(report: Report) -> dict[str, str]:
     accumulated = [
-        _series("int8 engine", report.fidelity, "engine"),
+        _series("engine", report.fidelity, "engine"),
         _series("simulation", report.quantization, "simulated"),
         Series("lowering only", report.lowering.by_step.median, "lowering"),
     ]
@@ -177,14 +177,15 @@ def _size_figure(report: Report) -> list[dict[str, str]]:
 
 
 def _speed_figure(report: Report) -> list[dict[str, str]]:
-    """Compare int8 with the last FP32 network of the table: the same engine's where it was timed."""
+    """Compare the quantized network with the last FP32 one of the table: the same engine's where timed."""
     baseline = next((x for x in reversed(report.latencies) if x.name.startswith("FP32 ")), None)
-    int8 = next((x for x in report.latencies if x.name.startswith("int8 ")), None)
-    if baseline is None or int8 is None:
+    quantized = next((x for x in report.latencies if x.name.startswith(("int8 ", "fp8 "))), None)
+    if baseline is None or quantized is None:
         return []
-    ratio = baseline.median_ms / int8.median_ms
+    ratio = baseline.median_ms / quantized.median_ms
+    levels = quantized.name.split(" ")[0]
     label = f"the speed of {engine_title(baseline.name.removeprefix('FP32 '))}"
-    note = f"FP32 {significant(baseline.median_ms)} ms, int8 {significant(int8.median_ms)} ms"
+    note = f"FP32 {significant(baseline.median_ms)} ms, {levels} {significant(quantized.median_ms)} ms"
     return [{"value": f"{ratio:.1f}", "unit": "\u00d7", "label": label, "note": note}]
 
 

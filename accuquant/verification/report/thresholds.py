@@ -92,9 +92,9 @@ class Verdict:
 
 #: Thresholds field -> (measured figure, name for people, unit).
 _CHECKS = {
-    "min_psnr": ("psnr", "Median PSNR, int8 against FP32", "dB"),
-    "min_ssim": ("ssim", "Median SSIM, int8 against FP32", ""),
-    "min_cosine": ("cosine", "Median cosine, int8 against FP32", ""),
+    "min_psnr": ("psnr", "Median PSNR, quantized against FP32", "dB"),
+    "min_ssim": ("ssim", "Median SSIM, quantized against FP32", ""),
+    "min_cosine": ("cosine", "Median cosine, quantized against FP32", ""),
     "max_fid": ("fid", "FID2FP32", ""),
     "min_lowering_psnr": ("lowering_psnr", "Median PSNR, engine against simulation", "dB"),
     "max_level_share": ("level_share", "Largest share of differing levels in a layer", ""),
