@@ -4,8 +4,8 @@
     python benchmarks/cluster_replay.py --from cluster.json --nodes 2 3
 
 Each unit of the plain loop is replayed by a worker that sleeps for as long as the unit took, on so many Ray
-nodes of this machine with a worker each. Since nothing computes, a machine has as many nodes as it likes: what
-is checked is how units are handed out and what that costs, not how fast a processor is.
+nodes of this machine with a worker each. Since nothing computes, a machine has as many nodes as it likes:
+what is checked is how units are handed out and what that costs, not how fast a processor is.
 """
 
 from __future__ import annotations

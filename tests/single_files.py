@@ -70,7 +70,7 @@ def ldm_vae(weights: Mapping[str, Tensor], levels: int) -> dict[str, Tensor]:
 
 
 def ldm_checkpoint(folder: Path) -> dict[str, Tensor]:
-    """Return the weights of a tiny Stable Diffusion in `folder`, as a single file of the original code has them."""
+    """Return the weights of the tiny Stable Diffusion in `folder`, as a single file of the original code."""
     from safetensors.torch import load_file
 
     def part(name: str, file: str) -> dict[str, Tensor]:

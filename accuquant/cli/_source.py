@@ -55,8 +55,8 @@ def network_option(function: Function) -> Function:
         type=existing_path,
         metavar="FOLDER|FILE",
         show_default="the pipeline's own",
-        help="The network to take instead, such as a fine-tune or a merge: its folder, that of a pipeline, or "
-        "a .safetensors file.",
+        help="The network to take instead, such as a fine-tune or a merge: its folder, that of a pipeline, "
+        "or a .safetensors file.",
     )(function)
 
 

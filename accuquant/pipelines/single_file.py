@@ -35,7 +35,7 @@ def folder_of_file(path: Path, loading: Loading) -> Path:
     """Return a diffusers folder with what is in the single file `path`, made where there is none yet.
 
     `loading.pipeline_config` is the folder of a pipeline of the same kind, whose weights are not read.
-    Without one, diffusers tells the kind from the file; its configuration comes from the Hub, or the Hub's cache.
+    Without one, diffusers tells the kind from the file; its configuration comes from the Hub, or its cache.
     Raises SourceError where the file is a pickle and nobody allowed that, holds no whole pipeline, or has
     other shapes than the configuration.
     """
