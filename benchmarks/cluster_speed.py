@@ -4,12 +4,12 @@
     python benchmarks/cluster_speed.py --from cluster.json --workers 8 64    # the model alone
 
 The plain loop, one worker and two take turns in one run, each in a fresh process with one thread for each
-worker. What one worker costs is told apart: seconds of single units that are longer, and seconds between them. What
-two can bring at most on this machine is what two processes bring that know nothing of each other: two plain
-loops at once. The seconds in which Ray starts and workers open the network are told apart. The model
-(cluster_schedule.py) takes the seconds of single units from the plain loop, hands them to workers as the real
-schedule does, and adds what the process that hands them out does alone. It is compared with what two workers
-took here, where two processes share the memory and the caches of one machine.
+worker. What one worker costs is told apart: seconds of single units that are longer, and seconds between
+them. What two can bring at most on this machine is what two plain loops at once do. The seconds in which Ray
+starts and workers open the network are told apart. The model (cluster_schedule.py) takes the seconds of
+single units from the plain loop, hands them to workers as the real schedule does, and adds what the process
+that hands them out does alone. It is compared with what two workers took here, where two processes share the
+memory and the caches of one machine.
 """
 
 from __future__ import annotations
@@ -100,7 +100,11 @@ def costs(runs: list[dict[str, Any]]) -> list[str]:
     """Say what one worker costs, and what two can bring at most."""
     one = of(runs, 1)[0]
     # a stage without units has those of the one before noted
-    units = {stage: sum(maps, []) for stage, maps in one["units"].items() if one["shared"][stage] > 0.01}
+    units = {
+        stage: [seconds for units in maps for seconds in units]
+        for stage, maps in one["units"].items()
+        if one["shared"][stage] > 0.01
+    }
     between = sum(one["shared"][stage] - sum(seconds) for stage, seconds in units.items())
     count = sum(map(len, units.values()))
     lines = [
