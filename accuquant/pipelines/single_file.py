@@ -91,9 +91,9 @@ def safe_file(path: Path, loading: Loading) -> Iterator[Path]:
 
 def fault_in_file(path: Path, fault: Exception, remedy: str) -> SourceError:
     """Return the error for a file that diffusers cannot make a pipeline, or a network, of."""
-    lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
+    lines = str(fault).split()
     return SourceError(
-        f"'{path}'", got=f"{type(fault).__name__}: {lines[0][:300] if lines else ''}",
+        f"'{path}'", got=f"{type(fault).__name__}: {' '.join(lines)[:300]}",
         expected="the weights that the configuration asks for", remedy=remedy,
     )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 
 from accuquant._util.facts import FactsError, read_json
+from accuquant._util.scratch import scratch_folder
 from accuquant.errors import SourceError
 from accuquant.networks.stored_weights import compute_in_float32
 from accuquant.pipelines.config_limits import check_numbers
@@ -50,15 +52,9 @@ def load_swapped(
     )
     half = half_type_of_part(inside, variant) if as_stored else None
     try:
-        network, info = cls.from_pretrained(
-            inside, torch_dtype=half or torch.float32, variant=variant, output_loading_info=True,
-            local_files_only=True,
-        )  # fmt: skip
+        return _held(_read_folder(inside, cls, half or torch.float32, variant), half)
     except Exception as fault:  # diffusers and safetensors raise many unrelated kinds on damage
         raise corrupt(inside, fault) from fault
-    if info["missing_keys"]:  # diffusers would go on with random values
-        raise corrupt(inside, ValueError(f"no weights for {', '.join(sorted(info['missing_keys'])[:3])}"))
-    return _held(network, half)
 
 
 def _from_file(
@@ -68,37 +64,47 @@ def _from_file(
     with safe_file(path, loading) as file:
         try:
             half = half_type_of([file]) if as_stored else None
-            network = _read(file, folder, component, cls, half or torch.float32)
-            check_complete(component, network)
+            network = _read_file(file, folder, component, cls, half or torch.float32)
         except Exception as fault:  # diffusers, torch and safetensors raise many unrelated kinds
             raise fault_in_file(path, fault, remedy) from fault
     return _held(network, half)
 
 
-def _read(file: Path, folder: Path, component: str, cls: Any, dtype: torch.dtype) -> torch.nn.Module:
-    """Read a file with diffusers' names as it is, any other as the original code's."""
-    from safetensors import safe_open
-    from safetensors.torch import load_file
-
-    with torch.device("meta"):
-        empty: torch.nn.Module = cls.from_config(cls.load_config(folder, subfolder=component))
-    with safe_open(file, framework="pt") as opened:
-        names = set(opened.keys())
-    if names & set(empty.state_dict()):
-        weights = {name: tensor.to(dtype) for name, tensor in load_file(file).items()}
-        _check_shapes(empty, weights)
-        empty.load_state_dict(weights, assign=True)
-        return empty
-    found: torch.nn.Module = cls.from_single_file(
-        str(file), config=str(folder), subfolder=component, torch_dtype=dtype, local_files_only=True
+def _read_folder(folder: Path, cls: Any, dtype: torch.dtype, variant: str | None = None) -> torch.nn.Module:
+    found: torch.nn.Module
+    found, info = cls.from_pretrained(
+        folder, torch_dtype=dtype, variant=variant, output_loading_info=True, local_files_only=True
     )
+    if info["missing_keys"]:  # diffusers would go on with random values
+        raise ValueError(f"no weights for {', '.join(sorted(info['missing_keys'])[:3])}")
     return found
 
 
-def _check_shapes(empty: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
-    for name, tensor in empty.state_dict().items():
-        if name in weights and weights[name].shape != tensor.shape:
-            raise ValueError(f"'{name}' has shape {list(weights[name].shape)}, not {list(tensor.shape)}")
+def _read_file(file: Path, folder: Path, component: str, cls: Any, dtype: torch.dtype) -> torch.nn.Module:
+    """Read a file with diffusers' names as the folder it would lie in, any other as the original code's."""
+    from safetensors import safe_open
+
+    with torch.device("meta"):
+        names = set(cls.from_config(cls.load_config(folder, subfolder=component)).state_dict())
+    with safe_open(file, framework="pt") as opened:
+        known = names & set(opened.keys())
+    if known:
+        with scratch_folder("network") as scratch:
+            shutil.copyfile(folder / component / "config.json", scratch / "config.json")
+            _link(file, scratch / "diffusion_pytorch_model.safetensors")
+            return _read_folder(scratch, cls, dtype)
+    found: torch.nn.Module = cls.from_single_file(
+        str(file), config=str(folder), subfolder=component, torch_dtype=dtype, local_files_only=True
+    )
+    check_complete(component, found)
+    return found
+
+
+def _link(file: Path, place: Path) -> None:
+    try:
+        place.symlink_to(file.resolve())
+    except OSError:  # Windows, for most users
+        shutil.copyfile(file, place)
 
 
 def _check_same(path: Path, own: Mapping[str, Any], other: Mapping[str, Any], name: str) -> None:
