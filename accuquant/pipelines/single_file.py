@@ -91,6 +91,9 @@ def safe_file(path: Path, loading: Loading) -> Iterator[Path]:
 
 def fault_in_file(path: Path, fault: Exception, remedy: str) -> SourceError:
     """Return the error for a file that diffusers cannot make a pipeline, or a network, of."""
+    if isinstance(fault, NotImplementedError) and "meta tensor" in str(fault):
+        # what diffusers comes to where weights are missing that it has made room for
+        fault = ValueError("no weights for some of the layers")
     lines = str(fault).split()
     return SourceError(
         f"'{path}'", got=f"{type(fault).__name__}: {' '.join(lines)[:300]}",
