@@ -106,9 +106,9 @@ def _configuration(path: Path, loading: Loading) -> Path:
         folder = Path(loading.pipeline_config)
         check_classes(folder, read_index(folder))
         return folder
-    from diffusers.loaders.single_file_utils import fetch_diffusers_config, load_single_file_checkpoint
     from huggingface_hub import snapshot_download
 
+    tools: Any = importlib.import_module("diffusers.loaders.single_file_utils")
     remedy = (
         "Give --pipeline-config FOLDER, the folder of a pipeline of the same kind: model_index.json and the "
         "configurations in it are read, its weights are not"

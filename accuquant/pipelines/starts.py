@@ -46,7 +46,9 @@ _UNSCALED = ("DDIMPipeline", "DDPMPipeline")
 class Starter(Protocol):
     """The sampler that the user samples with, and a source of trajectories that are about to begin."""
 
-    process: DenoisingProcess
+    @property
+    def process(self) -> DenoisingProcess:
+        """The sampler."""
 
     def starts(
         self, count: int, batch_size: int, *, seed: int, progress: Progress | None = None
