@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -115,9 +116,8 @@ def _configuration(path: Path, loading: Loading) -> Path:
     )
     with safe_file(path, loading) as file:
         try:
-            name = fetch_diffusers_config(load_single_file_checkpoint(str(file)))[
-                "pretrained_model_name_or_path"
-            ]
+            checkpoint = tools.load_single_file_checkpoint(str(file))
+            name = tools.fetch_diffusers_config(checkpoint)["pretrained_model_name_or_path"]
         except Exception as fault:  # safetensors and diffusers raise many kinds on damage
             raise fault_in_file(path, fault, remedy) from fault
     wanted = ["*.json", "**/*.json", "**/*.txt", "**/*.model"]

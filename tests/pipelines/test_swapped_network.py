@@ -82,7 +82,8 @@ def test_a_network_comes_from(where: Any, merged: Path, pipeline: Path, tmp_path
 
 
 def test_a_network_in_half_precision_is_held_so(pipeline: Path, tmp_path: Path) -> None:
-    text_unet(7).half().save_pretrained(tmp_path, variant="fp16")
+    network: Any = text_unet(7)
+    network.half().save_pretrained(tmp_path, variant="fp16")
     with pytest.raises(SourceError, match=r"Give --variant fp16"):
         load_source(pipeline, network=str(tmp_path))
     source = load_source(pipeline, network=str(tmp_path), variant="fp16", as_stored=True)
