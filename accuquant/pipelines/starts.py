@@ -62,15 +62,18 @@ class Starter(Protocol):
         """Free what starts are made with; the process stays."""
 
 
-def open_starter(source: Source, task: Task, *, steps: int) -> Starter:
+def open_starter(
+    source: Source, task: Task, *, steps: int, given: Mapping[str, Any] | None = None
+) -> Starter:
     """Return what starts trajectories of `source` at `steps` inference steps.
 
+    `given` are parts of the pipeline that are there already, by its names.
     Raises CalibrationError for a pipeline or a scheduler that is not simulated, UsageError for a task that
     does not fit the pipeline.
     """
     if from_noise_alone(source):
         return NoiseStarter(source, task, steps)
-    return PipelineStarter(source, task, steps)
+    return PipelineStarter(source, task, steps, given)
 
 
 class NoiseStarter:
@@ -140,9 +143,11 @@ class GivenStarter:
 class PipelineStarter:
     """Starts that the real pipeline prepares. Close it to free the text encoders."""
 
-    def __init__(self, source: Source, task: Task, steps: int) -> None:
+    def __init__(
+        self, source: Source, task: Task, steps: int, given: Mapping[str, Any] | None = None
+    ) -> None:
         self._source, self._task, self._steps = source, task, steps
-        self._pipe: Any = open_pipeline(source, task, device_of(source.network))
+        self._pipe: Any = open_pipeline(source, task, device_of(source.network), given=given)
         captured = self._capture(range(1), 0, real=True)
         self.guidance = _guidance(self._pipe, task, captured)
         self.process = DenoisingProcess.prepared(captured.scheduler, captured.first, self.guidance)

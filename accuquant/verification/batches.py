@@ -91,6 +91,7 @@ class Networks:
 class Batches:
     """Computes a batch by its number; nothing that it needs depends on other batches.
 
+    `engine_starts` are those of the engine, where its text encoders are not those of the others.
     A result is what `measured` returns, and of the first batch the network's calls besides. `shown` is told
     of every step in the process that holds it, and of nothing elsewhere.
     """
@@ -98,6 +99,7 @@ class Batches:
     subject: Subject
     process: DenoisingProcess
     starts: BatchStarts
+    engine_starts: BatchStarts | None
     viewer: PerWorker[Viewer]
     networks: PerWorker[Networks]
     shown: Progress
@@ -108,7 +110,8 @@ class Batches:
         number, viewer = int(unit), self.viewer.get()
         calls = NetworkCalls(SMALL_BATCH) if number == 0 else None
         start, branches = self.starts.batch(number), self.networks.get().branches
-        rollout = roll_out(self.process, branches, start, calls=calls, progress=self.shown)
+        own = self.engine_starts.batch(number) if self.engine_starts else None
+        rollout = roll_out(self.process, branches, start, calls=calls, engine_start=own, progress=self.shown)
         settings = self.subject.settings
         extractor = viewer.extractor if settings.num_images > 1 else None
         found = measured(rollout, viewer.images(rollout), extractor, settings.images(number).start)

@@ -29,9 +29,10 @@ from accuquant.units.cluster import Cluster, engine_of
 from accuquant.units.job import Job
 from accuquant.units.per_worker import PerWorker
 from accuquant.units.tensor_tree import Tree
-from accuquant.verification.batches import SMALL_BATCH, Batches, Networks, Viewer, compute
+from accuquant.verification.batches import SMALL_BATCH, Batches, BatchStarts, Networks, Viewer, compute
 from accuquant.verification.branch_functions import engine_branch
 from accuquant.verification.measure.decoder import Decode, unpacked
+from accuquant.verification.measure.embeddings import embedding_notes
 from accuquant.verification.measure.engine_precision import judge_bfloat16
 from accuquant.verification.measure.latency import Latency, measure_latencies
 from accuquant.verification.measure.parity import LayerParity, layer_parity
@@ -105,6 +106,14 @@ def verify(
             else subject.begin(given, conditioning, scratch, shown)
         )
         first = starts.batch(0)
+        engine_starts: BatchStarts | None = None
+        if subject.encodes_itself and conditioning is None:
+            _, engine_starts = (
+                subject.begin_anywhere(given, None, own_text=True)
+                if where.away
+                else subject.begin(given, None, scratch / "engine", shown, own_text=True)
+            )
+            notes += embedding_notes(first, engine_starts.batch(0), subject.manifest.text_weights)
         viewer = PerWorker(lambda: Viewer.of(subject, decode, first))
         extractor = viewer.get().extractor
         limits.check_measurable(
@@ -116,7 +125,7 @@ def verify(
         )
         with closing(networks.get()) as opened:
             _probe(process, first, opened.branches.engine)
-            batches = Batches(subject, process, starts, viewer, networks, AtHome(shown))
+            batches = Batches(subject, process, starts, engine_starts, viewer, networks, AtHome(shown))
 
             def take(batch: Tree) -> None:
                 tally.add(batch)

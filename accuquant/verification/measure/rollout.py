@@ -98,10 +98,12 @@ def roll_out(
     start: Start,
     *,
     calls: NetworkCalls | None = None,
+    engine_start: Start | None = None,
     progress: Progress,
 ) -> Rollout:
     """Sample from `start` with every branch; with `calls`, which are filled, measure the step errors too.
 
+    `engine_start` is that of the engine, where its text encoders are not those of the others.
     `progress` is advanced as often as `advances` says. Raises VerificationError where a branch returns values
     that are not finite.
     """
@@ -111,9 +113,10 @@ def roll_out(
     for name, branch in vars(branches).items():
         first, compared = calls is not None, name != "reference"
         network = calls.watched(branch, start) if calls is not None and not compared else branch
-        bound = start.conditioning.bind(network)
+        own = (engine_start or start) if name == "engine" else start
+        bound = own.conditioning.bind(network)
         trajectory = Trajectory(name, process, bound, reference if first and compared else None, progress)
-        latents[name], alone = trajectory.run(start)
+        latents[name], alone = trajectory.run(own)
         if alone:
             step_errors[name] = torch.stack(alone)
     return Rollout(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from accuquant._util.processor import cpu_flags, saturates_8_bit_weights
@@ -18,6 +18,8 @@ from accuquant.pipelines.source import Source
 from accuquant.pipelines.starts import GivenStarter, Starter, open_starter
 from accuquant.pipelines.task import Task
 from accuquant.recipe import Recipe
+from accuquant.runtime.engine_parts import engine_parts
+from accuquant.runtime.parts_choice import ENGINES as PARTS_ENGINES
 from accuquant.units.per_worker import PerWorker
 from accuquant.verification.measure.scheduler_check import check_scheduler, scheduler_config
 from accuquant.verification.measure.stored_starts import MadeStarts, StoredStarts
@@ -90,16 +92,31 @@ class Subject:
             "Calibrate with --weight-bits 7 for it.",
         )
 
+    @property
+    def encodes_itself(self) -> bool:
+        """Whether the engine's prompts come from text encoders that are not the pipeline's.
+
+        Those of the folder are, in float32, but for a few millionths.
+        """
+        return self.manifest.text_weights != "fp32" and self.settings.engine in PARTS_ENGINES
+
     def begin(
-        self, task: Task, conditioning: ConditioningTensors | None, folder: Path, progress: Progress
+        self,
+        task: Task,
+        conditioning: ConditioningTensors | None,
+        folder: Path,
+        progress: Progress,
+        *,
+        own_text: bool = False,
     ) -> tuple[DenoisingProcess, StoredStarts]:
         """Return the sampler and the starts of all images, which lie in `folder`.
 
         What `task` leaves open is as it was calibrated; `conditioning` holds tensors [num_images, ...] for a
-        network that is called without its pipeline.
+        network that is called without its pipeline. With `own_text` the export's text encoders encode.
         """
         settings = self.settings
-        starter = self._starter(task, conditioning)
+        folder.mkdir(exist_ok=True)
+        starter = self._starter(task, conditioning, own_text)
         starts = starter.starts(
             settings.num_images, settings.batch_size, seed=settings.seed, progress=progress
         )
@@ -108,20 +125,25 @@ class Subject:
         return starter.process, stored
 
     def begin_anywhere(
-        self, task: Task, conditioning: ConditioningTensors | None
+        self, task: Task, conditioning: ConditioningTensors | None, *, own_text: bool = False
     ) -> tuple[DenoisingProcess, MadeStarts]:
         """Return the sampler, and starts that every process makes for itself: the same ones."""
-        starter, settings = self._starter(task, conditioning), self.settings
+        starter, settings = self._starter(task, conditioning, own_text), self.settings
         first = starter.start(settings.images(0), seed=settings.seed)
         starter.close()
-        made = PerWorker(lambda: self._starter(task, conditioning))
+        made = PerWorker(lambda: self._starter(task, conditioning, own_text))
         return starter.process, MadeStarts(made, settings, first)
 
-    def _starter(self, task: Task, conditioning: ConditioningTensors | None) -> Starter:
+    def _starter(self, task: Task, conditioning: ConditioningTensors | None, own_text: bool) -> Starter:
         if conditioning is not None:
             return self._given(conditioning)
-        whole = task.with_defaults(self.recipe.facts.task)
-        return open_starter(self.reference, whole, steps=self.settings.steps)
+        settings, whole = self.settings, task.with_defaults(self.recipe.facts.task)
+        if not own_text:
+            return open_starter(self.reference, whole, steps=settings.steps)
+        parts = engine_parts(self.folder, settings.engine, check_hashes=False)
+        encoders = {name: part for name, part in parts.items() if name != "vae"}
+        alone = replace(self.reference, loras=())  # theirs are in the graphs
+        return open_starter(alone, whole, steps=settings.steps, given=encoders)
 
     def guidance_notes(self, guidance: Guidance) -> tuple[str, ...]:
         """Return a note where the guidance is not the calibrated one."""
