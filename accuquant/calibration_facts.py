@@ -84,10 +84,12 @@ class TaskFacts:
 
 @dataclass(frozen=True)
 class LoadingFacts:
-    """How the pipeline's folder was read: the variant of its weights, and the parts that were left out."""
+    """How the pipeline was read: the variant of its weights, the parts left out, what came from elsewhere."""
 
     variant: Name | None = None
     without: tuple[Name, ...] = ()
+    network: LongName | None = None
+    pipeline_config: LongName | None = None
 
 
 @dataclass(frozen=True)

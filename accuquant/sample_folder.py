@@ -36,6 +36,8 @@ def sample(
     loras: Sequence[str] = (),
     variant: str | None = None,
     without: Sequence[str] = (),
+    pipeline_config: str | None = None,
+    allow_pickle: bool = False,
     class_labels: Sequence[int] | None = None,
     device: str = "auto",
     tf32: bool = False,
@@ -49,7 +51,8 @@ def sample(
     class-conditional ones from `class_labels`, from the first again where there are fewer. Others run in
     diffusers: image k takes prompt k of `task` as well, and what `task` leaves open is as it was calibrated;
     `pipeline` is where text encoders and decoder come from, `loras` ("PATH_OR_HUB_ID[:SCALE]") change them,
-    `variant` and `without` say how it is read, and `device` where they run ("auto" is a GPU that works).
+    `variant`, `without`, `pipeline_config` and `allow_pickle` say how it is read, as for `load_source`, and
+    `device` where they run ("auto" is a GPU that works).
     `parts` "engine" runs them in the engine, from a folder that holds them (`--whole-pipeline`), and needs no
     `pipeline`; "auto" does where that is so and nothing else is named. `profile` counts where the seconds go.
     `options` go to the engine. Raises UsageError for a choice that the folder's pipeline has no use for.
@@ -75,6 +78,8 @@ def sample(
                 "parts": parts != "auto",
                 "variant": variant,
                 "without": without,
+                "pipeline_config": pipeline_config,
+                "allow_pickle": allow_pickle,
                 "device": device != "auto",
                 "tf32": tf32,
             },
@@ -92,7 +97,10 @@ def sample(
     from accuquant.pipelines.loading import Loading
     from accuquant.sample_pipeline import sample_pipeline
 
-    loading, place = Loading(variant or None, tuple(without)), choose_device(device, tf32=tf32)
+    place = choose_device(device, tf32=tf32)
+    loading = Loading(
+        variant or None, tuple(without), pipeline_config=pipeline_config, allow_pickle=allow_pickle
+    )
     with repeatable(place, tf32=tf32):
         return sample_pipeline(
             root,

@@ -4,16 +4,19 @@
     python benchmarks/cluster_speed.py --from cluster.json --workers 8 64    # the model alone
 
 The plain loop, one worker and two take turns in one run, each in a fresh process with one thread for each
-worker; the seconds in which Ray starts and workers open the network are told apart. The model
-(cluster_schedule.py) takes the seconds of single units from the plain loop, hands them to workers as the real
-schedule does, and adds what the process that hands them out does alone. It is compared with what two workers
-took here, where two processes share the memory and the caches of one machine.
+worker. What one worker costs is told apart: seconds of single units that are longer, and seconds between
+them. What two can bring at most on this machine is what two plain loops at once do. The seconds in which Ray
+starts and workers open the network are told apart. The model (cluster_schedule.py) takes the seconds of
+single units from the plain loop, hands them to workers as the real schedule does, and adds what the process
+that hands them out does alone. It is compared with what two workers took here, where two processes share the
+memory and the caches of one machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -67,6 +70,7 @@ def main() -> None:
             for workers in (0, 1, 2):
                 found = run_apart(workers, **chosen)
                 runs.append({"workers": workers, **found})
+        runs.append({"workers": "two loops", **two_loops(**chosen)})
     digests = {run["sha256"] for run in runs}
     print_report(
         "Seconds of a calibration, medians",
@@ -78,13 +82,42 @@ def main() -> None:
             "Start of Ray and workers (not in the table): " + ", ".join(
                 f"{n} workers {median(run['startup'] for run in of(runs, n)):.0f} s" for n in (1, 2)
             ),
+            *costs(runs),
         ],
         record={"runs": runs},
         json_path=arguments.json,
     )  # fmt: skip
 
 
-def of(runs: list[dict[str, Any]], workers: int) -> list[dict[str, Any]]:
+def two_loops(**chosen: Any) -> dict[str, Any]:
+    """Run two plain loops at once, and return the slower one."""
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda _: run_apart(0, **chosen), range(2)))
+    return max(found, key=lambda run: run["whole"])
+
+
+def costs(runs: list[dict[str, Any]]) -> list[str]:
+    """Say what one worker costs, and what two can bring at most."""
+    one = of(runs, 1)[0]
+    # a stage without units has those of the one before noted
+    units = {
+        stage: [seconds for units in maps for seconds in units]
+        for stage, maps in one["units"].items()
+        if one["shared"][stage] > 0.01
+    }
+    between = sum(one["shared"][stage] - sum(seconds) for stage, seconds in units.items())
+    count = sum(map(len, units.values()))
+    lines = [
+        f"One worker: {1000 * between / count:.1f} ms between units, in {count} units",
+        f"Ray's own processes beside one worker: {one['housekeeping'] / one['whole']:.1%} of a core",
+    ]
+    if together := of(runs, "two loops"):
+        most = 2 * median(run["whole"] for run in of(runs, 0)) / together[0]["whole"]
+        lines.append(f"Two plain loops at once on this machine do {most:.2f} times the work of one")
+    return lines
+
+
+def of(runs: list[dict[str, Any]], workers: int | str) -> list[dict[str, Any]]:
     """Return the runs with so many workers."""
     return [run for run in runs if run["workers"] == workers]
 

@@ -21,13 +21,13 @@ from typing import Any
 
 from report import add_json_option, print_report
 
-from accuquant.bundled import FASHION_DDPM, FASHION_TEXT
+from accuquant.bundled import EMOJI_DIT, FASHION_DDPM, FASHION_TEXT
 from accuquant.cli.main import main as accuquant
 from accuquant.evaluation.metrics import METRICS
 
 FOLDER = Path(__file__).with_name("paper")
 STAGES = ("calibrate", "export", "evaluate")
-BUNDLED = {"fashion-ddpm": FASHION_DDPM, "fashion-text": FASHION_TEXT}
+BUNDLED = {"fashion-ddpm": FASHION_DDPM, "fashion-text": FASHION_TEXT, "emoji-dit": EMOJI_DIT}
 _OURS = "this run"
 
 

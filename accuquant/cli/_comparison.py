@@ -25,7 +25,7 @@ from accuquant.cli._options import (
     trust_option,
     weights_options,
 )
-from accuquant.cli._source import loading_options, take_loading
+from accuquant.cli._source import loading_options, network_option, take_loading
 from accuquant.cli._task import task_options
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ _WHERE: tuple[Any, ...] = (
     device_option,
     weights_options,
     lora_option("those that OUT was calibrated with by default"),
+    network_option,
     loading_options,
     task_options,
 )

@@ -6,16 +6,34 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from accuquant.cli._options import Function
+from accuquant.cli._options import Function, existing_folder, existing_path
 
 if TYPE_CHECKING:
     from accuquant.calibration_facts import LoadingFacts
     from accuquant.pipelines.loading import Loading
 
+_PLACES = ("network", "pipeline_config")
+#: What the options are called that say how a pipeline is read.
+LOADING = ("variant", "without", *_PLACES, "allow_pickle")
+
 
 def loading_options(function: Function) -> Function:
-    """Add --variant and --without; what is left out is as it was calibrated."""
+    """Add the options named in LOADING; what is left out is as it was calibrated."""
     for option in (
+        click.option(
+            "--allow-pickle",
+            is_flag=True,
+            help="Read .ckpt, .pt and .bin files too. They are pickles: tensors and numbers alone are taken, "
+            "and no program in them is run.",
+        ),
+        click.option(
+            "--pipeline-config",
+            type=existing_folder,
+            metavar="FOLDER",
+            show_default="told from the file; the configuration then comes from the Hub",
+            help="Where SOURCE is a single file of weights: the folder of a pipeline of the same kind, whose "
+            "weights are not read.",
+        ),
         click.option(
             "--without",
             multiple=True,
@@ -30,9 +48,24 @@ def loading_options(function: Function) -> Function:
     return function
 
 
+def network_option(function: Function) -> Function:
+    """Add --network."""
+    return click.option(
+        "--network",
+        type=existing_path,
+        metavar="FOLDER|FILE",
+        show_default="the pipeline's own",
+        help="The network to take instead, such as a fine-tune or a merge: its folder, that of a pipeline, "
+        "or a .safetensors file.",
+    )(function)
+
+
 def take_loading(options: dict[str, Any], recorded: LoadingFacts | None = None) -> Loading:
-    """Take the two out of `options`; what was not chosen is as `recorded` in a recipe."""
+    """Take them out of `options`; what was not chosen is as `recorded` in a recipe."""
     from accuquant.pipelines.loading import Loading
 
-    loading = Loading(options.pop("variant", None) or None, tuple(options.pop("without", ())))
+    given = {name: value for name in LOADING if (value := options.pop(name, None))}
+    # a recipe that is read elsewhere should name the same place
+    places = {name: str(given[name].absolute()) for name in _PLACES if name in given}
+    loading = Loading(**{**given, **places})
     return loading if recorded is None else loading.or_recorded(recorded)

@@ -19,7 +19,7 @@ from accuquant.cli._options import (
     trust_option,
 )
 from accuquant.cli._output import console_beside_json, json_option, print_table, write_json
-from accuquant.cli._source import loading_options, take_loading
+from accuquant.cli._source import LOADING, loading_options, network_option, take_loading
 from accuquant.errors import UsageError
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ _LOADED = ("streams", "batches", "seconds", "steps")
 )
 @engine_precision_option
 @trust_option
+@network_option
 @loading_options
 @click.option(
     "--throughput",
@@ -108,7 +109,7 @@ def run(folder: Path, reference: str | None, options: dict[str, Any]) -> BenchRe
     from accuquant.cli._progress import Bars
 
     source = None
-    given: dict[str, Any] = {name: options.pop(name) for name in ("variant", "without") if name in options}
+    given: dict[str, Any] = {name: options.pop(name) for name in LOADING if name in options}
     if reference is not None:
         from accuquant.manifest import RECIPE_NAME
         from accuquant.pipelines.source import load_source
@@ -129,7 +130,7 @@ def run_loaded(folder: Path, reference: str | None, options: dict[str, Any]) -> 
     others = {
         "reference": reference,
         "against": options["against"],
-        **{name: options[name] for name in ("variant", "without", "trust_engines")},
+        **{name: options[name] for name in (*LOADING, "trust_engines")},
     }
     _only_with("no --throughput", others, tuple(others))
     with Bars() as progress:

@@ -20,7 +20,7 @@ from accuquant.cli._options import (
     weights_options,
 )
 from accuquant.cli._output import console_beside_json, json_option, write_json
-from accuquant.cli._source import loading_options, take_loading
+from accuquant.cli._source import loading_options, network_option, take_loading
 from accuquant.cli._task import take_task, task_options
 
 if TYPE_CHECKING:
@@ -182,6 +182,7 @@ _COUNT = click.IntRange(min=1)
 @weights_options
 @cluster_options
 @lora_option("none by default")
+@network_option
 @loading_options
 @task_options
 @click.pass_context

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import click
 from accuquant.cli._command import Command
 from accuquant.cli._first_recipe import is_graph, recipe_of, take_device
 from accuquant.cli._options import Source, device_option, existing_file, lora_option, new_path
-from accuquant.cli._source import loading_options, take_loading
+from accuquant.cli._source import LOADING, loading_options, network_option, take_loading
 from accuquant.cli._task import take_options, task_options
 from accuquant.errors import UsageError
 
@@ -122,6 +123,7 @@ if TYPE_CHECKING:
 )
 @device_option
 @lora_option("those of the recipe by default")
+@network_option
 @loading_options
 @task_options
 def command(source: str, recipe: Path | None, output: Path, triton: Path | None, **options: Any) -> None:
@@ -166,7 +168,7 @@ def run(
 
     task = take_options(options)
     inputs, loras = options.pop("inputs", None), options.pop("loras", ())
-    loading = {name: value for name in ("variant", "without") if (value := options.pop(name, None))}
+    loading = {name: value for name in LOADING if (value := options.pop(name, None))}
     computed = take_device(options, recipe)
     graph = is_graph(source)
     graph_options = _graph_options(inputs, options.pop("input_names", None), graph)
@@ -174,7 +176,7 @@ def run(
     if graph or recipe is not None:
         of_pipelines = {"lora": loras, **loading}
         _refuse_task({**task, **{k: v for k, v in of_pipelines.items() if v}} if graph else task)
-    _check_outputs(source, output, export, triton)
+    _check_outputs(source, output, export, triton, loading)
     loaded = recipe_of(source, recipe, output, graph_options, {**task, **computed, "loras": loras, **loading})
     with Bars() as progress:
         if graph:
@@ -211,7 +213,9 @@ def _targeted(export: ExportOptions) -> ExportOptions:
     return replace(export, target=resolve_target(export.target).name)
 
 
-def _check_outputs(source: str, output: Path, export: ExportOptions, triton: Path | None) -> None:
+def _check_outputs(
+    source: str, output: Path, export: ExportOptions, triton: Path | None, loading: Mapping[str, Any]
+) -> None:
     """Refuse what cannot be written, before a calibration of an hour shows it."""
     if is_graph(source):
         from accuquant.export.write.onnx_file import check_output as check_graph
@@ -227,7 +231,7 @@ def _check_outputs(source: str, output: Path, export: ExportOptions, triton: Pat
     if triton is not None:
         check_repository(triton)
     if export.whole_pipeline:
-        check_parts(pipeline_class_of(source))
+        check_parts(pipeline_class_of(source, take_loading(dict(loading))))
 
 
 def _write_graph(

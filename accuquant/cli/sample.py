@@ -24,7 +24,7 @@ from accuquant.cli._options import (
     trust_option,
 )
 from accuquant.cli._output import STDOUT, console_beside_json, json_option, print_table, write_json
-from accuquant.cli._source import loading_options
+from accuquant.cli._source import loading_options, take_loading
 from accuquant.cli._task import take_task, task_options
 
 if TYPE_CHECKING:
@@ -105,7 +105,8 @@ def run(
     from accuquant.runtime.save_images import save_images
     from accuquant.sample_folder import sample
 
-    task = take_task(options)
+    task, loading = take_task(options), take_loading(options)
+    options |= {name: value for name, value in vars(loading).items() if name != "network"}
     options |= precision_options(options.get("engine", "openvino"), options.pop("engine_precision", "auto"))
     _check_channels(folder)
     with Bars() as progress:

@@ -19,14 +19,19 @@ _WEIGHTS = re.compile(
 
 @dataclass(frozen=True)
 class Loading:
-    """The variant of the weights' files, such as fp16, and the parts that are not loaded.
+    """The variant of the weights' files, such as fp16, the parts that are left out, and what is elsewhere.
 
     `Loading("fp16", ("text_encoder_3",))` reads what `save_pretrained(variant="fp16")` wrote of an SD 3
-    pipeline without its T5.
+    pipeline without its T5. `network` is a folder or file whose network takes the place of the pipeline's
+    own, `pipeline_config` a folder that says what pipeline a single file of weights is. With `allow_pickle`
+    files that are pickles are read too, of which tensors and numbers alone are taken.
     """
 
     variant: str | None = None
     without: tuple[str, ...] = ()
+    network: str | None = None
+    pipeline_config: str | None = None
+    allow_pickle: bool = False
 
     def __post_init__(self) -> None:
         for option, name in (("variant", self.variant or "fp16"), *(("without", n) for n in self.without)):
@@ -41,11 +46,19 @@ class Loading:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values for a recipe."""
-        return {"variant": self.variant, "without": list(self.without)}
+        places = {"network": self.network, "pipeline_config": self.pipeline_config}
+        found = {name: place for name, place in places.items() if place is not None}
+        return {"variant": self.variant, "without": list(self.without), **found}
 
     def or_recorded(self, recorded: LoadingFacts) -> Loading:
         """Fill what was not chosen with what a recipe was calibrated with."""
-        return Loading(self.variant or recorded.variant, self.without or recorded.without)
+        return Loading(
+            self.variant or recorded.variant,
+            self.without or recorded.without,
+            self.network or recorded.network,
+            self.pipeline_config or recorded.pipeline_config,
+            self.allow_pickle,
+        )
 
     def nothing_for_left_out(self) -> dict[str, None]:
         """Return the arguments that make diffusers leave parts out: tokenizers go with their encoders."""

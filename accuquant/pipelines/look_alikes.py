@@ -11,7 +11,6 @@ from accuquant.errors import SourceError
 from accuquant.manifest import MANIFEST_NAME, Manifest
 from accuquant.pipelines.loading import weight_files
 
-_SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 _ONNX_CLASS = "OnnxRuntimeModel"
 
 
@@ -21,12 +20,9 @@ def check_file(path: Path) -> None:
         return
     remedy = "Check the path"
     kind = "a file"
-    if path.suffix.lower() in _SINGLE_FILES:
-        kind = "a single file of weights"
-        remedy = (
-            "Convert it once, with the class that it was trained for: "
-            f"StableDiffusionPipeline.from_single_file('{path}').save_pretrained('folder') in Python"
-        )
+    if path.suffix.lower() == ".gguf":
+        kind = "a file of weights that were quantized"
+        remedy = "Give the checkpoint that they were quantized from: AccuQuant quantizes itself"
     elif path.suffix.lower() == ".onnx":
         kind = "an ONNX file"
         remedy = (
@@ -35,7 +31,7 @@ def check_file(path: Path) -> None:
     raise SourceError(
         f"pipeline '{path}'",
         got=kind,
-        expected="a folder with a model_index.json, or a Hub id",
+        expected="a folder with a model_index.json, a .safetensors file, or a Hub id",
         remedy=remedy,
     )
 

@@ -26,6 +26,8 @@ from accuquant.pipelines.loading import Loading, variant_of
 from accuquant.pipelines.look_alikes import check_file, check_folder, check_part
 from accuquant.pipelines.lora import Lora
 from accuquant.pipelines.model_index import check_classes, corrupt, diffusers_class, read_index
+from accuquant.pipelines.single_file import folder_of_file, is_single_file
+from accuquant.pipelines.swapped_network import load_swapped
 
 _CONFIGS = ("config.json", "scheduler_config.json")
 #: Pipeline attributes that hold the denoising network.
@@ -71,20 +73,26 @@ def load_source(
     *,
     variant: str | None = None,
     without: Sequence[str] = (),
+    network: str | None = None,
+    pipeline_config: str | None = None,
+    allow_pickle: bool = False,
     revision: str | None = None,
     as_stored: bool = False,
 ) -> Source:
     """Load the network and the scheduler of a diffusers pipeline, and fuse `loras` into the network.
 
-    `source` is a folder with a model_index.json, or a Hub id; "user/name@revision" or `revision` pin what is
-    fetched from there. `variant` is that of the weights' files, such as "fp16"; `without` names parts that
-    are not loaded, such as "text_encoder_3". `as_stored` keeps the network's weights in half precision where
-    its files have them so and no LoRA changes them: half of the memory, and the same products bit for bit.
+    `source` is a folder with a model_index.json, a single file of weights, or a Hub id; "user/name@revision"
+    or `revision` pin what is fetched from there. `variant` is that of the weights' files, such as "fp16";
+    `without` names parts that are not loaded, such as "text_encoder_3". `network`, a folder or a file, takes
+    the place of the pipeline's own network; `pipeline_config` is the folder of a pipeline of the same kind,
+    where `source` is a file, and `allow_pickle` reads files that are pickles. `as_stored` keeps the network's
+    weights in half precision where its files have them so and no LoRA changes them: half of the memory, and
+    the same products bit for bit.
     Raises SourceError where the pipeline is missing, corrupt or not supported, and for a LoRA that does not
     fit it.
     """
     check_version()
-    loading = Loading(variant, tuple(without))
+    loading = Loading(variant, tuple(without), network, pipeline_config, allow_pickle)
     repository = Repository.find(str(source), revision)
     folder = (
         folder_of_pipeline(str(source), loading) if repository is None else _download(repository, loading)
@@ -102,18 +110,24 @@ def load_source(
         )
     pipeline_class = str(index.get("_class_name", "DiffusionPipeline"))
     keep = as_stored and not loras
-    network = _load_part(folder, index, component, loading, required=True, as_stored=keep)
-    network.eval().requires_grad_(False)
-    signature = signature_of(network)
-    _check_own_size(signature, network)
-    fuse_into_network(network, component, pipeline_class, loras)
-    _check_finite(str(source), component, network)
+    found = (
+        _load_part(folder, index, component, loading, required=True, as_stored=keep)
+        if network is None
+        else load_swapped(
+            folder, component, diffusers_class(folder, component, index[component]), loading, as_stored=keep
+        )
+    )
+    found.eval().requires_grad_(False)
+    signature = signature_of(found)
+    _check_own_size(signature, found)
+    fuse_into_network(found, component, pipeline_class, loras)
+    _check_finite(str(source), component, found)
     return Source(
-        name=str(source) if repository is None else str(repository),
+        name=_name_of(source) if repository is None else str(repository),
         folder=folder,
         pipeline_class=pipeline_class,
         component=component,
-        network=network,
+        network=found,
         scheduler=_as_the_pipeline_has_it(pipeline_class, _load_part(folder, index, "scheduler", loading)),
         signature=signature,
         loras=tuple(loras),
@@ -121,9 +135,14 @@ def load_source(
     )
 
 
-def pipeline_class_of(source: str | Path) -> str:
+def _name_of(source: str | Path) -> str:
+    """Return what finds a source again: a file by its whole path, for its folder is nobody's."""
+    return str(Path(source).resolve()) if is_single_file(source) else str(source)
+
+
+def pipeline_class_of(source: str | Path, loading: Loading = Loading()) -> str:  # noqa: B008, it is frozen
     """Return the name of a pipeline's class, before its weights are loaded. Raises SourceError."""
-    return str(read_index(folder_of_pipeline(str(source))).get("_class_name", "DiffusionPipeline"))
+    return str(read_index(folder_of_pipeline(str(source), loading)).get("_class_name", "DiffusionPipeline"))
 
 
 def _check_own_size(signature: Signature, network: Any) -> None:
@@ -172,13 +191,15 @@ def load_component(folder: Path, part: str, loading: Loading = Loading()) -> Any
 
 
 def folder_of_pipeline(source: str, loading: Loading = Loading()) -> Path:  # noqa: B008, it is frozen
-    """Return the folder of a pipeline, downloading it where `source` is a Hub id. Raises SourceError."""
+    """Return the folder of a pipeline: downloaded for a Hub id, made of a single file. Raises SourceError."""
     repository = Repository.find(source)
     if repository is not None:
         return _download(repository, loading)
     path = Path(source)
     if source and path.is_dir():
         return path
+    if source and is_single_file(path):
+        return folder_of_file(path, loading)
     check_file(path)
     raise SourceError(
         f"pipeline '{source}'",

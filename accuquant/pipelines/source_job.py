@@ -12,9 +12,10 @@ from torch import nn
 from accuquant.hub.repository import Repository
 from accuquant.networks.device import device_of
 from accuquant.networks.network import quantizable_layers
-from accuquant.networks.stored_weights import is_offloaded
+from accuquant.networks.stored_weights import is_offloaded, named_weights
 from accuquant.pipelines.loading import Loading
 from accuquant.pipelines.lora import Lora
+from accuquant.pipelines.single_file import is_single_file
 from accuquant.pipelines.source import Source, load_source
 from accuquant.units.job import Job
 from accuquant.units.travelling import Roots
@@ -71,9 +72,11 @@ def _opener(source: Source) -> OpenFiles | OpenCopy:
     if not hub and not (source.folder / "model_index.json").is_file():
         return OpenCopy(source.network)
     return OpenFiles(
-        source.name if hub else str(Path(source.folder).absolute()),
+        source.name if hub or is_single_file(source.name) else str(Path(source.folder).absolute()),
         source.loras,
         source.loading,
-        any(p.is_floating_point() and p.dtype != torch.float32 for p in source.network.parameters()),
+        any(
+            w.is_floating_point() and w.dtype != torch.float32 for w in named_weights(source.network).values()
+        ),
         any(map(is_offloaded, quantizable_layers(source.network).values())),
     )

@@ -79,13 +79,10 @@ def test_a_folder_with_diffusers_classes_and_a_graph_in_place_of_weights_is_name
         load_source(folder)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "v1-5.ckpt", "flux.GGUF", "weights.bin"])
-def test_a_single_file_of_weights_says_how_to_convert_it(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(b"weights")
-    with pytest.raises(
-        SourceError, match=r"got a single file of weights, .*from_single_file\('.*save_pretrained"
-    ):
-        load_source(tmp_path / name)
+def test_a_file_of_quantized_weights_says_what_to_give(tmp_path: Path) -> None:
+    (tmp_path / "flux.GGUF").write_bytes(b"weights")
+    with pytest.raises(SourceError, match=r"weights that were quantized, .*checkpoint that they were"):
+        load_source(tmp_path / "flux.GGUF")
 
 
 def test_an_onnx_file_for_calibration_says_where_it_can_go(

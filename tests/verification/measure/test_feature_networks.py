@@ -143,10 +143,16 @@ def test_clean_fid_without_its_package_says_what_to_install(monkeypatch: pytest.
         load_clean_fid()
 
 
-def inception_file(folder: Path, module: Any) -> Path:
-    """Return the file that ACCUQUANT_INCEPTION names, or one of random weights in torch-fidelity's format."""
-    named = os.environ.get("ACCUQUANT_INCEPTION")
-    if named:
+#: Where torch-fidelity has the weights of the network that papers report FID of; AccuQuant ships none.
+PUBLISHED = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
+
+
+def inception_file(weights: str, folder: Path, module: Any) -> Path:
+    """Return a file of random weights in torch-fidelity's format, or the published one."""
+    if weights == "published":
+        named = os.environ.get("ACCUQUANT_INCEPTION")
+        if not named:
+            pytest.skip(f"download {PUBLISHED}, and name the file in ACCUQUANT_INCEPTION")
         return Path(named)
     torch.manual_seed(0)
     with pytest.MonkeyPatch.context() as patch:
@@ -159,14 +165,15 @@ def inception_file(folder: Path, module: Any) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_fid_sfid_and_is_agree_with_torch_fidelity(tmp_path: Path) -> None:
+@pytest.mark.parametrize("weights", ["random", "published"])
+def test_fid_sfid_and_is_agree_with_torch_fidelity(weights: str, tmp_path: Path) -> None:
     """Its network, its statistics and its scores on the same images; needs torchvision too."""
     module = pytest.importorskip(HOME)
     fid, isc = (
         pytest.importorskip("torch_fidelity.metric_fid"),
         pytest.importorskip("torch_fidelity.metric_isc"),
     )
-    path = inception_file(tmp_path, module)
+    path = inception_file(weights, tmp_path, module)
     generator = torch.Generator().manual_seed(0)
     real = torch.rand(20, 3, 32, 32, generator=generator)
     fake = (0.7 * real + 0.3 * torch.rand(20, 3, 32, 32, generator=generator)) ** 2
