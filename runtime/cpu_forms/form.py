@@ -8,6 +8,7 @@ from typing import Literal
 ZeroPoints = Literal["written", "inside", "bordered"]
 Norms = Literal["written", "channels"]
 Ranks = Literal["written", "equal"]
+Products = Literal["written", "convolutions"]
 FloatPrecision = Literal["fp32", "bf16"]
 
 
@@ -19,13 +20,15 @@ class CpuForm:
     "bordered" leaves it and pads with zeros, corrected at the borders, where the file pads before the pair.
     `norms` "channels" computes a GroupNormalization from sums over the image of each channel, as one
     multiply-add a channel. `ranks` "equal" gives operands of arithmetic on images the images' rank, which
-    changes no bit of a result. `precision` is what is neither int8 nor told otherwise by the file.
+    changes no bit of a result. `products`
+    "convolutions" computes int8 products as convolutions of one tap. `precision` is what is neither int8 nor told otherwise by the file.
     """
 
     zero_points: ZeroPoints = "written"
     norms: Norms = "written"
     ranks: Ranks = "written"
     precision: FloatPrecision = "fp32"
+    products: Products = "written"
 
     def __str__(self) -> str:
         return ", ".join(

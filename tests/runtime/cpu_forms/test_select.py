@@ -153,8 +153,8 @@ def test_the_choice_is_shown(tmp_path: Path, cache: Path, measured: list[CpuForm
         assert runner.chosen is None
         runner.infer({"sample": SAMPLE})
         assert runner.chosen == (
-            "the network: zero-points written, norms channels, ranks written, precision fp32 "
-            "(by measurement: 7.0 ms a call)"
+            "the network: zero-points written, norms channels, ranks written, precision fp32, "
+            "products written (by measurement: 7.0 ms a call)"
         )
 
 
