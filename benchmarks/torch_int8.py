@@ -62,7 +62,7 @@ def compiled_int8(
 
 
 def _tensors(feeds: dict[str, Any]) -> tuple[Tensor, ...]:
-    """Return the sample, channels-last, the timestep, and the text embeddings of a network that takes them."""
+    """Return the sample, channels-last, the timestep, and text embeddings where there are any."""
     sample = torch.from_numpy(feeds["sample"]).to(memory_format=torch.channels_last)
     text = [torch.from_numpy(feeds[name]) for name in ("encoder_hidden_states",) if name in feeds]
     return (sample, torch.from_numpy(feeds["timestep"]), *text)

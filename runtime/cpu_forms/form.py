@@ -20,8 +20,8 @@ class CpuForm:
     "bordered" leaves it and pads with zeros, corrected at the borders, where the file pads before the pair.
     `norms` "channels" computes a GroupNormalization from sums over the image of each channel, as one
     multiply-add a channel. `ranks` "equal" gives operands of arithmetic on images the images' rank, which
-    changes no bit of a result. `products`
-    "convolutions" computes int8 products as convolutions of one tap. `precision` is what is neither int8 nor told otherwise by the file.
+    changes no bit of a result. `precision` is what is neither int8 nor told otherwise by the file.
+    `products` "convolutions" computes int8 products of rows as convolutions of one tap.
     """
 
     zero_points: ZeroPoints = "written"

@@ -44,8 +44,8 @@ def write_products_as_convolutions(model: Any) -> int:
       Transpose [N, T, O]. A convolution keeps its channels last in memory, so neither transposition moves
       anything there.
     - The transposition stands in front of the pair: behind it, OpenVINO 2026.4 computed something else.
-    - OpenVINO's int8 product is a reference-like gemm where the processor has no VNNI, as fast as the float one;
-      its convolution is twice as fast.
+    - Where the processor has no VNNI, OpenVINO's int8 product (jit_gemm_i8) is as fast as its float one, and
+      its int8 convolution twice as fast.
     """
     written = 0
     for pair, products in find_paired_products(model):

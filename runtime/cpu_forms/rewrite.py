@@ -16,8 +16,8 @@ def was_exported(model: Any) -> bool:
 def rewrite(model: Any, form: CpuForm) -> Any:
     """Return `model`, whose shapes are static, in `form`: a copy that shares its weights, or itself.
 
-    Nothing is written to a disk, and no weight is copied but those of "products". Raises nothing for what a form does not apply to:
-    that stays as written.
+    Nothing is written to a disk, and no weight is copied but those of products that become convolutions.
+    Raises nothing for what a form does not apply to: that stays as written.
     """
     if form.zero_points == form.norms == form.ranks == form.products == "written":
         return model
