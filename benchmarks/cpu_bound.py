@@ -88,10 +88,10 @@ def peaks_of(kind: str, threads: int) -> dict[str, tuple[float, str]]:
     """Return the best multiply-accumulates a second in fp32 and int8, and the kernels that reached them."""
     best = {"fp32": (0.0, ""), "int8": (0.0, "")}
     for edge, channels, outputs in _LAYERS[kind]:
-        requests = {}
+        requests: dict[str, Any] = {}
         for name in best:
             model = layer(kind, edge, channels, outputs, int8=name == "int8")
-            properties = {
+            properties: dict[str, Any] = {
                 "PERF_COUNT": True,
                 "INFERENCE_NUM_THREADS": threads,
                 "INFERENCE_PRECISION_HINT": "f32",

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import resource
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,8 @@ def main() -> None:
         False: work / f"{arguments.model}-float" / "model.onnx",
         True: work / f"{arguments.model}-int8" / "unet" / "model.onnx",
     }
-    calls, missing = {}, []
+    calls: dict[str, Callable[[], Any]] = {}
+    missing: list[str] = []
     for name in dict.fromkeys((_BASE, *arguments.candidates)):
         exported, options = CANDIDATES[name]
         try:

@@ -33,7 +33,11 @@ def pair_reading(x: Any, pair: Pair, zero_point: int, *, amount: float = 0.0) ->
     limits = [constant_of(quantize.input_value(index)) for index in (1, 2)]
     rounded = ov.fake_quantize(
         x,
-        *(ov.constant((limit - amount).astype(np.float32)) for limit in limits if limit is not None),
+        *(
+            ov.constant((limit - np.float32(amount)).astype(np.float32))
+            for limit in limits
+            if limit is not None
+        ),
         quantize.input_value(3),
         quantize.input_value(4),
         quantize.get_attributes()["levels"],

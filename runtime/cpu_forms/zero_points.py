@@ -33,7 +33,7 @@ def move_zero_points_inside(model: Any) -> int:
         sums = [weight_sum(layer.node) for layer in found.layers]
         if any(total is None for total in sums):
             continue
-        amount = np.float32(found.zero_point * found.scale)
+        amount = found.zero_point * found.scale
         pair = pair_reading(found.shift.input_value(0), found.pair, found.zero_point, amount=amount)
         for layer, total in zip(found.layers, sums, strict=True):
             assert total is not None
