@@ -31,6 +31,7 @@ from accuquant.networks.signature import Signature
 from accuquant.pipelines.source import load_source
 from accuquant.runtime.cpu_forms.form import AS_WRITTEN, CpuForm
 from accuquant.runtime.open_runner import open_runner
+from accuquant.runtime.runner import Runner
 
 #: Name -> (whether it is the export, options of the engine); the first is what the ratios are relative to.
 CANDIDATES: dict[str, tuple[bool, dict[str, Any]]] = {
@@ -70,6 +71,11 @@ def float_graph(folder: Path, output: Path) -> Signature:
     return source.signature
 
 
+def network_call(runner: Runner, feeds: dict[str, Any]) -> Callable[[], Any]:
+    """Return one call of a loaded graph -> its prediction."""
+    return lambda: runner.infer(feeds)["out_sample"]
+
+
 def main() -> None:
     """Load both graphs, time them in turn, and print the ratio."""
     arguments = parse_arguments()
@@ -92,7 +98,7 @@ def main() -> None:
         except EngineError as fault:
             missing.append(f"{name} does not run here: {fault}")
             continue
-        calls[name] = lambda r=runner: r.infer(feeds)["out_sample"]
+        calls[name] = network_call(runner, feeds)
     outputs = {name: call() for name, call in calls.items()}
     times = time_interleaved(
         calls,

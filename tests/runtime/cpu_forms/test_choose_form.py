@@ -136,7 +136,7 @@ def test_products_as_convolutions_are_tried_from_either_side(
 def test_what_is_no_change_of_form_is_told_apart_on_every_precision() -> None:
     traits = FormTraits(shifts=True, pads=True, norms=True, products=True)
     for precision in ("fp32", "bf16"):
-        form = CpuForm("inside", "channels", "equal", precision)  # type: ignore[arg-type]
+        form = CpuForm("inside", "channels", "equal", precision)
         others = traits.changes(form)
         assert {one.precision for one in others} == {precision}
         assert {one.ranks for one in others} == {"equal"}
