@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +24,31 @@ _OPENVINO_OPS = ("Convolution", "ConvolutionBackpropData", "MatMul")
 
 @dataclass(frozen=True)
 class NetworkCall:
-    """One full-precision call: sample [B, C, H, W] and the timestep of the whole batch."""
+    """One full-precision call: sample [B, C, H, W], the timestep of the whole batch, and further inputs."""
 
     sample: Tensor
     timestep: float
+    conditioning: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def feeds(self) -> dict[str, Any]:
         """The inputs of the float ONNX."""
-        return {"sample": self.sample.numpy(), "timestep": np.array([self.timestep], np.float32)}
+        feeds = {"sample": self.sample, **self.conditioning}
+        timestep = np.array([self.timestep], np.float32)
+        return {"timestep": timestep, **{name: tensor.numpy() for name, tensor in feeds.items()}}
 
 
-def trajectory_calls(process: DenoisingProcess, batches: Sequence[TrajectoryBatch]) -> list[NetworkCall]:
-    """Return every call that the float network got on its own trajectories."""
+def trajectory_calls(
+    process: DenoisingProcess,
+    batches: Sequence[TrajectoryBatch],
+    conditioning: Mapping[str, Tensor] | None = None,
+) -> list[NetworkCall]:
+    """Return every call that the float network got on its own trajectories, all with the `conditioning`."""
     scaled = process.scheduler.scale_model_input
     return [
-        NetworkCall(scaled(batch.latents[step], process.scheduler.timesteps[step]), timestep)
+        NetworkCall(
+            scaled(batch.latents[step], process.scheduler.timesteps[step]), timestep, conditioning or {}
+        )
         for batch in batches
         for step, timestep in enumerate(process.timesteps)
     ]

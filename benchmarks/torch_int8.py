@@ -11,24 +11,24 @@ from torch import Tensor, nn
 
 
 class _Prediction(nn.Module):
-    """A diffusers UNet as sample, timestep -> prediction."""
+    """A diffusers UNet as sample, timestep, text embeddings where it takes them -> prediction."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
+    def forward(self, sample: Tensor, timestep: Tensor, *text: Tensor) -> Tensor:
         """Return the prediction."""
-        prediction: Tensor = self.network(sample, timestep, return_dict=False)[0]
+        prediction: Tensor = self.network(sample, timestep, *text, return_dict=False)[0]
         return prediction
 
 
 def compiled_float(network: nn.Module, feeds: dict[str, Any]) -> Callable[[], Any]:
     """Return a call of the float network through torch.compile, channels-last."""
-    sample, timestep = _tensors(feeds)
+    inputs = _tensors(feeds)
     channels_last: Any = _Prediction(network)
     compiled = torch.compile(channels_last.to(memory_format=torch.channels_last))
-    return _without_gradients(lambda: compiled(sample, timestep).numpy())
+    return _without_gradients(lambda: compiled(*inputs).numpy())
 
 
 def compiled_int8(
@@ -44,22 +44,28 @@ def compiled_int8(
         get_default_x86_inductor_quantization_config,
     )
 
-    sample, timestep = _tensors(feeds)
-    exported = torch.export.export(_Prediction(network).eval(), (sample, timestep)).module()
+    inputs = _tensors(feeds)
+    sample, timestep, *_ = inputs
+    exported = torch.export.export(_Prediction(network).eval(), inputs).module()
     quantizer = X86InductorQuantizer()
     quantizer.set_global(get_default_x86_inductor_quantization_config())
     with torch.no_grad():
         prepared = prepare_pt2e(exported, quantizer)
         for entry in calls:
-            repeated = entry.sample.repeat(len(sample), 1, 1, 1)[: len(sample)]
-            prepared(repeated, torch.full_like(timestep, entry.timestep))
+            rows = [
+                tensor.repeat(len(sample), *[1] * (tensor.ndim - 1))[: len(sample)]
+                for tensor in (entry.sample, *entry.conditioning.values())
+            ]
+            prepared(rows[0], torch.full_like(timestep, entry.timestep), *rows[1:])
         compiled = torch.compile(convert_pt2e(prepared))
-    return _without_gradients(lambda: compiled(sample, timestep).numpy())
+    return _without_gradients(lambda: compiled(*inputs).numpy())
 
 
-def _tensors(feeds: dict[str, Any]) -> tuple[Tensor, Tensor]:
+def _tensors(feeds: dict[str, Any]) -> tuple[Tensor, ...]:
+    """Return the sample, channels-last, the timestep, and text embeddings where there are any."""
     sample = torch.from_numpy(feeds["sample"]).to(memory_format=torch.channels_last)
-    return sample, torch.from_numpy(feeds["timestep"])
+    text = [torch.from_numpy(feeds[name]) for name in ("encoder_hidden_states",) if name in feeds]
+    return (sample, torch.from_numpy(feeds["timestep"]), *text)
 
 
 def _without_gradients(run: Callable[[], Any]) -> Callable[[], Any]:

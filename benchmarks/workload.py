@@ -9,7 +9,7 @@ import torch
 from diffusers import DDIMScheduler, UNet2DModel
 from torch import Tensor, nn
 
-from accuquant.bundled import FASHION_DDPM
+from accuquant.bundled import FASHION_DDPM, FASHION_TEXT
 from accuquant.calibration.activations import ActivationSampler, initial_qparams
 from accuquant.calibration.gradient import Segment, gradient_arm
 from accuquant.calibration.learning import end_point_loss
@@ -23,13 +23,14 @@ from accuquant.networks.simulate import quantize_network, quantized_layers
 from accuquant.pipelines.source import Source, load_source
 from accuquant.recipe import Recipe
 
-MODELS = ("bundled", "cifar")
+MODELS = ("bundled", "cifar", "text")
+_TOKENS = 77
 
 
 def load_model(name: str) -> Source:
-    """Return the bundled pipeline, or "cifar": the 35.7 M-parameter UNet of DDPM on CIFAR-10, untrained."""
-    if name == "bundled":
-        return load_source(FASHION_DDPM)
+    """Return a bundled pipeline, or "cifar": the 35.7 M-parameter UNet of DDPM on CIFAR-10, untrained."""
+    if name in ("bundled", "text"):
+        return load_source(FASHION_DDPM if name == "bundled" else FASHION_TEXT)
     torch.manual_seed(0)
     network = UNet2DModel(
         sample_size=32,
@@ -56,6 +57,13 @@ def latent_shape(source: Source) -> tuple[int, ...]:
     return source.signature.sample.resolve(source.signature.sizes | {"batch": 1})[1:]
 
 
+def noise_conditioning(source: Source, *, rows: int) -> dict[str, Tensor]:
+    """Return noise [rows, ...] for each further input of the network: no time depends on its values."""
+    rng = torch.Generator().manual_seed(1)
+    sizes = source.signature.sizes | {"batch": rows, "tokens": _TOKENS}
+    return {s.name: torch.randn(s.resolve(sizes), generator=rng) for s in source.signature.conditioning}
+
+
 def observed_recipe(
     source: Source, *, num_groups: int, affine: bool, observer: str = "mse", weight_bits: int = 8
 ) -> Recipe:
@@ -73,7 +81,7 @@ def observed_recipe(
     with sampler.watch(source.network):
         record_trajectories(
             source.network, process, latent_shape(source), num_trajectories=1, batch_size=1, seed=0,
-            before_step=before_step,
+            conditioning=noise_conditioning(source, rows=1), before_step=before_step,
         )  # fmt: skip
     qparams = initial_qparams(
         source.network,

@@ -22,6 +22,11 @@ class Times:
         return float(np.median(self.values))
 
     @property
+    def fastest(self) -> float:
+        """The least time in milliseconds."""
+        return min(self.values)
+
+    @property
     def p90(self) -> float:
         """The 90th percentile in milliseconds."""
         return self.percentile(90)

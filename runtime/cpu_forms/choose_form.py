@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from accuquant._util.interleave import time_interleaved
-from accuquant.runtime.cpu_forms.form import CpuForm, Norms, ZeroPoints
+from accuquant.runtime.cpu_forms.form import CpuForm, Norms, Products, ZeroPoints
 from accuquant.runtime.cpu_forms.form_choice import FormChoice, FormTime
 from accuquant.runtime.runner import Array
 
@@ -36,21 +36,29 @@ class FormTraits:
     shifts: bool
     pads: bool
     norms: bool
+    products: bool = False
 
     def restrict(self, form: CpuForm) -> CpuForm:
         """Return `form` with "written" where it would change nothing."""
         points: ZeroPoints = form.zero_points if self.shifts else "written"
         if points == "bordered" and not self.pads:
             points = "written"
-        return replace(form, zero_points=points, norms=form.norms if self.norms else "written")
+        return replace(
+            form,
+            zero_points=points,
+            norms=form.norms if self.norms else "written",
+            products=form.products if self.products else "written",
+        )
 
     def changes(self, form: CpuForm) -> tuple[CpuForm, ...]:
-        """Return the forms that differ from `form` in its zero-points, then those in its norms."""
+        """Return the forms that differ from `form` in its zero-points, its norms, then its products."""
         points: tuple[ZeroPoints, ...] = ("inside", "bordered", "written")
         norms: tuple[Norms, ...] = ("channels", "written")
+        products: tuple[Products, ...] = ("convolutions", "written")
         others = (
             *(replace(form, zero_points=one) for one in points),
             *(replace(form, norms=one) for one in norms),
+            *(replace(form, products=one) for one in products),
         )
         return tuple(dict.fromkeys(self.restrict(other) for other in others))
 
@@ -69,7 +77,7 @@ def choose_form(
     out: two at most are needed at a time. Times are what the processor computed, not what the clock showed.
     """
     best = traits.restrict(ruled)
-    if not (traits.shifts or traits.norms):
+    if not (traits.shifts or traits.norms or traits.products):
         return FormChoice(best, "rule", "there is nothing to rewrite")
     began = time.monotonic()
     call = compile_form(best)

@@ -8,6 +8,7 @@ from typing import Literal
 ZeroPoints = Literal["written", "inside", "bordered"]
 Norms = Literal["written", "channels"]
 Ranks = Literal["written", "equal"]
+Products = Literal["written", "convolutions"]
 FloatPrecision = Literal["fp32", "bf16"]
 
 
@@ -20,12 +21,14 @@ class CpuForm:
     `norms` "channels" computes a GroupNormalization from sums over the image of each channel, as one
     multiply-add a channel. `ranks` "equal" gives operands of arithmetic on images the images' rank, which
     changes no bit of a result. `precision` is what is neither int8 nor told otherwise by the file.
+    `products` "convolutions" computes int8 products of rows as convolutions of one tap.
     """
 
     zero_points: ZeroPoints = "written"
     norms: Norms = "written"
     ranks: Ranks = "written"
     precision: FloatPrecision = "fp32"
+    products: Products = "written"
 
     def __str__(self) -> str:
         return ", ".join(

@@ -16,13 +16,14 @@ def was_exported(model: Any) -> bool:
 def rewrite(model: Any, form: CpuForm) -> Any:
     """Return `model`, whose shapes are static, in `form`: a copy that shares its weights, or itself.
 
-    Nothing is written to a disk and no weight is copied. Raises nothing for what a form does not apply to:
-    that stays as written.
+    Nothing is written to a disk, and no weight is copied but those of products that become convolutions.
+    Raises nothing for what a form does not apply to: that stays as written.
     """
-    if form.zero_points == form.norms == form.ranks == "written":
+    if form.zero_points == form.norms == form.ranks == form.products == "written":
         return model
     from accuquant.runtime.cpu_forms.channel_norms import write_norms_by_channel
     from accuquant.runtime.cpu_forms.equal_ranks import write_equal_ranks
+    from accuquant.runtime.cpu_forms.pointwise_products import write_products_as_convolutions
     from accuquant.runtime.cpu_forms.zero_points import move_zero_points_inside, pad_with_zeros
 
     rewritten = model.clone()
@@ -30,6 +31,8 @@ def rewrite(model: Any, form: CpuForm) -> Any:
         move_zero_points_inside(rewritten)
     elif form.zero_points == "bordered":
         pad_with_zeros(rewritten)
+    if form.products == "convolutions":
+        write_products_as_convolutions(rewritten)
     if form.norms == "channels":
         write_norms_by_channel(rewritten)
     if form.ranks == "equal":

@@ -21,8 +21,8 @@ RULES: dict[str, tuple[CpuForm, str]] = {
         "with VNNI zero-points inside the pairs were fastest",
     ),
     "avx2": (
-        CpuForm("inside", "channels", "equal"),
-        "with AVX2 zero-points inside the pairs and norms by channel were fastest",
+        CpuForm("inside", "channels", "equal", products="convolutions"),
+        "with AVX2 zero-points inside the pairs, norms by channel and products as convolutions were fastest",
     ),
 }
 #: Operands of one rank save reorders wherever convolutions are channels-last, and change no bit.

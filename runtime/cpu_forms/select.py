@@ -28,7 +28,7 @@ from accuquant.runtime.cpu_forms.rewrite import was_exported
 from accuquant.runtime.cpu_forms.rule import form_by_rule
 
 #: Counts what was changed about the forms: what was measured before does not hold for what they are now.
-_REWRITING = 2
+_REWRITING = 3
 
 
 def select_form(
@@ -103,6 +103,7 @@ def _sizes(model: Any) -> list[tuple[int, ...]]:
 
 
 def _traits(model: Any) -> FormTraits:
+    from accuquant.runtime.cpu_forms.pointwise_products import find_paired_products
     from accuquant.runtime.cpu_forms.shifted_input import find_shifted_inputs
 
     shifted = find_shifted_inputs(model)
@@ -110,6 +111,7 @@ def _traits(model: Any) -> FormTraits:
         shifts=bool(shifted),
         pads=any(one.pad is not None for one in shifted),
         norms=any(node.get_type_name() == "GroupNormalization" for node in model.get_ops()),
+        products=bool(find_paired_products(model)),
     )
 
 

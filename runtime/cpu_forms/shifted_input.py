@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from accuquant.runtime.cpu_forms.constants import constant_of, only_reader, scalar_of
+from accuquant.runtime.cpu_forms.pairs import Pair, pair_from
 from accuquant.runtime.runner import Array
 
 
@@ -33,7 +34,7 @@ class ShiftedInput:
 
     shift: Any
     pad: Any | None
-    pair: tuple[Any, ...]
+    pair: Pair
     zero_point: int
     scale: float
     layers: tuple[ShiftedLayer, ...]
@@ -64,7 +65,7 @@ def _match(quantize: Any) -> ShiftedInput | None:
         return None
     if pad is not None and (pad.get_input_size() < 4 or scalar_of(pad.input_value(3)) != amount):
         return None
-    pair = _pair_from(quantize)
+    pair = pair_from(quantize)
     if pair is None or shift.output(0).get_element_type().get_type_name() != "f32":
         return None
     *_, subtract, restore = pair
@@ -77,17 +78,6 @@ def _match(quantize: Any) -> ShiftedInput | None:
     if not known or len(known) < len(layers):
         return None
     return ShiftedInput(shift, pad, pair, round(amount / scale), scale, known)
-
-
-def _pair_from(quantize: Any) -> tuple[Any, ...] | None:
-    """Return quantize -> Convert -> Convert -> Subtract -> Multiply, None where other nodes stand there."""
-    pair = [quantize]
-    for kind in ("Convert", "Convert", "Subtract", "Multiply"):
-        reader = only_reader(pair[-1])
-        if reader is None or reader.get_index() != 0 or reader.get_node().get_type_name() != kind:
-            return None
-        pair.append(reader.get_node())
-    return tuple(pair)
 
 
 def _gathered(output: Any) -> Array | None:

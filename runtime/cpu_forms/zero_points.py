@@ -9,6 +9,7 @@ from openvino import opset13 as ov
 
 from accuquant.runtime.cpu_forms.constants import constant_of, replace
 from accuquant.runtime.cpu_forms.missing_taps import missing_taps
+from accuquant.runtime.cpu_forms.pairs import pair_reading
 from accuquant.runtime.cpu_forms.shifted_input import (
     ShiftedInput,
     ShiftedLayer,
@@ -32,7 +33,8 @@ def move_zero_points_inside(model: Any) -> int:
         sums = [weight_sum(layer.node) for layer in found.layers]
         if any(total is None for total in sums):
             continue
-        pair = _new_pair(found, found.shift.input_value(0), found.zero_point)
+        amount = found.zero_point * found.scale
+        pair = pair_reading(found.shift.input_value(0), found.pair, found.zero_point, amount=amount)
         for layer, total in zip(found.layers, sums, strict=True):
             assert total is not None
             _restore_bias(found, layer, total)
@@ -58,7 +60,7 @@ def pad_with_zeros(model: Any) -> int:
         if found.pad is None or any(total is None for total in sums):
             continue
         image = tuple(found.shift.output(0).get_shape())[2:]
-        pair = _new_pair(found, found.pad.input_value(0), 0)
+        pair = pair_reading(found.pad.input_value(0), found.pair, 0)
         for layer, total in zip(found.layers, sums, strict=True):
             assert total is not None
             padding = _padding(layer.node, pair, found.pad)
@@ -71,26 +73,6 @@ def pad_with_zeros(model: Any) -> int:
             corrected.set_friendly_name(f"{layer.node.get_friendly_name()}/border")
         moved += 1
     return moved
-
-
-def _new_pair(found: ShiftedInput, x: Any, zero_point: int) -> Any:
-    """Return a pair of the same levels that reads `x` and has `zero_point`, for the one that was found."""
-    quantize, levels, *_, restore = found.pair
-    amount = np.float32(zero_point * found.scale)
-    limits = [constant_of(quantize.input_value(index)) for index in (1, 2)]
-    rounded = ov.fake_quantize(
-        x,
-        *(ov.constant((limit - amount).astype(np.float32)) for limit in limits if limit is not None),
-        quantize.input_value(3),
-        quantize.input_value(4),
-        quantize.get_attributes()["levels"],
-    )
-    integer = ov.convert(rounded, "i8")
-    integer.set_friendly_name(levels.get_friendly_name())
-    zero = ov.convert(ov.constant(np.array(zero_point, np.int8)), "f32")
-    value = ov.multiply(ov.subtract(ov.convert(integer, "f32"), zero), restore.input_value(1))
-    value.set_friendly_name(restore.get_friendly_name())
-    return value
 
 
 def _restore_bias(found: ShiftedInput, layer: ShiftedLayer, total: Any) -> None:

@@ -8,6 +8,7 @@ import openvino
 import pytest
 
 from accuquant.runtime.cpu_forms.form import CpuForm
+from accuquant.runtime.cpu_forms.pointwise_products import find_paired_products
 from accuquant.runtime.cpu_forms.rewrite import rewrite
 from accuquant.runtime.cpu_forms.shifted_input import find_shifted_inputs
 from accuquant.runtime.openvino_runner import OpenVinoRunner
@@ -55,6 +56,36 @@ def test_every_form_follows_the_recipe(one_layer: Any, name: str) -> None:
                 result = run_in(paths[number % len(paths)], CpuForm(form), sample, timestep)  # type: ignore[arg-type]
                 expected = network.expected(sample, layer, timestep)
                 np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("zero_points", ["written", "inside"])
+@pytest.mark.parametrize("name", ["matmul", "matmul-biasless"])
+def test_a_product_of_rows_runs_as_a_convolution_of_int8_and_follows_the_recipe(
+    one_layer: Any, name: str, zero_points: Any
+) -> None:
+    network = one_layer(name)
+    form = CpuForm(zero_points, products="convolutions")
+    for zero_point in (-100, 0):
+        layer = network.layer(zero_point=zero_point, weight_bits=7)
+        (path,) = network.lower(layer)
+        for timestep in TIMESTEPS:
+            result = run_in(path, form, network.sample(), timestep)
+            expected = network.expected(network.sample(), layer, timestep)
+            np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
+    with OpenVinoRunner(path, form=form, num_threads=1) as runner:
+        runner.infer({"sample": network.sample(), "timestep": np.array([3], np.int64)})
+        assert isinstance(runner, OpenVinoRunner)
+        assert "MatMul" not in {node.kind for node in runner.executed()}
+        assert runner.int8_use is not None
+        assert (runner.int8_use.share, runner.int8_use.unknown) == (1, ()), "the layer is found by its name"
+
+
+@pytest.mark.parametrize("name", ["gemm", "conv", "pointwise"])
+def test_only_products_of_rows_become_convolutions(one_layer: Any, name: str) -> None:
+    network = one_layer(name)
+    model = openvino.Core().read_model(network.lower(network.layer(zero_point=-100))[0])
+    model.reshape({0: network.case.input_shape, 1: [1]})
+    assert find_paired_products(model) == []
 
 
 @pytest.mark.parametrize("lowering", ["rescale", "per-group"])

@@ -171,3 +171,27 @@ def engine(tmp_path: Path) -> Path:
 def manifest_of_engine(engine: Path) -> EngineManifest:
     """The manifest of `engine`."""
     return EngineManifest.load(engine)
+
+
+@pytest.fixture
+def compiled_in(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A processor that says it has bfloat16 -> what precision each model was compiled in, in turn.
+
+    Where the real one has none, OpenVINO takes the property and goes on in float32.
+    """
+    import openvino
+
+    precisions: list[str] = []
+    compile_model, get_property = openvino.Core.compile_model, openvino.Core.get_property
+
+    def compile_noted(core: Any, model: Any, device: str, properties: dict[str, Any]) -> Any:
+        precisions.append(properties["INFERENCE_PRECISION_HINT"])
+        return compile_model(core, model, device, properties)
+
+    def get(core: Any, device: str, name: str) -> Any:
+        found = get_property(core, device, name)
+        return [*found, "BF16"] if name == "OPTIMIZATION_CAPABILITIES" else found
+
+    monkeypatch.setattr(openvino.Core, "compile_model", compile_noted)
+    monkeypatch.setattr(openvino.Core, "get_property", get)
+    return precisions

@@ -81,6 +81,19 @@ def whole(make_folder: Callable[..., Path]) -> Path:
     return folder
 
 
+def test_parts_are_compiled_in_the_precision_that_is_asked_for(whole: Path, compiled_in: list[str]) -> None:
+    latents = torch.from_numpy(RNG.standard_normal((1, 4, 2, 2)).astype(np.float32))
+    for precision, hint in (("bf16", "bf16"), ("fp32", "f32"), ("auto", "f32")):
+        compiled_in.clear()
+        parts = engine_parts(whole, precision=precision)
+        (states,) = parts["text_encoder"](torch.tensor([[3, 1]]))[:1]
+        (image,) = parts["vae"].decode(latents, return_dict=False)
+        assert compiled_in == [hint, hint]
+        np.testing.assert_allclose(states[0].numpy(), 2 * TABLE[[3, 1]], rtol=0.02, atol=0.02)
+        expected = np.einsum("oc,nchw->nohw", WEIGHT[:, :, 0, 0], latents.numpy())
+        np.testing.assert_allclose(image.numpy(), expected, rtol=0.05, atol=0.05)
+
+
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
 def test_a_text_encoder_answers_as_transformers_does(whole: Path, engine: str) -> None:
     encoder = engine_parts(whole, engine)["text_encoder"]

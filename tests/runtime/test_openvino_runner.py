@@ -43,6 +43,15 @@ def test_bfloat16_is_used_or_refused(model_path: Path) -> None:
             runner.activate()
 
 
+def test_bfloat16_that_is_asked_for_is_asked_of_openvino(model_path: Path, compiled_in: list[str]) -> None:
+    results = []
+    for precision in ("fp32", "bf16", "auto"):
+        with OpenVinoRunner(model_path, precision=precision) as runner:
+            results.append(runner.infer(FEEDS)["out_sample"])
+    assert compiled_in == ["f32", "bf16", "f32"], "auto needs a comparison of images"
+    np.testing.assert_allclose(results[1], results[0], rtol=0.02, atol=0.02)
+
+
 def test_bfloat16_is_refused_where_the_processor_has_none(
     model_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,5 @@
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -82,7 +83,10 @@ def test_a_form_that_computes_something_else_is_refused_and_named(monkeypatch: p
     machine.outputs[CpuForm("inside", "written")] = 2 * SAME
     choice = choose_form(RULED, "as known", EVERYTHING, machine.compile)
     assert choice.form == RULED
-    assert "zero-points inside, norms written, ranks written, precision fp32 is off by 1" in choice.reason
+    assert (
+        "zero-points inside, norms written, ranks written, precision fp32, products written is off by 1"
+        in choice.reason
+    )
 
 
 def test_calls_that_are_short_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,6 +119,28 @@ def test_only_what_a_graph_has_takes_another_form(
     choose_form(RULED, "as known", traits, machine.compile)
     assert all(one in {traits.restrict(other) for other in table()} for one in machine.compiled)
     assert traits.restrict(RULED) == form
+
+
+@pytest.mark.parametrize("faster", ["convolutions", "written"])
+def test_products_as_convolutions_are_tried_from_either_side(
+    faster: Literal["convolutions", "written"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traits = FormTraits(shifts=False, pads=False, norms=False, products=True)
+    forms = [CpuForm(), CpuForm(products="convolutions")]
+    for ruled in forms:
+        machine = Machine(monkeypatch, {form: 50 if form.products == faster else 100 for form in forms})
+        choice = choose_form(ruled, "as known", traits, machine.compile)
+        assert (choice.form, choice.basis) == (CpuForm(products=faster), "measurement")
+
+
+def test_what_is_no_change_of_form_is_told_apart_on_every_precision() -> None:
+    traits = FormTraits(shifts=True, pads=True, norms=True, products=True)
+    for precision in ("fp32", "bf16"):
+        form = CpuForm("inside", "channels", "equal", precision)
+        others = traits.changes(form)
+        assert {one.precision for one in others} == {precision}
+        assert {one.ranks for one in others} == {"equal"}
+        assert len(others) == 5
 
 
 def test_zeros_in_place_of_a_padding_need_a_padding() -> None:

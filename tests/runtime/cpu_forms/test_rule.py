@@ -10,7 +10,7 @@ from accuquant.runtime.cpu_forms.rule import form_by_rule
         ({"avx2", "avx512_vnni", "amx_int8"}, CpuForm("written", "channels", "equal")),
         ({"avx2", "avx512_vnni"}, CpuForm("inside", "written", "equal")),
         ({"avx2", "avx_vnni"}, CpuForm("inside", "written", "equal")),
-        ({"avx2"}, CpuForm("inside", "channels", "equal")),
+        ({"avx2"}, CpuForm("inside", "channels", "equal", products="convolutions")),
     ],
 )
 def test_amx_never_gets_zero_points_inside_and_vnni_does(flags: set[str], form: CpuForm) -> None:

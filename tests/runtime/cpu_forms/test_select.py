@@ -153,8 +153,8 @@ def test_the_choice_is_shown(tmp_path: Path, cache: Path, measured: list[CpuForm
         assert runner.chosen is None
         runner.infer({"sample": SAMPLE})
         assert runner.chosen == (
-            "the network: zero-points written, norms channels, ranks written, precision fp32 "
-            "(by measurement: 7.0 ms a call)"
+            "the network: zero-points written, norms channels, ranks written, precision fp32, "
+            "products written (by measurement: 7.0 ms a call)"
         )
 
 
@@ -163,3 +163,18 @@ def test_nothing_is_rewritten_where_it_is_switched_off(
 ) -> None:
     choice = choice_of(write_norm(tmp_path / "m.onnx"), rewriting=False)
     assert (choice.form, measured) == (AS_WRITTEN, [])
+
+
+def test_every_form_that_is_timed_in_bfloat16_is_compiled_in_it(
+    tmp_path: Path, cache: Path, compiled_in: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("accuquant.runtime.cpu_forms.choose_form.SMALLEST_CALL", 0.0)
+    with OpenVinoRunner(write_norm(tmp_path / "m.onnx"), precision="bf16") as runner:
+        assert isinstance(runner, OpenVinoRunner)
+        result = runner.infer({"sample": SAMPLE})["out_sample"]
+        assert runner.choice is not None
+        assert (runner.choice.basis, runner.choice.form.precision) == ("measurement", "bf16")
+        assert {one.form.norms for one in runner.choice.times} == {"channels", "written"}
+    assert len(compiled_in) >= 2
+    assert set(compiled_in) == {"bf16"}
+    np.testing.assert_allclose(result, normalized(SAMPLE), rtol=0.05, atol=0.05)
