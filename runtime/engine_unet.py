@@ -23,6 +23,7 @@ from accuquant._util.facts import read_facts
 from accuquant.errors import EngineError, UsageError
 from accuquant.hub.fetch import local_folder
 from accuquant.manifest import Manifest
+from accuquant.networks.architectures import SUPPORTED
 from accuquant.networks.call_form import CallForm
 from accuquant.networks.call_tensors import bound_arguments, tensors_of_call
 from accuquant.networks.image_sides import check_sample
@@ -230,6 +231,13 @@ class EngineUNet(FixedNetwork, ModelMixin):
 
 def _original(manifest: Manifest) -> Any:
     architecture = manifest.signature.architecture
+    if manifest.signature.call is None and architecture not in SUPPORTED:
+        raise EngineError(
+            f"network {architecture}",
+            got="an architecture without a drop-in",
+            expected=" or ".join(SUPPORTED),
+            remedy="Call EngineModel instead",
+        )
     found = getattr(diffusers, architecture, None)
     if not (isinstance(found, type) and issubclass(found, ModelMixin)):
         raise EngineError(

@@ -89,7 +89,7 @@ def _as_traced(graph: ir.Graph, signature: Signature, sizes: dict[str, int]) -> 
         )
 
     def settled(spec: TensorSpec) -> TensorSpec:
-        return replace(spec, shape=tuple(sizes[d] if d in fixed else d for d in spec.shape))  # type: ignore[index]
+        return replace(spec, shape=tuple(sizes[d] if d in fixed else d for d in spec.shape))
 
     return replace(
         signature,
