@@ -51,10 +51,7 @@ CASES: dict[str, dict[str, Any]] = {
     "flux-image": {"prompts": True, "image_size": 16, "images": True, "strength": 0.8},
     "flux-paste": {"prompts": True, "image_size": (16, 24), "images": True, "masks": True, "strength": 0.8},
     "sd35": {"prompts": True},
-    "chroma": {"prompts": True, "image_size": 16},
     "aura-flow": {"prompts": True, "image_size": 16},
-    "sana": {"prompts": True, "image_size": 16},
-    "lumina": {"prompts": True, "image_size": 16},
 }
 
 

@@ -100,7 +100,7 @@ CASES: dict[str, tuple[str, dict[str, Any], str | None]] = {
     "chroma": ("chroma", {"image_size": (16, 24)}, None),
     "chroma-without-guidance": ("chroma", {"image_size": 16, "guidance_scale": 1.0}, None),
     "aura-flow": ("aura-flow", {"image_size": (16, 24)}, None),
-    "sana": ("sana", {"image_size": 16}, None),
+    "sana": ("sana", {"image_size": 32}, None),
     "lumina": ("lumina", {"image_size": 16}, None),
     "lcm": ("lcm", {"guidance_scale": 4.0}, None),
     "xl": ("sdxl", {}, None),
