@@ -83,7 +83,8 @@ def _conditional_first(guidance: Guidance, parts: tuple[Tensor, ...]) -> Tensor:
 def _normalized(guidance: Guidance, parts: tuple[Tensor, ...]) -> Tensor:
     guided, conditional = _conditional_first(guidance, parts), parts[0]
     length = torch.linalg.vector_norm
-    return guided * (length(conditional, dim=-1, keepdim=True) / length(guided, dim=-1, keepdim=True))
+    factor: Tensor = length(conditional, dim=-1, keepdim=True) / length(guided, dim=-1, keepdim=True)
+    return guided * factor
 
 
 def _beyond_conditional(guidance: Guidance, parts: tuple[Tensor, ...]) -> Tensor:
