@@ -32,7 +32,8 @@ class Manifest:
     "per-group", else one. `component` is the pipeline's attribute that the graphs
     replace ("unet" or "transformer"). `num_inference_steps` is the calibrated number of steps, None where
     the recipe was made without a sampler. `files` maps each relative path to its SHA-256. `choice` says why
-    lowering and precision are what they are, where the user did not name both.
+    lowering and precision are what they are, where the user did not name both. `text_weights` is how the
+    text encoders' weights are stored, where the folder holds them.
     """
 
     pipeline_class: str
@@ -49,6 +50,7 @@ class Manifest:
     source: str = ""
     files: dict[str, str] = field(default_factory=dict)
     choice: ExportChoice | None = None
+    text_weights: str = "fp32"
 
     def save(self, folder: Path) -> None:
         """Write accuquant.json into `folder`, atomically."""
@@ -173,3 +175,4 @@ class _ManifestFacts:
     source: Text = ""
     files: dict[Text, Sha256] = field(default_factory=dict)
     choice: Any = None
+    text_weights: Text = "fp32"

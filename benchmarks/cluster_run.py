@@ -114,8 +114,8 @@ def measure(workers: int, settings: dict[str, Any]) -> dict[str, Any]:
             source, checked, output=output, progress=clock, cluster=Cluster(workers) if workers else None
         )
         whole = time.perf_counter() - since
+        clock.end()
         digest = hashlib.sha256(output.read_bytes()).hexdigest()
-    clock.end()
     return {
         "sha256": digest, "startup": startup, "whole": whole, "stages": clock.seconds, "units": engine.units,
         "shared": engine.seconds,

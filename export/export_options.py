@@ -14,6 +14,7 @@ Precision = Literal["fp32", "fp16", "bf16"]
 Affine = Literal["shift", "zero_point"]
 FloatWeights = Literal["auto", "fp32", "fp16", "bf16"]
 WeightStorage = Literal["int8", "int4"]
+TextWeights = Literal["fp32", "int8"]
 
 #: QDQ pairs with float16 scales need opset 19, Conv in bfloat16 needs 22.
 _MIN_OPSET: dict[str, int] = {"auto": 19, "fp32": 19, "fp16": 19, "bf16": 22}
@@ -40,8 +41,8 @@ class ExportOptions:
     "auto" is fp16 above 100 MB. `weight_storage` "int4" packs weights of at most 4 bits; engines compute the
     same. `opset` None is 21, or 22 for bf16. `external_data` keeps weights in a file
     beside the graph; None does above 2 GB, and where graphs share them. `dynamic` lets batch and image size
-    of a pipeline vary. `whole_pipeline` adds text encoders and autoencoder in float32, so that Optimum loads
-    the folder.
+    of a pipeline vary. `whole_pipeline` adds text encoders and autoencoder, which compute in float32, so that
+    Optimum loads the folder; `text_weights` "int8" stores the weights of these encoders in int8.
     """
 
     target: str | None = None
@@ -54,6 +55,7 @@ class ExportOptions:
     external_data: bool | None = None
     dynamic: bool = True
     whole_pipeline: bool = False
+    text_weights: TextWeights = "fp32"
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
@@ -76,6 +78,13 @@ class ExportOptions:
                 expected="rescale or hybrid: Optimum loads one graph",
                 remedy="Leave one of the two out",
             )
+        if self.text_weights != "fp32" and not self.whole_pipeline:
+            raise UsageError(
+                f"--text-weights {self.text_weights}",
+                got="an export of the network alone",
+                expected="text encoders beside it",
+                remedy="Add --whole-pipeline, or leave --text-weights out",
+            )
 
     @property
     def written_opset(self) -> int:
@@ -96,6 +105,7 @@ class ExportChoices(TypedDict, total=False):
     external_data: bool | None
     dynamic: bool
     whole_pipeline: bool
+    text_weights: TextWeights
 
 
 def choose_opset(opset: int | None, precision: Precision | Auto) -> int:
@@ -126,5 +136,5 @@ def _choices(hint: object) -> tuple[str, ...]:
 #: Field -> the names that it takes, as its type says.
 CHOICES: dict[str, tuple[str, ...]] = {
     name: _choices(get_type_hints(ExportOptions)[name])
-    for name in ("lowering", "precision", "affine", "float_weights", "weight_storage")
+    for name in ("lowering", "precision", "affine", "float_weights", "weight_storage", "text_weights")
 }

@@ -1,16 +1,45 @@
-"""Run an ONNX model with ONNX Runtime: the portable reference, on the CPU or on CUDA."""
+"""Run an ONNX model with ONNX Runtime: the portable reference, on the CPU or by another provider."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from accuquant.errors import EngineError, MissingDependencyError, UsageError
 from accuquant.networks.signature import TensorSpec
 from accuquant.runtime.runner import ANY_EXTENT, Array, ModelSpecs, Runner
 
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+@dataclass(frozen=True)
+class _Provider:
+    """An execution provider: its name, the package that brings it, what else it needs, its options.
+
+    Nodes that it does not take go to `others`, and at last to the CPU.
+    """
+
+    name: str
+    package: str
+    needs: str = ""
+    options: Mapping[str, str] = field(default_factory=dict)
+    others: tuple[str, ...] = ()
+
+
+_PROVIDERS = {
+    "cpu": _Provider("CPUExecutionProvider", "onnxruntime"),
+    "cuda": _Provider("CUDAExecutionProvider", "onnxruntime-gpu", " and its CUDA libraries"),
+    "tensorrt": _Provider(
+        "TensorrtExecutionProvider",
+        "onnxruntime-gpu",
+        ", CUDA and TensorRT",
+        {"trt_int8_enable": "1"},  # without it, it computes QDQ pairs in float
+        ("CUDAExecutionProvider",),
+    ),
+    "openvino": _Provider(
+        "OpenVINOExecutionProvider", "onnxruntime-openvino", options={"device_type": "CPU"}
+    ),
+}
 _DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -24,7 +53,7 @@ _DTYPES = {
 class OnnxRuntimeRunner(Runner):
     """An ONNX file (with its external data) in an InferenceSession.
 
-    `provider` is "cpu" or "cuda". A CUDA provider that is missing or does not start is an error:
+    `provider` is "cpu", "cuda", "tensorrt" or "openvino". One that is missing or does not start is an error:
     ONNX Runtime alone would run on the CPU without a word. Note that CUDA runs QDQ pairs in float.
     `num_threads` None uses all cores.
     """
@@ -63,14 +92,16 @@ class OnnxRuntimeRunner(Runner):
                 expected="onnxruntime 1.20 or newer",
                 remedy=f"Install it: pip install {self._package}",
             ) from fault
-        if _PROVIDERS[self.provider] not in onnxruntime.get_available_providers():
+        wanted = _PROVIDERS[self.provider]
+        if wanted.name not in onnxruntime.get_available_providers():
             raise self._provider_missing(", ".join(onnxruntime.get_available_providers()))
-        options, providers = self.session_options(onnxruntime), [_PROVIDERS[self.provider]]
+        options = self.session_options(onnxruntime)
+        providers = [(wanted.name, dict(wanted.options)), *((other, {}) for other in wanted.others)]
         try:
             session = onnxruntime.InferenceSession(os.fspath(self.path), options, providers=providers)
         except onnxruntime.capi.onnxruntime_pybind11_state.NotImplemented as fault:
             raise self._no_kernel(str(fault)) from fault
-        if _PROVIDERS[self.provider] not in session.get_providers():
+        if wanted.name not in session.get_providers():
             raise self._provider_missing(", ".join(session.get_providers()))
         session.disable_fallback()
         self._session = session
@@ -84,6 +115,8 @@ class OnnxRuntimeRunner(Runner):
         """Return the options of the session."""
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        # a float product with int8 weights would round its activations to int8 as well, unasked
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         if self.num_threads is not None:
             options.intra_op_num_threads = self.num_threads
         return options
@@ -98,7 +131,7 @@ class OnnxRuntimeRunner(Runner):
 
     @property
     def _package(self) -> str:
-        return "onnxruntime-gpu" if self.provider == "cuda" else "onnxruntime"
+        return _PROVIDERS[self.provider].package
 
     def _no_kernel(self, said: str) -> EngineError:
         """Return the error for a graph of types that ONNX Runtime does not compute, above all bfloat16."""
@@ -114,8 +147,9 @@ class OnnxRuntimeRunner(Runner):
         return EngineError(
             f"ONNX Runtime provider {self.provider}",
             got=f"only {available}",
-            expected=_PROVIDERS[self.provider],
-            remedy=f"Install {self._package} and its CUDA libraries, or use --engine onnxruntime (CPU)",
+            expected=_PROVIDERS[self.provider].name,
+            remedy=f"Install {self._package}{_PROVIDERS[self.provider].needs} in place of other onnxruntime "
+            "packages, or use --engine onnxruntime (CPU)",
         )
 
 

@@ -17,8 +17,12 @@ from accuquant.runtime.tensorrt_runner import TensorRtRunner
 #: Name on the command line -> what makes the runner. A new backend is one line here.
 _ENGINES: dict[str, Callable[..., Runner]] = {
     "openvino": OpenVinoRunner,
+    "openvino-gpu": partial(OpenVinoRunner, device="GPU"),
+    "openvino-npu": partial(OpenVinoRunner, device="NPU"),
     "onnxruntime": OnnxRuntimeRunner,
     "onnxruntime-cuda": partial(OnnxRuntimeRunner, provider="cuda"),
+    "onnxruntime-tensorrt": partial(OnnxRuntimeRunner, provider="tensorrt"),
+    "onnxruntime-openvino": partial(OnnxRuntimeRunner, provider="openvino"),
     "tensorrt": TensorRtRunner,
 }
 ENGINE_NAMES = tuple(_ENGINES)

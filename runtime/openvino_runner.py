@@ -1,4 +1,4 @@
-"""Run an ONNX model with OpenVINO on the CPU: the fast int8 engine where there is no GPU."""
+"""Run an ONNX model with OpenVINO: on the CPU, the fast int8 engine where there is no GPU, or elsewhere."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ from accuquant.runtime.runner import ANY_EXTENT, Array, ModelSpecs, Runner
 #: Sets of input shapes that stay compiled where calls alternate between them.
 _SHAPES_KEPT = 2
 _PRECISIONS = ("auto", "fp32", "bf16")
+_CPU = "CPU"
+#: Devices that choose among others.
+_META = ("AUTO", "HETERO", "MULTI", "BATCH")
 _logger = logging.getLogger(__name__)
 
 
 class OpenVinoRunner(Runner):
-    """An ONNX file (with its external data) compiled for the CPU.
+    """An ONNX file (with its external data) compiled for a `device`, by default the CPU.
 
     What stays float runs in float32, and float activations are not quantized behind the recipe's
     back: on some processors OpenVINO would otherwise pick bfloat16, or int8 activations for layers
@@ -41,6 +44,9 @@ class OpenVinoRunner(Runner):
     which computes the same function; None chooses it at the first call (cpu_forms.select). Without
     `rewriting` it is run operator by operator; a form that is named is taken all the same. `choice` says
     what was taken and why.
+
+    On a `device` that is not the CPU ("GPU", "GPU.1", "NPU", "AUTO", ...) the file is run as it is written,
+    and what stays float in the precision that the plugin prefers, float16 on Intel's GPUs and NPUs.
 
     `precision` "bf16" lets what is float run in bfloat16: activate() raises EngineError on a processor
     without it. "auto" does where `accuquant verify` found here that it is faster and that images keep.
@@ -60,6 +66,7 @@ class OpenVinoRunner(Runner):
         profile: bool = False,
         num_streams: int | None = None,
         rewriting: bool = True,
+        device: str = "CPU",
     ) -> None:
         super().__init__(path, name=name)
         if precision not in _PRECISIONS:
@@ -70,7 +77,8 @@ class OpenVinoRunner(Runner):
         self.profile = profile
         self.num_streams = num_streams
         self.form = form
-        self.rewriting = rewriting
+        self.rewriting = rewriting and device == _CPU
+        self.device = device
         self.choice: FormChoice | None = None
         self._core: Any = None
         self._model: Any = None
@@ -124,6 +132,7 @@ class OpenVinoRunner(Runner):
                 remedy="Install it: pip install openvino",
             ) from fault
         self._core = openvino.Core()
+        self._require_device()
         if "bf16" in (self.precision, self.form and self.form.precision):
             self._require_bfloat16()
         self._file = _stamp(self.path)
@@ -165,7 +174,7 @@ class OpenVinoRunner(Runner):
 
     def _check_int8(self, compiled: Any) -> None:
         """Say which calibrated layers the processor runs in float: OpenVINO alone does so without a word."""
-        if self.path.suffix != ".onnx":
+        if self.path.suffix != ".onnx" or self.device != _CPU:  # kernels of others have other names
             return
         from accuquant.graph.calibrated import calibrated_layers  # not above: engines load without it
 
@@ -237,7 +246,21 @@ class OpenVinoRunner(Runner):
         from accuquant.runtime.cpu_forms.rewrite import rewrite
 
         model = rewrite(self._model, form)
-        return self._core.compile_model(model, "CPU", self._properties(form)).create_infer_request()
+        return self._core.compile_model(model, self.device, self._properties(form)).create_infer_request()
+
+    def _require_device(self) -> None:
+        """Raise EngineError where no plugin finds such a device here."""
+        kind = self.device.partition(":")[0].partition(".")[0]
+        found = self._core.available_devices
+        if kind in _META or self.device in found or kind in {name.partition(".")[0] for name in found}:
+            return
+        raise EngineError(
+            f"OpenVINO device {self.device}",
+            got=f"only {', '.join(found)}",
+            expected="a device that OpenVINO's plugins find on this machine",
+            remedy="Install its driver (Intel's compute runtime for a GPU, the NPU driver for an NPU), or "
+            "use --engine openvino (CPU)",
+        )
 
     def _require_bfloat16(self) -> None:
         """Raise EngineError where OpenVINO has no kernels for bfloat16: it would go on in float32."""
@@ -251,6 +274,9 @@ class OpenVinoRunner(Runner):
             )
 
     def _properties(self, form: CpuForm) -> dict[str, Any]:
+        if self.device != _CPU:
+            cached = {} if self.cache_dir is None else {"CACHE_DIR": os.fspath(self.cache_dir)}
+            return {"PERFORMANCE_HINT": "LATENCY", **cached}
         properties: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": "bf16" if form.precision == "bf16" else "f32",

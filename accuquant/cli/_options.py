@@ -13,7 +13,16 @@ from accuquant._util.files import check_new_file, check_new_folder, check_new_pa
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 #: The names that accuquant.runtime.open_runner knows; spelled out so that --help loads no engine.
-ENGINES = ("openvino", "onnxruntime", "onnxruntime-cuda", "tensorrt")
+ENGINES = (
+    "openvino",
+    "openvino-gpu",
+    "openvino-npu",
+    "onnxruntime",
+    "onnxruntime-cuda",
+    "onnxruntime-tensorrt",
+    "onnxruntime-openvino",
+    "tensorrt",
+)
 
 
 class LocalPath(click.Path):

@@ -7,30 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from accuquant.cli._cluster import cluster_options, take_cluster
+from accuquant.cli._cluster import take_cluster
 from accuquant.cli._command import Command
+from accuquant.cli._comparison import comparison_options, opened_reference
 from accuquant.cli._options import (
     LocalPath,
-    Source,
     class_labels_option,
-    device_option,
-    engine_option,
-    engine_precision_option,
     existing_path,
     exported_folder,
-    lora_option,
     new_file,
     new_folder,
-    num_images_option,
-    seed_option,
-    steps_option,
-    take_weights_options,
-    trust_option,
-    weights_options,
 )
 from accuquant.cli._output import console_beside_json, json_option, print_table, write_json
-from accuquant.cli._source import loading_options, take_loading
-from accuquant.cli._task import take_task, task_options
+from accuquant.cli._task import take_task
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,14 +57,7 @@ class _NamedPath(click.ParamType):  # type: ignore[type-arg]  # no generic befor
 
 
 @click.command("evaluate", cls=Command)
-@click.argument("folder", type=exported_folder, metavar="OUT")
-@click.option(
-    "--reference",
-    type=Source(),
-    required=True,
-    metavar="SOURCE",
-    help="The pipeline that OUT was exported from.",
-)
+@comparison_options(num_images=50_000)
 @click.option(
     "--metrics",
     type=_Names(),
@@ -96,27 +78,12 @@ class _NamedPath(click.ParamType):  # type: ignore[type-arg]  # no generic befor
     metavar="FOLDER|FILE.npz",
     help="Real images, or their statistics, for fid, sfid and precision.",
 )
-@engine_option
-@engine_precision_option
-@trust_option
-@num_images_option(50_000)
-@steps_option
-@seed_option(10_000)
-@click.option(
-    "--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Images at a time."
-)
 @click.option(
     "--shard-size",
     type=click.IntRange(min=1),
     default=256,
     show_default=True,
     help="Images of a unit of work: what is lost at most when the command is killed.",
-)
-@click.option(
-    "--features",
-    default="auto",
-    show_default=True,
-    help="Feature network: auto, fashion, inception, clean-fid, none, or package.module:callable.",
 )
 @click.option(
     "--weights",
@@ -144,15 +111,6 @@ class _NamedPath(click.ParamType):  # type: ignore[type-arg]  # no generic befor
     show_default="OUT.evaluation, removed at the end",
     help="Where finished shards are kept; a named one stays, for more images later.",
 )
-@click.option(
-    "--allow-other-scheduler", is_flag=True, help="Go on with a scheduler other than the calibrated one."
-)
-@cluster_options
-@device_option
-@weights_options
-@lora_option("those that OUT was calibrated with by default")
-@loading_options
-@task_options
 @json_option("the figures")
 @click.option(
     "--html", "html_file", type=new_file, metavar="FILE", help="Write the figures as one HTML page."
@@ -181,28 +139,12 @@ def run(folder: Path, reference: str, options: dict[str, Any]) -> Evaluation:
     from accuquant.cli._progress import Bars
     from accuquant.evaluation.evaluate import evaluate
     from accuquant.evaluation.evaluation_settings import EvaluationSettings
-    from accuquant.manifest import RECIPE_NAME, Manifest
-    from accuquant.networks.device import check_offload, choose_device, repeatable
-    from accuquant.pipelines.lora import find_loras, loras_of_recipe
-    from accuquant.pipelines.source import load_source
-    from accuquant.recipe import Recipe
 
     task, cluster = take_task(options), take_cluster(options)
     folder = folder.absolute()  # workers have folders of their own to start from
-    tf32 = options.pop("tf32", False)
-    weights = take_weights_options(options)
-    Manifest.load(folder)  # a folder that is no export should be named as such
-    given = find_loras(options.pop("loras", ()))
-    calibrated = Recipe.load(folder / RECIPE_NAME).facts
-    loras, loading = loras_of_recipe(calibrated.loras, given), take_loading(options, calibrated.loading)
-    device = choose_device(options.pop("device", "auto"), tf32=tf32)
-    if weights["offload"]:
-        check_offload(device)
-    steps, work = options.pop("steps", None), options.pop("work", None)
-    settings = EvaluationSettings(**options | {"weights": dict(options.get("weights", ()))})
-    with Bars() as progress, repeatable(device, tf32=tf32):
-        source = load_source(reference, loras, **vars(loading), as_stored=weights["as_stored"])
-        source = source.to(device, offload=weights["offload"])
+    with Bars() as progress, opened_reference(folder, reference, options) as (source, tf32):
+        steps, work = options.pop("steps", None), options.pop("work", None)
+        settings = EvaluationSettings(**options | {"weights": dict(options.get("weights", ()))})
         return evaluate(
             folder, source, settings, steps=steps, task=task, work=work, tf32=tf32, cluster=cluster,
             progress=progress,

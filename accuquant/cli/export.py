@@ -109,6 +109,12 @@ if TYPE_CHECKING:
     help="Write text encoders and autoencoder too, in float32, so that Optimum loads OUTPUT.",
 )
 @click.option(
+    "--text-weights",
+    type=click.Choice(("fp32", "int8")),
+    default="fp32",
+    help="How the text encoders of --whole-pipeline store their weights; they compute in float32.",
+)
+@click.option(
     "--triton",
     type=new_path,
     metavar="DIR",

@@ -7,26 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from accuquant.cli._cluster import take_cluster
 from accuquant.cli._command import Command
+from accuquant.cli._comparison import comparison_options, opened_reference
 from accuquant.cli._limits import LIMITS, limit_options
-from accuquant.cli._options import (
-    Source,
-    device_option,
-    engine_option,
-    engine_precision_option,
-    exported_folder,
-    lora_option,
-    new_file,
-    num_images_option,
-    seed_option,
-    steps_option,
-    take_weights_options,
-    trust_option,
-    weights_options,
-)
+from accuquant.cli._options import new_file
 from accuquant.cli._output import console_beside_json, json_option, print_table, write_json
-from accuquant.cli._source import loading_options, take_loading
-from accuquant.cli._task import take_task, task_options
+from accuquant.cli._task import take_task
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,38 +22,8 @@ if TYPE_CHECKING:
 
 
 @click.command("verify", cls=Command)
-@click.argument("folder", type=exported_folder, metavar="OUT")
-@click.option(
-    "--reference",
-    type=Source(),
-    required=True,
-    metavar="SOURCE",
-    help="The pipeline that OUT was exported from.",
-)
-@engine_option
-@engine_precision_option
-@trust_option
-@num_images_option(64)
-@steps_option
-@seed_option(10_000)
-@click.option(
-    "--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Images at a time."
-)
-@click.option(
-    "--features",
-    default="auto",
-    show_default=True,
-    help="Feature network of FID2FP32: auto, fashion, inception, clean-fid, none, package.module:callable.",
-)
+@comparison_options(num_images=64)
 @click.option("--layers", is_flag=True, help="Compare layer by layer as well.")
-@click.option(
-    "--allow-other-scheduler", is_flag=True, help="Go on with a scheduler other than the calibrated one."
-)
-@device_option
-@weights_options
-@lora_option("those that OUT was calibrated with by default")
-@loading_options
-@task_options
 @limit_options
 @json_option("the report")
 @click.option("--html", "html_file", type=new_file, metavar="FILE", help="Write the report as one HTML page.")
@@ -103,29 +60,17 @@ def command(
 def run(folder: Path, reference: str, options: dict[str, Any]) -> Report:
     """Verify with progress on stderr; `options` are those of the command."""
     from accuquant.cli._progress import Bars
-    from accuquant.manifest import RECIPE_NAME, Manifest
-    from accuquant.networks.device import check_offload, choose_device, repeatable
-    from accuquant.pipelines.lora import find_loras, loras_of_recipe
-    from accuquant.pipelines.source import load_source
-    from accuquant.recipe import Recipe
     from accuquant.verification.report.thresholds import Thresholds
     from accuquant.verification.verify import verify
 
-    task = take_task(options)
+    task, cluster = take_task(options), take_cluster(options)
+    folder = folder.absolute()  # workers have folders of their own to start from
     thresholds = Thresholds(**{name: options.pop(name) for name in LIMITS if name in options})
-    Manifest.load(folder)  # a folder that is no export should be named as such
-    given = find_loras(options.pop("loras", ()))
-    calibrated = Recipe.load(folder / RECIPE_NAME).facts
-    loras, loading = loras_of_recipe(calibrated.loras, given), take_loading(options, calibrated.loading)
-    tf32 = options.pop("tf32", False)
-    device = choose_device(options.pop("device", "auto"), tf32=tf32)
-    weights = take_weights_options(options)
-    if weights["offload"]:
-        check_offload(device)
-    with Bars() as progress, repeatable(device, tf32=tf32):
-        source = load_source(reference, loras, **vars(loading), as_stored=weights["as_stored"])
-        source = source.to(device, offload=weights["offload"])
-        return verify(folder, source, task=task, thresholds=thresholds, progress=progress, **options)
+    with Bars() as progress, opened_reference(folder, reference, options) as (source, tf32):
+        return verify(
+            folder, source,
+            task=task, thresholds=thresholds, tf32=tf32, cluster=cluster, progress=progress, **options,
+        )  # fmt: skip
 
 
 def print_verdict(console: Console, report: Report) -> None:

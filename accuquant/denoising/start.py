@@ -65,10 +65,22 @@ def seeded_starts(
 
     `conditioning` holds tensors [count, ...].
     """
-    whole = Conditioning.of(conditioning or {})
     for first in range(0, count, batch_size):
-        members = slice(first, min(first + batch_size, count))
-        generators = seeded_generators(range(seed + members.start, seed + members.stop))
-        latents = process.initial_latents(shape, generators)
-        states = tuple(g.get_state() for g in generators)
-        yield Start(latents, states, whole.rows(members))
+        members = range(first, min(first + batch_size, count))
+        yield seeded_start(process, shape, members, seed=seed, conditioning=conditioning)
+
+
+def seeded_start(
+    process: DenoisingProcess,
+    shape: Sequence[int],
+    members: range,
+    *,
+    seed: int,
+    conditioning: Mapping[str, Tensor] | None = None,
+) -> Start:
+    """Return the pure noise [*shape] of some images; `conditioning` [count, ...] is that of all."""
+    generators = seeded_generators(range(seed + members.start, seed + members.stop))
+    latents = process.initial_latents(shape, generators)
+    states = tuple(g.get_state() for g in generators)
+    rows = Conditioning.of(conditioning or {}).rows(slice(members.start, members.stop))
+    return Start(latents, states, rows)

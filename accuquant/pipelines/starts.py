@@ -9,7 +9,8 @@ another sampler than the user's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -18,8 +19,8 @@ from torch import Tensor
 from accuquant._util.progress import Progress, Silent
 from accuquant.denoising.conditioning import BoundNetwork, Conditioning
 from accuquant.denoising.guidance import Guidance
-from accuquant.denoising.process import DenoisingProcess, seeded_generators
-from accuquant.denoising.start import Start, seeded_starts
+from accuquant.denoising.process import DenoisingProcess
+from accuquant.denoising.start import Start, seeded_start, seeded_starts
 from accuquant.errors import CalibrationError, UsageError
 from accuquant.networks.device import CPU, device_of
 from accuquant.networks.image_sides import check_sample
@@ -49,7 +50,9 @@ _UNSCALED = ("DDIMPipeline", "DDPMPipeline")
 class Starter(Protocol):
     """The sampler that the user samples with, and a source of trajectories that are about to begin."""
 
-    process: DenoisingProcess
+    @property
+    def process(self) -> DenoisingProcess:
+        """The sampler."""
 
     def starts(
         self, count: int, batch_size: int, *, seed: int, progress: Progress | None = None
@@ -63,15 +66,18 @@ class Starter(Protocol):
         """Free what starts are made with; the process stays."""
 
 
-def open_starter(source: Source, task: Task, *, steps: int) -> Starter:
+def open_starter(
+    source: Source, task: Task, *, steps: int, given: Mapping[str, Any] | None = None
+) -> Starter:
     """Return what starts trajectories of `source` at `steps` inference steps.
 
+    `given` are parts of the pipeline that are there already, by its names.
     Raises CalibrationError for a pipeline or a scheduler that is not simulated, UsageError for a task that
     does not fit the pipeline.
     """
     if from_noise_alone(source):
         return NoiseStarter(source, task, steps)
-    return PipelineStarter(source, task, steps)
+    return PipelineStarter(source, task, steps, given)
 
 
 class NoiseStarter:
@@ -107,23 +113,45 @@ class NoiseStarter:
     def start(self, members: range, *, seed: int) -> Start:
         """Return the start of some images."""
         signature = self._source.signature
-        generators = seeded_generators(range(seed + members.start, seed + members.stop))
         shape = signature.sample.resolve(signature.sizes | {"batch": 1})[1:]
-        latents = self.process.initial_latents(shape, generators)
-        labels = Conditioning.of(class_labels(self._source, members.stop))
-        states = tuple(g.get_state() for g in generators)
-        return Start(latents, states, labels.rows(slice(members.start, members.stop)))
+        labels = class_labels(self._source, members.stop)
+        return seeded_start(self.process, shape, members, seed=seed, conditioning=labels)
 
     def close(self) -> None:
         """Do nothing: seeds take no memory."""
 
 
+@dataclass(frozen=True)
+class GivenStarter:
+    """Starts from noise [*shape] with the `conditioning` [count, ...] of a network without its pipeline."""
+
+    process: DenoisingProcess
+    shape: tuple[int, ...]
+    conditioning: Mapping[str, Tensor]
+
+    def starts(
+        self, count: int, batch_size: int, *, seed: int, progress: Progress | None = None
+    ) -> Iterator[Start]:
+        """Yield batches of starts; image k comes from seed + k and takes row k."""
+        for first in range(0, count, batch_size):
+            yield self.start(range(first, min(first + batch_size, count)), seed=seed)
+
+    def start(self, members: range, *, seed: int) -> Start:
+        """Return the start of some images."""
+        return seeded_start(self.process, self.shape, members, seed=seed, conditioning=self.conditioning)
+
+    def close(self) -> None:
+        """Do nothing: what is given stays."""
+
+
 class PipelineStarter:
     """Starts that the real pipeline prepares. Close it to free the text encoders."""
 
-    def __init__(self, source: Source, task: Task, steps: int) -> None:
+    def __init__(
+        self, source: Source, task: Task, steps: int, given: Mapping[str, Any] | None = None
+    ) -> None:
         self._source, self._task, self._steps = source, task, steps
-        self._pipe: Any = open_pipeline(source, task, device_of(source.network))
+        self._pipe: Any = open_pipeline(source, task, device_of(source.network), given=given)
         captured = self._capture(range(1), 0, real=True)
         self.guidance = _guidance(self._pipe, task, captured)
         self.process = DenoisingProcess.prepared(captured.scheduler, captured.first, self.guidance)

@@ -155,7 +155,7 @@ class _Served:
 
     def __init__(self) -> None:
         self._stack = ExitStack()
-        self._number = 0
+        self._fresh: tuple[bytes, Mapping[str, Any]] | None = None
 
     def node(self) -> str:
         """Return how people are told where this is."""
@@ -172,15 +172,20 @@ class _Served:
 
         return _answered(answer)
 
-    def compute(self, number: int, data: bytes, parts: Mapping[str, Any], unit: str) -> bytes:
-        """Compute a unit -> its result and what it took, or its error; `data` is new where `number` is."""
+    def begin(self, data: bytes, parts: Mapping[str, Any]) -> None:
+        """Take what the units of the next stage are computed with: once, not with each of them."""
+        self._fresh = data, parts
+
+    def compute(self, unit: str) -> bytes:
+        """Compute a unit -> its result and what it took, or its error."""
 
         def answer() -> tuple[Tree, Spent]:
             seconds, computing = time.perf_counter(), time.process_time()
             try:
-                if number != self._number:
+                if self._fresh is not None:
+                    data, parts = self._fresh
                     self._compute = self._unpacker.unpack(data, lambda token: ray.get(parts[token]))
-                    self._number = number
+                    self._fresh = None
                 result = at_home(self._compute(unit))
             except BaseException:
                 self._unpacker.forget()
@@ -212,12 +217,13 @@ def _portable(fault: Exception) -> Exception:
 
 @dataclass
 class _Actor:
-    """A worker's process: opening while it has no `worker`, idle without a `unit`."""
+    """A worker's process: opening while it has no `worker`, idle without a `unit`; told of stage `number`."""
 
     handle: Any
     ref: Any
     worker: Worker | None = None
     unit: str | None = None
+    number: int = 0
 
 
 class _Pool:
@@ -258,8 +264,12 @@ class _Pool:
     def submit(self, worker: Worker, unit: str) -> None:
         """Let a worker compute a unit."""
         actor = self._actors[worker.name]
+        if actor.number != self._number:
+            # calls of an actor are served in their order
+            actor.handle.begin.remote(self._data, self._parts)
+            actor.number = self._number
         actor.unit = unit
-        actor.ref = actor.handle.compute.remote(self._number, self._data, self._parts, unit)
+        actor.ref = actor.handle.compute.remote(unit)
 
     def wait(self) -> list[Done | Failed]:
         """Wait until units end, or a worker comes."""

@@ -33,3 +33,13 @@ class VerificationSettings:
                     expected="an integer of at least 1",
                     remedy="Correct the option",
                 )
+
+    @property
+    def num_batches(self) -> int:
+        """How many batches there are."""
+        return -(-self.num_images // self.batch_size)
+
+    def images(self, batch: int) -> range:
+        """Return the images of a batch."""
+        first = batch * self.batch_size
+        return range(first, min(first + self.batch_size, self.num_images))

@@ -4,44 +4,45 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import closing
 from functools import reduce
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from accuquant._util.progress import Progress, Silent
+from accuquant._util.progress import AtHome, Progress, Silent
 from accuquant._util.real_model import real_model
 from accuquant._util.scratch import scratch_folder
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.denoising.start import Start
 from accuquant.errors import VerificationError
-from accuquant.manifest import Manifest
+from accuquant.manifest import MANIFEST_NAME, Manifest
 from accuquant.networks.device import device_of
 from accuquant.networks.memory import StageWatch, memory_named
 from accuquant.networks.network import ConditioningTensors
-from accuquant.networks.simulate import simulate
 from accuquant.pipelines.source import Source
+from accuquant.pipelines.source_job import source_job, source_roots
 from accuquant.pipelines.task import Task
-from accuquant.runtime.engine_model import EngineModel
-from accuquant.runtime.open_runner import precision_options
 from accuquant.runtime.openvino_runner import OpenVinoRunner
-from accuquant.verification.branch_functions import engine_branch, torch_branch
-from accuquant.verification.measure.decoder import Decode, load_decoder, unpacked
+from accuquant.units.cluster import Cluster, engine_of
+from accuquant.units.job import Job
+from accuquant.units.per_worker import PerWorker
+from accuquant.units.tensor_tree import Tree
+from accuquant.verification.batches import SMALL_BATCH, Batches, BatchStarts, Networks, Viewer, compute
+from accuquant.verification.branch_functions import engine_branch
+from accuquant.verification.measure.decoder import Decode, unpacked
+from accuquant.verification.measure.embeddings import embedding_notes
 from accuquant.verification.measure.engine_precision import judge_bfloat16
-from accuquant.verification.measure.features import load_features
 from accuquant.verification.measure.latency import Latency, measure_latencies
 from accuquant.verification.measure.parity import LayerParity, layer_parity
-from accuquant.verification.measure.rollout import Branches, BranchFn, NetworkCalls, Rollout, roll_out
+from accuquant.verification.measure.rollout import Branches, BranchFn, NetworkCalls
 from accuquant.verification.measure.subject import Subject
 from accuquant.verification.report.assemble import assemble
 from accuquant.verification.report.report import Report
 from accuquant.verification.report.tally import Tally
 from accuquant.verification.report.thresholds import Thresholds
 from accuquant.verification.verification_settings import VerificationSettings
-
-#: Images of a timed call, and of the comparison of layers.
-_SMALL_BATCH = 4
 
 
 @torch.no_grad()
@@ -64,6 +65,8 @@ def verify(
     conditioning: ConditioningTensors | None = None,
     decode: Decode | None = None,
     float_engine: BranchFn | None = None,
+    tf32: bool = False,
+    cluster: Cluster | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Compare the exported `folder` with the pipeline it came from and judge it by `thresholds`.
@@ -73,7 +76,8 @@ def verify(
     `task` holds prompts, images and guidance; what it leaves open is as it was calibrated. `conditioning`,
     tensors [num_images, ...] by name, is for a network without its pipeline. `decode` maps latents to images
     [N, C, H, W] in [0, 1]; the pipeline's own decoder by default. `float_engine` is a float32 engine to time
-    beside the others.
+    beside the others. The workers of a `cluster`, who compute as `tf32` says, have to see the folder: they
+    make the images, and the figures are the same on however many; what is timed is timed here.
     Memory does not grow with `num_images`: a batch leaves a few numbers an image, and ten pictures.
     Raises VerificationError where the folder belongs to another model or scheduler, and, with the stage,
     where memory runs out.
@@ -95,39 +99,56 @@ def verify(
             kept="nothing was written",
         ),
         scratch_folder("verify") as scratch,
+        engine_of(cluster, lambda: _job(subject, tf32), source_roots(reference), shown.message) as where,
     ):
-        decode = decode or load_decoder(reference)
-        process, starts = subject.begin(given, conditioning, scratch, shown)
-        image_shape = _image_shape(decode, starts.first)
-        extractor = load_features(features, image_shape)
+        process, starts = (
+            subject.begin_anywhere(given, conditioning)
+            if where.away
+            else subject.begin(given, conditioning, scratch, shown)
+        )
+        first = starts.batch(0)
+        engine_starts: BatchStarts | None = None
+        if subject.encodes_itself and conditioning is None:
+            _, engine_starts = (
+                subject.begin_anywhere(given, None, own_text=True)
+                if where.away
+                else subject.begin(given, None, scratch / "engine", shown, own_text=True)
+            )
+            notes += embedding_notes(first, engine_starts.batch(0), subject.manifest.text_weights)
+        viewer = PerWorker(lambda: Viewer.of(subject, decode, first))
+        extractor = viewer.get().extractor
         limits.check_measurable(
             fid=extractor is not None and num_images > 1, int8_share=engine == OpenVinoRunner.engine
         )
-        tally, calls = Tally(extractor if num_images > 1 else None), NetworkCalls(_SMALL_BATCH)
-        simulated = simulate(reference.network, subject.recipe)
-        around = precision_options(engine, engine_precision)
-        with EngineModel.from_folder(subject.folder, engine, trust_engines=trust_engines, **around) as model:
-            model.activate()
-            branches = Branches(
-                torch_branch(reference.network), torch_branch(simulated), engine_branch(model)
-            )
-            _probe(process, starts.first, branches.engine)
-            for rollout in roll_out(process, branches, starts, calls=calls, progress=shown):
-                tally.add(rollout, _images(decode, rollout))
-            latencies = _latencies(branches, float_engine, process, calls, engine)
-            int8_use = model.int8_use
-            notes += model.chosen
+        tally, calls = Tally(extractor if num_images > 1 else None), NetworkCalls(SMALL_BATCH)
+        networks = PerWorker(
+            lambda: Networks.of(subject, trust_engines=trust_engines, engine_precision=engine_precision)
+        )
+        with closing(networks.get()) as opened:
+            _probe(process, first, opened.branches.engine)
+            batches = Batches(subject, process, starts, engine_starts, viewer, networks, AtHome(shown))
+
+            def take(batch: Tree) -> None:
+                tally.add(batch)
+                if "calls" in batch:
+                    calls.take(batch["calls"])
+
+            compute(where, batches, shown, take)
+            latencies = _latencies(opened.branches, float_engine, process, calls, engine)
+            int8_use = opened.model.int8_use
+            notes += opened.model.chosen
         if engine == OpenVinoRunner.engine and engine_precision == "auto":
+            show = viewer.get().decode
             notes += judge_bfloat16(
-                subject.folder, process, starts.first, branches.reference, engine_branch,
-                lambda latents: decode(unpacked(latents, starts.first.conditioning)),
+                subject.folder, process, first, opened.branches.reference, engine_branch,
+                lambda latents: show(unpacked(latents, first.conditioning)),
             )  # fmt: skip
-        compared = _layers(subject, simulated, process, calls, shown) if layers else None
+        compared = _layers(subject, opened.simulated, process, calls, shown) if layers else None
     return assemble(
         subject,
         tally,
         timesteps=tuple(process.timesteps),
-        image_shape=image_shape,
+        image_shape=viewer.get().image_shape,
         prompts=given.prompts,
         thresholds=limits,
         latencies=latencies,
@@ -137,14 +158,10 @@ def verify(
     )
 
 
-def _images(decode: Decode, rollout: Rollout) -> dict[str, Tensor]:
-    conditioning = rollout.start.conditioning
-    return {name: decode(unpacked(latents, conditioning)) for name, latents in rollout.final.items()}
-
-
-def _image_shape(decode: Decode, start: Start) -> tuple[int, ...]:
-    latents = torch.zeros_like(start.latents[:1])
-    return tuple(decode(unpacked(latents, start.conditioning)).shape[1:])
+def _job(subject: Subject, tf32: bool) -> Job:
+    """Return what workers open: the pipeline, and they have to see the export."""
+    manifest = subject.folder / MANIFEST_NAME
+    return source_job(subject.reference, tf32=tf32, sees={str(manifest.absolute()): manifest.read_bytes()})
 
 
 def _probe(process: DenoisingProcess, start: Start, engine: BranchFn) -> None:

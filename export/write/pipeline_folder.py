@@ -92,6 +92,7 @@ def write_pipeline(
                 folder,
                 opset=opset,
                 external_data=options.external_data,
+                text_weights=options.text_weights,
                 say=lambda text: say(text, 0.9),
             )
         written.recipe.save(folder / RECIPE_NAME)
@@ -110,6 +111,7 @@ def write_pipeline(
             source=_name_of(source),
             files=_digests(folder),
             choice=choice,
+            text_weights=options.text_weights,
         )
         manifest.save(folder)
     say("done", 1.0)

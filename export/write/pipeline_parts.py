@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from accuquant._util.files import write_text
 from accuquant.errors import ExportError
+from accuquant.export.export_options import TextWeights
+from accuquant.export.passes.weight_only import WeightOnlyPass
 from accuquant.export.read.trace import trace_module
 from accuquant.export.write.graph_files import save_graphs
 from accuquant.pipelines.model_index import read_index
@@ -46,7 +48,7 @@ _BATCH, _TOKENS, _BLOCKS = 2, 8, 4
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """One graph to be: its folder, the folder of its configuration, its names, and an example to trace."""
 
     folder: str
@@ -112,13 +114,15 @@ def write_parts(
     *,
     opset: int = 21,
     external_data: bool | None = None,
+    text_weights: TextWeights = "fp32",
     say: Callable[[str], None] = lambda _text: None,
 ) -> None:
-    """Write text encoders and autoencoder of `source` into `folder` as float32 graphs; copy its tokenizers.
+    """Write text encoders and autoencoder of `source` into `folder` as graphs; copy its tokenizers.
 
     Folders, inputs and outputs are named as Optimum names them: text_encoder (and _2, _3), vae_encoder and
-    vae_decoder, each with model.onnx and config.json. The safety checker is left out. Raises ExportError for
-    a pipeline or a part that is not known.
+    vae_decoder, each with model.onnx and config.json. All compute in float32; `text_weights` is how those of
+    text encoders are stored. The safety checker is left out. Raises ExportError for a pipeline or a part that
+    is not known.
     """
     check_parts(source.pipeline_class)
     pipe = open_pipeline(source, Task())
@@ -133,6 +137,8 @@ def write_parts(
             opset=opset,
             name=part.folder,
         )
+        if text_weights == "int8" and part.folder in _TEXT_ENCODERS:
+            WeightOnlyPass()(model)
         target = folder / part.folder
         target.mkdir()
         save_graphs({"model.onnx": model}, target, "model.onnx_data", external_data=external_data)
@@ -145,31 +151,29 @@ def write_parts(
     write_text(folder / "model_index.json", json.dumps(index, indent=2) + "\n")
 
 
-def _text_encoders(pipe: Any) -> list[_Part]:
-    parts = []
-    for name in _TEXT_ENCODERS:
-        encoder = getattr(pipe, name, None)
-        if encoder is None:
-            continue
-        outputs = _TEXT_OUTPUTS.get(type(encoder).__name__)
-        if outputs is None:
-            raise _unknown(name, encoder, _TEXT_OUTPUTS)
-        states = [] if "T5" in type(encoder).__name__ else range(encoder.config.num_hidden_layers + 1)
-        parts.append(
-            _Part(
-                folder=name,
-                configuration=name,
-                module=_TextEncoder(encoder, outputs, hidden_states=bool(states)),
-                example=torch.zeros(_BATCH, _TOKENS, dtype=torch.int64),
-                dynamic={0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC},
-                inputs=["input_ids"],
-                outputs=[*outputs, *(f"hidden_states.{k}" for k in states)],
-            )
-        )
-    return parts
+def _text_encoders(pipe: Any) -> list[Part]:
+    found = {name: getattr(pipe, name, None) for name in _TEXT_ENCODERS}
+    return [text_encoder_part(name, encoder) for name, encoder in found.items() if encoder is not None]
 
 
-def _autoencoder(pipe: Any) -> list[_Part]:
+def text_encoder_part(name: str, encoder: Any) -> Part:
+    """Return the graph to be of a text encoder that is called `name`. Raises ExportError for other kinds."""
+    outputs = _TEXT_OUTPUTS.get(type(encoder).__name__)
+    if outputs is None:
+        raise _unknown(name, encoder, _TEXT_OUTPUTS)
+    states = [] if "T5" in type(encoder).__name__ else range(encoder.config.num_hidden_layers + 1)
+    return Part(
+        folder=name,
+        configuration=name,
+        module=_TextEncoder(encoder, outputs, hidden_states=bool(states)),
+        example=torch.zeros(_BATCH, _TOKENS, dtype=torch.int64),
+        dynamic={0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC},
+        inputs=["input_ids"],
+        outputs=[*outputs, *(f"hidden_states.{k}" for k in states)],
+    )
+
+
+def _autoencoder(pipe: Any) -> list[Part]:
     vae = pipe.vae
     if type(vae).__name__ != "AutoencoderKL":
         raise _unknown("vae", vae, ["AutoencoderKL"])
@@ -181,7 +185,7 @@ def _autoencoder(pipe: Any) -> list[_Part]:
         for axis, name in ((2, "height_blocks"), (3, "width_blocks"))
     }
     return [
-        _Part(
+        Part(
             folder="vae_encoder",
             configuration="vae",
             module=_Encoder(vae),
@@ -190,7 +194,7 @@ def _autoencoder(pipe: Any) -> list[_Part]:
             inputs=["sample"],
             outputs=["latent_parameters"],
         ),
-        _Part(
+        Part(
             folder="vae_decoder",
             configuration="vae",
             module=_Decoder(vae),

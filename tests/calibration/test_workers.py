@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import random
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from other_process import OtherProcess
 from torch import Tensor, nn
 
 from accuquant._util.progress import Silent
@@ -21,7 +21,6 @@ from accuquant.pipelines.source_job import source_job
 from accuquant.units.cluster import Cluster
 from accuquant.units.job import opened
 from accuquant.units.travelling import Unpacker, pack
-from accuquant.units.units import Compute
 
 SETTINGS = CalibrationSettings(
     probe=False, steps=4, group_size=2, num_trajectories=4, batch_size=2, iterations=2, shared_iterations=2,
@@ -41,34 +40,6 @@ class Two(nn.Module):
 
     def forward(self, sample: Tensor, timestep: Tensor, return_dict: bool = True) -> tuple[Tensor]:
         return (self.second(torch.tanh(self.first(sample))),)
-
-
-class OtherProcess:
-    """An engine with all that a worker's process has of its own: networks, and copies of what units need.
-
-    Each of its workers computes some of the units, drawn by a seed, and their results come in no order.
-    """
-
-    away = True
-
-    def __init__(self, source: Source, job: Any, workers: int) -> None:
-        self._source, self._rng = source, random.Random(workers)
-        self.computed: list[str] = []
-        self._workers = []
-        for _ in range(workers):
-            there = Unpacker({}).unpack(pack(job, {}).data, lambda _token: b"")
-            with opened(there, "node", job.device) as roots:
-                assert roots["network"] is not source.network
-                self._workers.append(Unpacker(roots))
-
-    def results(
-        self, stage: str, units: Sequence[str], compute: Compute, *, anywhere: bool = False
-    ) -> Generator[tuple[str, Any], None, None]:
-        parcel = pack(compute, {"network": self._source.network})
-        copies = [worker.unpack(parcel.data, parcel.parts.__getitem__) for worker in self._workers]
-        self.computed.append(stage)
-        for unit in self._rng.sample(list(units), len(units)):
-            yield unit, self._rng.choice(copies)(unit)
 
 
 class Told(Silent):

@@ -69,6 +69,7 @@ def test_verify_has_the_defaults_of_the_library(tmp_path: Path) -> None:
     assert take_loading(given) == Loading()
     assert (given.pop("device"), given.pop("tf32")) == ("auto", False)
     assert take_weights_options(given) == {"as_stored": True, "offload": False}
+    assert take_cluster(given) is None
     parameters = inspect.signature(library_verify).parameters
     for name in set(given) - {"folder", "reference", "json_file", "html_file"}:
         assert given[name] == parameters[name].default, name

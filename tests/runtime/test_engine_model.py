@@ -137,7 +137,10 @@ def test_refuses_graphs_that_do_not_match_the_step_groups(make_folder: Callable[
 
 
 def test_rejects_an_unknown_engine_before_reading_weights(make_folder: Callable[..., Any]) -> None:
-    with pytest.raises(UsageError, match="expected one of openvino, onnxruntime, onnxruntime-cuda"):
+    with pytest.raises(
+        UsageError,
+        match=r"expected one of openvino, openvino-gpu, .*onnxruntime, onnxruntime-cuda",
+    ):
         EngineModel.from_folder(make_folder(), "tensorflow")
 
 

@@ -10,6 +10,7 @@ from onnx import helper
 
 from accuquant.errors import EngineError
 from accuquant.runtime.cpu_forms.form import CpuForm
+from accuquant.runtime.open_runner import open_runner
 from accuquant.runtime.openvino_runner import OpenVinoRunner
 from accuquant.runtime.runner import Runner
 
@@ -145,3 +146,45 @@ def test_keeps_the_graph_names_where_a_node_next_to_them_vanishes(tmp_path: Path
             result = runner.infer({"sample": np.ones((1, 3), np.float32)})
             assert sorted(result) == ["out_sample", "z_sample"]
             np.testing.assert_array_equal(result["z_sample"], np.full((1, 3), 2, np.float32))
+
+
+@pytest.mark.parametrize("device", ["HETERO:CPU", "AUTO:CPU"])
+def test_a_device_that_is_named_computes_the_file_as_it_is_written(model_path: Path, device: str) -> None:
+    with OpenVinoRunner(model_path, rewriting=False) as runner:
+        expected = runner.infer(FEEDS)
+    with OpenVinoRunner(model_path, device=device) as runner:
+        found = runner.infer(FEEDS)
+        (compiled,) = compiled_models(runner)
+        assert compiled.get_property("EXECUTION_DEVICES") in ("CPU", ["CPU"], ["(CPU)"])
+        assert runner.int8_use is None
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("engine", "device"), [("openvino-gpu", "GPU"), ("openvino-npu", "NPU")])
+def test_a_device_that_is_not_there_is_named(
+    model_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, device: str
+) -> None:
+    import openvino
+
+    monkeypatch.setattr(openvino.Core, "available_devices", ["CPU"])
+    with pytest.raises(EngineError, match=f"OpenVINO device {device}: got only CPU, .*Install its driver"):
+        open_runner(model_path, engine)
+
+
+def test_one_of_several_gpus_may_be_named(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import openvino
+
+    monkeypatch.setattr(openvino.Core, "available_devices", ["CPU", "GPU.0", "GPU.1"])
+    asked: list[str] = []
+
+    def compiled(core: Any, model: Any, device: str, properties: dict[str, Any]) -> Any:
+        asked.append(device)
+        assert "INFERENCE_PRECISION_HINT" not in properties  # the plugin's own
+        raise RuntimeError("enough")
+
+    monkeypatch.setattr(openvino.Core, "compile_model", compiled)
+    for device in ("GPU", "GPU.1"):
+        with OpenVinoRunner(model_path, device=device) as runner, pytest.raises(EngineError, match="enough"):
+            runner.infer(FEEDS)
+    assert asked == ["GPU", "GPU.1"]

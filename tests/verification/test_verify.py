@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,10 @@ import numpy.typing as npt
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from other_process import OtherProcess
 from torch import nn
 
+from accuquant._util.progress import Silent
 from accuquant.cli.main import main
 from accuquant.errors import UsageError, VerificationError
 from accuquant.groups import StepGroups
@@ -25,6 +29,7 @@ from accuquant.qparams import WEIGHT_AXIS, LayerQParams, fingerprint
 from accuquant.recipe import GroupResult, Recipe
 from accuquant.runtime.engine_model import EngineModel
 from accuquant.runtime.int8_use import Int8Use, LayerRun
+from accuquant.units.cluster import Cluster
 from accuquant.verification import Thresholds, verify
 from accuquant.verification.measure.subject import Subject
 from accuquant.verification.verification_settings import VerificationSettings
@@ -127,6 +132,40 @@ def test_loss_is_split_into_quantization_and_lowering(folder: Path, source: Sour
     assert fidelity.psnr == pytest.approx(quantization.psnr, abs=1.0)
     assert report.passed
     assert [check.limit for check in report.verdict.checks] == [20.0, 35.0]
+
+
+def test_workers_make_the_same_report(folder: Path, source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but the times, which are taken here; batches come in an order that is drawn."""
+    engines, done = [], Told()
+
+    @contextmanager
+    def engine_of(_cluster: Any, job: Any, _roots: Any, _say: Any) -> Iterator[OtherProcess]:
+        engines.append(OtherProcess(source, job(), 3))
+        yield engines[-1]
+
+    def report(**cluster: Any) -> dict[str, Any]:
+        found = verify(
+            folder, source, num_images=11, batch_size=2, steps=3, features="tiny_features:quarters", **cluster
+        )
+        return {name: value for name, value in found.to_dict().items() if name != "latencies"}
+
+    serial = report()
+    monkeypatch.setattr(importlib.import_module("accuquant.verification.verify"), "engine_of", engine_of)
+    assert report(cluster=Cluster(3), progress=done) == serial
+    assert engines[0].computed == ["batches"]
+    assert done.counts == [3 * (3 * 6 + 2)] * 2
+
+
+class Told(Silent):
+    """Counts how far the stage of images has come."""
+
+    counts: list[int]
+
+    def stage(self, name: str, total: int) -> None:
+        self.counts = [total, 0]
+
+    def advance(self, units: int = 1) -> None:
+        self.counts[1] += units
 
 
 def test_the_report_tells_what_was_run(folder: Path, source: Source) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from accuquant.denoising.conditioning import Conditioning
 from accuquant.denoising.process import DenoisingProcess, NetworkFn
 from accuquant.denoising.start import Start
 from accuquant.errors import VerificationError
+from accuquant.units.tensor_tree import Tree
 from accuquant.verification.measure.metrics import mse
 
 #: (sample [B, C, H, W], timestep, conditioning by name) -> prediction [B, C, H, W]
@@ -24,16 +24,6 @@ _PAIRS = {
     "engine": ("engine", "reference"),
     "lowering": ("engine", "simulated"),
 }
-
-
-class Starts(Protocol):
-    """Starts that may be made, or read, while they are iterated over; a list is one."""
-
-    def __len__(self) -> int:
-        """Return the number of batches."""
-
-    def __iter__(self) -> Iterator[Start]:
-        """Yield the batches."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +41,7 @@ class Rollout:
 
     `final` maps "reference", "simulated" and "engine" to latents [B, C, H, W]. `errors` maps
     "simulated" and "engine" (against the reference) and "lowering" (engine against simulated) to the
-    latent mean squared error after every step [T, B]. `step_errors` [T, B], of the first start alone, holds
+    latent mean squared error after every step [T, B]. `step_errors` [T, B], where they are measured, holds
     what one step adds: the branch's step against the FP32 network's step from the branch's own latent, so
     nothing accumulates in it.
     """
@@ -91,43 +81,42 @@ class NetworkCalls:
         sample = Conditioning({"sample": self.samples[step]}).arguments()["sample"]
         return sample, self.conditioning.arguments()
 
+    def to_tree(self) -> Tree:
+        """Return what another process has seen; `take` reads it back."""
+        return {"samples": self.samples, "conditioning": self.conditioning.to_tensors()}
+
+    def take(self, tree: Tree) -> None:
+        """Read what `to_tree` returned."""
+        self.samples = list(tree["samples"])
+        self.conditioning = Conditioning.from_tensors(tree["conditioning"])
+
 
 @torch.no_grad()
 def roll_out(
     process: DenoisingProcess,
     branches: Branches,
-    starts: Starts,
-    *,
-    calls: NetworkCalls,
-    progress: Progress,
-) -> Iterator[Rollout]:
-    """Sample from each of `starts` with every branch; what a start took is free when the next one begins.
-
-    The step errors and `calls` come from the first start. Raises VerificationError where a branch returns
-    values that are not finite.
-    """
-    progress.stage("denoising with FP32, simulation and engine", len(process) * (3 * len(starts) + 2))
-    for number, start in enumerate(starts):
-        yield _roll_out(process, branches, start, progress, calls if number == 0 else None)
-
-
-def _roll_out(
-    process: DenoisingProcess,
-    branches: Branches,
     start: Start,
+    *,
+    calls: NetworkCalls | None = None,
+    engine_start: Start | None = None,
     progress: Progress,
-    calls: NetworkCalls | None,
 ) -> Rollout:
-    """Run every branch from `start`; the step errors are measured where `calls` are kept."""
+    """Sample from `start` with every branch; with `calls`, which are filled, measure the step errors too.
+
+    `engine_start` is that of the engine, where its text encoders are not those of the others.
+    `progress` is advanced as often as `advances` says. Raises VerificationError where a branch returns values
+    that are not finite.
+    """
     reference = start.conditioning.bind(branches.reference)
     latents: dict[str, list[Tensor]] = {}
     step_errors: dict[str, Tensor] = {}
     for name, branch in vars(branches).items():
         first, compared = calls is not None, name != "reference"
         network = calls.watched(branch, start) if calls is not None and not compared else branch
-        bound = start.conditioning.bind(network)
+        own = (engine_start or start) if name == "engine" else start
+        bound = own.conditioning.bind(network)
         trajectory = Trajectory(name, process, bound, reference if first and compared else None, progress)
-        latents[name], alone = trajectory.run(start)
+        latents[name], alone = trajectory.run(own)
         if alone:
             step_errors[name] = torch.stack(alone)
     return Rollout(
@@ -136,6 +125,11 @@ def _roll_out(
         errors={pair: _errors(latents[one], latents[other]) for pair, (one, other) in _PAIRS.items()},
         step_errors=step_errors,
     )
+
+
+def advances(process: DenoisingProcess, *, first: bool) -> int:
+    """Return how many steps `roll_out` counts; the `first` start is that with the network's calls."""
+    return len(process) * (5 if first else 3)
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,17 @@
-"""Starts on disk: made once, while the text encoders are in memory, and read back batch by batch."""
+"""Starts on disk, made once, while the text encoders are in memory; or made by whoever wants them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors.torch import load_file, save
 
 from accuquant.denoising.start import Start
+from accuquant.pipelines.starts import Starter
+from accuquant.units.per_worker import PerWorker
+from accuquant.verification.verification_settings import VerificationSettings
 
 
 class StoredStarts:
@@ -32,11 +36,25 @@ class StoredStarts:
     def __iter__(self) -> Iterator[Start]:
         return map(self._read, self._files)
 
-    @property
-    def first(self) -> Start:
-        """The first batch."""
-        return self._read(self._files[0])
+    def batch(self, number: int) -> Start:
+        """Return the start of a batch."""
+        return self._read(self._files[number])
 
     @staticmethod
     def _read(path: Path) -> Start:
         return Start.from_tensors(load_file(path))
+
+
+@dataclass(frozen=True)
+class MadeStarts:
+    """The starts of a run, which each process makes with a starter of its own: the `first` alone travels."""
+
+    starter: PerWorker[Starter]
+    settings: VerificationSettings
+    first: Start
+
+    def batch(self, number: int) -> Start:
+        """Return the start of a batch."""
+        if number == 0:
+            return self.first
+        return self.starter.get().start(self.settings.images(number), seed=self.settings.seed)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from accuquant._util.processor import cpu_flags, saturates_8_bit_weights
@@ -11,17 +10,19 @@ from accuquant._util.progress import Progress
 from accuquant.calibration.care import care_notes
 from accuquant.denoising.guidance import Guidance
 from accuquant.denoising.process import DenoisingProcess
-from accuquant.denoising.start import Start, seeded_starts
 from accuquant.errors import VerificationError
 from accuquant.manifest import RECIPE_NAME, Manifest
 from accuquant.networks.network import ConditioningTensors
 from accuquant.pipelines.lora import check_loras
 from accuquant.pipelines.source import Source
-from accuquant.pipelines.starts import open_starter
+from accuquant.pipelines.starts import GivenStarter, Starter, open_starter
 from accuquant.pipelines.task import Task
 from accuquant.recipe import Recipe
+from accuquant.runtime.engine_parts import engine_parts
+from accuquant.runtime.parts_choice import ENGINES as PARTS_ENGINES
+from accuquant.units.per_worker import PerWorker
 from accuquant.verification.measure.scheduler_check import check_scheduler, scheduler_config
-from accuquant.verification.measure.stored_starts import StoredStarts
+from accuquant.verification.measure.stored_starts import MadeStarts, StoredStarts
 from accuquant.verification.verification_settings import VerificationSettings
 
 #: Engines for the CPU whose sums saturate without VNNI.
@@ -93,26 +94,58 @@ class Subject:
             "Calibrate with --weight-bits 7 for it.",
         )
 
+    @property
+    def encodes_itself(self) -> bool:
+        """Whether the engine's prompts come from text encoders that are not the pipeline's.
+
+        Those of the folder are, in float32, but for a few millionths.
+        """
+        return self.manifest.text_weights != "fp32" and self.settings.engine in PARTS_ENGINES
+
     def begin(
-        self, task: Task, conditioning: ConditioningTensors | None, folder: Path, progress: Progress
+        self,
+        task: Task,
+        conditioning: ConditioningTensors | None,
+        folder: Path,
+        progress: Progress,
+        *,
+        own_text: bool = False,
     ) -> tuple[DenoisingProcess, StoredStarts]:
         """Return the sampler and the starts of all images, which lie in `folder`.
 
         What `task` leaves open is as it was calibrated; `conditioning` holds tensors [num_images, ...] for a
-        network that is called without its pipeline.
+        network that is called without its pipeline. With `own_text` the export's text encoders encode.
         """
         settings = self.settings
-        if conditioning is not None:
-            process, starts = self._begin_with(conditioning)
-            return process, StoredStarts(folder, starts)
-        whole = task.with_defaults(self.recipe.facts.task)
-        starter = open_starter(self.reference, whole, steps=settings.steps)
+        folder.mkdir(exist_ok=True)
+        starter = self._starter(task, conditioning, own_text)
         starts = starter.starts(
             settings.num_images, settings.batch_size, seed=settings.seed, progress=progress
         )
         stored = StoredStarts(folder, starts)
         starter.close()
         return starter.process, stored
+
+    def begin_anywhere(
+        self, task: Task, conditioning: ConditioningTensors | None, *, own_text: bool = False
+    ) -> tuple[DenoisingProcess, MadeStarts]:
+        """Return the sampler, and starts that every process makes for itself: the same ones."""
+        starter, settings = self._starter(task, conditioning, own_text), self.settings
+        first = starter.start(settings.images(0), seed=settings.seed)
+        starter.close()
+        made = PerWorker(lambda: self._starter(task, conditioning, own_text))
+        return starter.process, MadeStarts(made, settings, first)
+
+    def _starter(self, task: Task, conditioning: ConditioningTensors | None, own_text: bool) -> Starter:
+        if conditioning is not None:
+            return self._given(conditioning)
+        settings, whole = self.settings, task.with_defaults(self.recipe.facts.task)
+        if not own_text:
+            return open_starter(self.reference, whole, steps=settings.steps)
+        parts = engine_parts(self.folder, settings.engine, check_hashes=False)
+        encoders = {name: part for name, part in parts.items() if name != "vae"}
+        alone = replace(self.reference, loras=())  # theirs are in the graphs
+        return open_starter(alone, whole, steps=settings.steps, given=encoders)
 
     def guidance_notes(self, guidance: Guidance) -> tuple[str, ...]:
         """Return a note where the guidance is not the calibrated one."""
@@ -128,7 +161,7 @@ class Subject:
             return ()
         return (f"The guidance is not the calibrated one ({'; '.join(changed)}).",)
 
-    def _begin_with(self, conditioning: ConditioningTensors) -> tuple[DenoisingProcess, Iterator[Start]]:
+    def _given(self, conditioning: ConditioningTensors) -> GivenStarter:
         settings, signature = self.settings, self.reference.signature
         names = [spec.name for spec in signature.conditioning]
         rows = [len(tensor) for tensor in conditioning.values()]
@@ -141,12 +174,4 @@ class Subject:
             )
         process = DenoisingProcess(self.reference.scheduler, settings.steps)
         shape = signature.sample.resolve(signature.sizes | {"batch": 1})[1:]
-        starts = seeded_starts(
-            process,
-            shape,
-            count=settings.num_images,
-            batch_size=settings.batch_size,
-            seed=settings.seed,
-            conditioning=conditioning,
-        )
-        return process, starts
+        return GivenStarter(process, shape, conditioning)

@@ -16,8 +16,12 @@ TEMPLATE = "report.html.j2"
 _TOP_LAYERS = 12
 _ENGINE_TITLES = {
     "openvino": "OpenVINO",
+    "openvino-gpu": "OpenVINO (GPU)",
+    "openvino-npu": "OpenVINO (NPU)",
     "onnxruntime": "ONNX Runtime",
     "onnxruntime-cuda": "ONNX Runtime (CUDA)",
+    "onnxruntime-tensorrt": "ONNX Runtime (TensorRT)",
+    "onnxruntime-openvino": "ONNX Runtime (OpenVINO)",
 }
 
 

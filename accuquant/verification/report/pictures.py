@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from accuquant.qparams import FloatArray
+from accuquant.units.tensor_tree import Tree
 
 #: Larger images are scaled down to this edge, so that the page stays small.
 MAX_EDGE = 256
@@ -56,12 +57,13 @@ class _Pair:
 class Selection:
     """The images that a page shows, chosen while batches of them come and go.
 
-    The first `num_first`, whatever they are, and of the others the `num_worst` with the lowest PSNR.
+    The first `num_first`, whatever they are, and of the others the `num_worst` with the lowest PSNR. A
+    selection may begin with image `begin`, and become part of another that has come so far.
     """
 
-    def __init__(self, num_first: int = 8, num_worst: int = 2) -> None:
+    def __init__(self, num_first: int = 8, num_worst: int = 2, *, begin: int = 0) -> None:
         self._num_first, self._num_worst = num_first, num_worst
-        self._seen = 0
+        self._seen = begin
         self._first: list[_Pair] = []
         self._worst: list[_Pair] = []
 
@@ -69,15 +71,26 @@ class Selection:
         """Take in the next images [N, C, H, W] in [0, 1] of both branches, and their PSNR [N]."""
         for row, decibels in enumerate(psnr.tolist()):
             index, self._seen = self._seen, self._seen + 1
-            is_first = len(self._first) < self._num_first
-            if not is_first and not self._is_among_worst(decibels):
-                continue
-            # copies: a row would keep its whole batch in memory
-            pair = _Pair(index, decibels, reference[row].clone(), quantized[row].clone())
-            if is_first:
-                self._first.append(pair)
-            else:
-                self._worst = sorted([*self._worst, pair], key=lambda p: p.psnr)[: self._num_worst]
+            if index < self._num_first or self._is_among_worst(decibels):
+                # copies: a row would keep its whole batch in memory
+                self._keep(_Pair(index, decibels, reference[row].clone(), quantized[row].clone()))
+
+    def to_tree(self) -> Tree:
+        """Return what is selected; `take` reads it back."""
+        pairs = sorted([*self._first, *self._worst], key=lambda pair: pair.index)
+        return [[pair.index, pair.psnr, pair.reference, pair.quantized] for pair in pairs]
+
+    def take(self, tree: Tree) -> None:
+        """Add what `to_tree` returned of the next images."""
+        for index, decibels, reference, quantized in tree:
+            if index < self._num_first or self._is_among_worst(decibels):
+                self._keep(_Pair(index, decibels, reference, quantized))
+
+    def _keep(self, pair: _Pair) -> None:
+        if pair.index < self._num_first:
+            self._first.append(pair)
+        else:
+            self._worst = sorted([*self._worst, pair], key=lambda p: p.psnr)[: self._num_worst]
 
     def gallery(self, *, seed: int, prompts: Sequence[str] = ()) -> Gallery:
         """Return the pictures. Image k was made from prompt k, counted from the start again where fewer."""

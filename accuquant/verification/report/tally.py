@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from accuquant.units.tensor_tree import Tree
 from accuquant.verification.measure.feature_networks import FeatureExtractor
 from accuquant.verification.measure.features import extract
 from accuquant.verification.measure.frechet import Moments, frechet_distance
@@ -49,6 +50,31 @@ class _PairTally:
         )
 
 
+def measured(
+    rollout: Rollout, images: Mapping[str, Tensor], extractor: FeatureExtractor | None, begin: int
+) -> Tree:
+    """Return what a report needs of a rollout, whose final latents became `images` [B, C, H, W] in [0, 1].
+
+    `images` are by branch; the first of them is image `begin` of the run. All of it may travel: numbers, and
+    the few pictures that may be shown.
+    """
+    pictures, pairs = Selection(begin=begin), {}
+    for pair, (errors, name, other) in _COMPARED.items():
+        pairs[pair] = {
+            "psnr": psnr(images[name], images[other]),
+            "ssim": ssim(images[name], images[other]),
+            "cosine": cosine(rollout.final[name], rollout.final[other]),
+            "errors": rollout.errors[errors],
+        }
+        if errors in rollout.step_errors:
+            pairs[pair]["step_errors"] = rollout.step_errors[errors]
+    pictures.add(images["reference"], images["engine"], pairs["fidelity"]["psnr"])
+    features = (
+        {name: torch.from_numpy(extract(extractor, images[name])) for name in _BRANCHES} if extractor else {}
+    )
+    return {"pairs": pairs, "pictures": pictures.to_tree(), "features": features}
+
+
 class Tally:
     """What a report says of the images; `extractor` None measures no FID2FP32.
 
@@ -62,22 +88,19 @@ class Tally:
         self._pairs = {name: _PairTally() for name in _COMPARED}
         self._moments = {name: Moments() for name in _BRANCHES}
 
-    def add(self, rollout: Rollout, images: Mapping[str, Tensor]) -> None:
-        """Take in a rollout, whose final latents became `images` [B, C, H, W] in [0, 1] by branch."""
-        for pair, (errors, name, other) in _COMPARED.items():
+    def add(self, batch: Tree) -> None:
+        """Take in what `measured` says of the next batch."""
+        for pair, figures in batch["pairs"].items():
             tally = self._pairs[pair]
-            decibels = psnr(images[name], images[other])
-            tally.psnr += decibels.tolist()
-            tally.ssim += ssim(images[name], images[other]).tolist()
-            tally.cosine += cosine(rollout.final[name], rollout.final[other]).tolist()
-            tally.errors.append(rollout.errors[errors])
-            if errors in rollout.step_errors:
-                tally.step_errors.append(rollout.step_errors[errors])
-            if pair == "fidelity":
-                self.pictures.add(images["reference"], images["engine"], decibels)
-        if self._extractor is not None:
-            for name, moments in self._moments.items():
-                moments.add(extract(self._extractor, images[name]))
+            tally.psnr += figures["psnr"].tolist()
+            tally.ssim += figures["ssim"].tolist()
+            tally.cosine += figures["cosine"].tolist()
+            tally.errors.append(figures["errors"])
+            if "step_errors" in figures:
+                tally.step_errors.append(figures["step_errors"])
+        self.pictures.take(batch["pictures"])
+        for name, features in batch["features"].items():
+            self._moments[name].add(features.numpy())
 
     def comparisons(self) -> dict[str, Comparison]:
         """Return "fidelity", "quantization" and "lowering": which pair is compared says `Report`."""

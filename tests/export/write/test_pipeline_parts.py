@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +32,9 @@ from accuquant.recipe import Recipe
 from accuquant.runtime.engine_parts import engine_parts
 from accuquant.runtime.engine_unet import EngineUNet
 from accuquant.runtime.loop_profile import LoopProfile
+from accuquant.runtime.onnxruntime_runner import OnnxRuntimeRunner
 from accuquant.sample_pipeline import sample_pipeline
+from accuquant.verification.verify import verify
 
 SETTINGS = CalibrationSettings(
     steps=2, group_size=1, num_trajectories=1, batch_size=1, iterations=0, shared_iterations=0,
@@ -143,6 +146,41 @@ def test_a_script_opens_a_whole_folder_in_two_lines(whole: Path) -> None:
     images = pipe(["a cat"], generator=[torch.Generator().manual_seed(0)], **call).images
     task = Task(prompts=("a cat",), guidance_scale=1.0)
     np.testing.assert_allclose(images, sample_pipeline(whole, task, num_images=1), atol=1e-6)
+
+
+@pytest.mark.slow
+def test_text_encoders_in_int8_take_a_quarter_and_verify_judges_the_images_they_make(
+    source: Source, recipe: Recipe, whole: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    write_pipeline(source, recipe, out, whole_pipeline=True, text_weights="int8")
+    sizes = [sum(weight_bytes(folder / "text_encoder").values()) for folder in (whole, out)]
+    assert sizes[1] < 0.55 * sizes[0]  # the encoder is tiny: its table, positions and norms stay
+    assert Manifest.load(out).text_weights == "int8"
+    ids = np.random.default_rng(0).integers(0, 54, (3, 16))
+    exact = run(whole / "text_encoder", ids)["last_hidden_state"]
+    with OnnxRuntimeRunner(out / "text_encoder" / "model.onnx") as runner:
+        (name,) = [spec.name for spec in runner.input_specs]
+        rounded = runner.infer({name: ids})["last_hidden_state"]
+    error = np.linalg.norm(rounded - exact) / np.linalg.norm(exact)
+    assert 1e-4 < error < 0.02
+    task = Task(prompts=("a cat", "two dogs"), guidance_scale=1.0)
+    report = verify(out, source, engine="onnxruntime", num_images=2, task=task)
+    (note,) = [note for note in report.notes if "int8 weights" in note]
+    percent = re.search(r"encoder_hidden_states by ([0-9.]+)%", note)
+    assert percent is not None
+    assert 0.01 < float(percent[1]) < 2
+    # sample makes the images that were judged
+    assert (
+        np.abs(sample_pipeline(out, task, num_images=1) - sample_pipeline(whole, task, num_images=1)).max()
+        > 1e-6
+    )
+
+
+def weight_bytes(folder: Path) -> dict[str, int]:
+    """Return the bytes of each initializer."""
+    initializers = onnx.load(folder / "model.onnx").graph.initializer
+    return {t.name: len(t.raw_data) or 4 * len(t.float_data) for t in initializers}
 
 
 def test_a_pipeline_that_optimum_does_not_know_is_refused_by_name(

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from accuquant._util.progress import Silent
 from accuquant.denoising.process import DenoisingProcess
-from accuquant.denoising.start import seeded_starts
+from accuquant.denoising.start import Start, seeded_starts
 from accuquant.errors import VerificationError
-from accuquant.verification.measure.rollout import Branches, NetworkCalls, Rollout, roll_out
+from accuquant.verification.measure.rollout import Branches, NetworkCalls, Rollout, advances, roll_out
 
 SHAPE = (1, 2, 2)
 BIAS = 0.01
@@ -58,10 +58,19 @@ def join(rollouts: list[Rollout], calls: NetworkCalls) -> Joined:
     )
 
 
+def rolled_out(
+    process: DenoisingProcess, branches: Branches, starts: list[Start], calls: NetworkCalls
+) -> list[Rollout]:
+    return [
+        roll_out(process, branches, start, calls=None if number else calls, progress=Silent())
+        for number, start in enumerate(starts)
+    ]
+
+
 def run(process: DenoisingProcess, branches: Branches, *, num_images: int = 3, batch_size: int = 2) -> Joined:
     starts = list(seeded_starts(process, SHAPE, count=num_images, batch_size=batch_size, seed=5))
     calls = NetworkCalls(4)
-    return join(list(roll_out(process, branches, starts, calls=calls, progress=Silent())), calls)
+    return join(rolled_out(process, branches, starts, calls), calls)
 
 
 def ddim_coefficients(process: DenoisingProcess) -> list[tuple[float, float]]:
@@ -135,7 +144,7 @@ def test_conditioning_follows_its_image() -> None:
     )
     calls = NetworkCalls(1)
     branches = Branches(zero, conditioned, zero)
-    rollouts = join(list(roll_out(process, branches, starts, calls=calls, progress=Silent())), calls)
+    rollouts = join(rolled_out(process, branches, starts, calls), calls)
     ((_, b),) = ddim_coefficients(ddim(1))
     assert rollouts.errors["simulated"][0].tolist() == pytest.approx([0.0, b**2, 4 * b**2], rel=1e-4)
 
@@ -153,7 +162,7 @@ def test_the_calls_that_are_kept_are_those_of_the_first_images() -> None:
         seen.append(sample)
         return linear(sample, timestep, conditioning)
 
-    list(roll_out(process, Branches(watched, zero, zero), starts, calls=calls, progress=Silent()))
+    rolled_out(process, Branches(watched, zero, zero), starts, calls)
     assert len(calls.samples) == 3
     for step in range(3):
         sample, conditioning = calls.at(step)
@@ -166,19 +175,28 @@ def test_values_that_are_not_finite_name_the_branch_and_the_step() -> None:
         run(ddim(4), Branches(zero, zero, broken))
 
 
-def test_progress_reaches_its_total() -> None:
-    class Counter(Silent):
-        total = done = 0
+def test_calls_of_another_process_are_those_that_it_has_seen() -> None:
+    process, calls, read = ddim(2), NetworkCalls(2), NetworkCalls(2)
+    labels = {"class_labels": torch.arange(3)}
+    starts = list(seeded_starts(process, SHAPE, count=3, batch_size=3, seed=1, conditioning=labels))
+    rolled_out(process, Branches(linear, zero, zero), starts, calls)
+    read.take(calls.to_tree())
+    for step in range(2):
+        (ours, given), (theirs, wanted) = read.at(step), calls.at(step)
+        assert torch.equal(ours, theirs)
+        assert torch.equal(given["class_labels"], wanted["class_labels"])
 
-        def stage(self, name: str, total: int) -> None:
-            self.total = total
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_rollout_counts_as_many_steps_as_it_says(first: bool) -> None:
+    class Counter(Silent):
+        done = 0
 
         def advance(self, units: int = 1) -> None:
             self.done += units
 
-    counter = Counter()
-    starts = list(seeded_starts(ddim(4), SHAPE, count=3, batch_size=2, seed=0))
-    calls = NetworkCalls(1)
-    for _ in roll_out(ddim(4), Branches(zero, zero, zero), starts, calls=calls, progress=counter):
-        pass
-    assert counter.done == counter.total == 4 * (2 * 3 + 2)
+    counter, process = Counter(), ddim(4)
+    (start,) = seeded_starts(process, SHAPE, count=3, batch_size=3, seed=0)
+    calls = NetworkCalls(1) if first else None
+    roll_out(process, Branches(zero, zero, zero), start, calls=calls, progress=counter)
+    assert counter.done == advances(process, first=first) == 4 * (5 if first else 3)

@@ -32,7 +32,7 @@ def test_starts_are_read_as_often_as_wanted_and_go_on_with_the_same_noise(tmp_pa
             )
             for ours, theirs in zip(start.fresh_generators(), expected.fresh_generators(), strict=True):
                 assert torch.equal(torch.randn(4, generator=ours), torch.randn(4, generator=theirs))
-    assert torch.equal(stored.first.latents, wanted[0].latents)
+    assert torch.equal(stored.batch(1).latents, wanted[1].latents)
 
 
 def test_all_that_conditions_a_trajectory_is_kept(tmp_path: Path) -> None:

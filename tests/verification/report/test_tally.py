@@ -13,7 +13,7 @@ from accuquant.denoising.conditioning import Conditioning
 from accuquant.denoising.start import Start
 from accuquant.verification.measure.metrics import mse
 from accuquant.verification.measure.rollout import Rollout
-from accuquant.verification.report.tally import Tally
+from accuquant.verification.report.tally import Tally, measured
 
 Array = npt.NDArray[np.float64]
 IMAGES, STEPS, WIDTH = 21, 3, 5
@@ -64,9 +64,9 @@ def tallied(latents: dict[str, Tensor], batch_size: int) -> Tally:
         final = {name: values[-1] for name, values in part.items()}
         alone = {"engine": errors["engine"] / 2, "simulated": errors["simulated"] / 2} if first == 0 else {}
         start = Start(part["reference"][0], (), Conditioning())
-        tally.add(
-            Rollout(start, final, errors, alone), {name: pictures(values) for name, values in final.items()}
-        )
+        rollout = Rollout(start, final, errors, alone)
+        shown = {name: pictures(values) for name, values in final.items()}
+        tally.add(measured(rollout, shown, Projection(), first))
     return tally
 
 
@@ -80,15 +80,15 @@ def numpy_distance(first: Array, second: Array) -> float:
 
 def test_figures_of_batches_are_those_of_all_images_at_once(latents: dict[str, Tensor]) -> None:
     tally = tallied(latents, 4)
-    measured = tally.comparisons()
+    found = tally.comparisons()
     arrays = {name: values.double().numpy() for name, values in latents.items()}
     for pair, (one, other) in PAIRS.items():
         x, y = arrays[one], arrays[other]
         images = [pictures(latents[name][-1]) for name in (one, other)]
         error = ((images[0].double() - images[1].double()) ** 2).mean((1, 2, 3)).numpy()
-        np.testing.assert_allclose(measured[pair].psnr, -10 * np.log10(error), rtol=1e-12)
+        np.testing.assert_allclose(found[pair].psnr, -10 * np.log10(error), rtol=1e-12)
         np.testing.assert_allclose(
-            measured[pair].ssim,
+            found[pair].ssim,
             structural_similarity_index_measure(
                 images[0].double(), images[1].double(), data_range=1.0, reduction="none"
             ),
@@ -96,12 +96,12 @@ def test_figures_of_batches_are_those_of_all_images_at_once(latents: dict[str, T
         )
         flat = [final[-1].reshape(IMAGES, -1) for final in (x, y)]
         norms = np.linalg.norm(flat[0], axis=1) * np.linalg.norm(flat[1], axis=1)
-        np.testing.assert_allclose(measured[pair].cosine, (flat[0] * flat[1]).sum(1) / norms, rtol=1e-9)
+        np.testing.assert_allclose(found[pair].cosine, (flat[0] * flat[1]).sum(1) / norms, rtol=1e-9)
         by_step = ((x - y) ** 2).reshape(STEPS, IMAGES, -1).mean(2)
-        np.testing.assert_allclose(measured[pair].latent_mse, by_step[-1], rtol=1e-9)
-        np.testing.assert_allclose(measured[pair].by_step.p90, np.percentile(by_step, 90, axis=1), rtol=1e-9)
-        np.testing.assert_allclose(measured[pair].by_step.median, np.median(by_step, axis=1), rtol=1e-9)
-        alone = measured[pair].step_error
+        np.testing.assert_allclose(found[pair].latent_mse, by_step[-1], rtol=1e-9)
+        np.testing.assert_allclose(found[pair].by_step.p90, np.percentile(by_step, 90, axis=1), rtol=1e-9)
+        np.testing.assert_allclose(found[pair].by_step.median, np.median(by_step, axis=1), rtol=1e-9)
+        alone = found[pair].step_error
         if pair == "lowering":
             assert alone is None
         else:
