@@ -17,7 +17,15 @@ _TwoPixels = Annotated[tuple[_Pixels, ...], Meta(min_length=2, max_length=2)]
 
 
 #: Kind of guidance -> how often every latent goes through the network in one step.
-COPIES = {"none": 1, "embedded": 1, "classifier-free": 2, "conditional-first": 2, "image-and-text": 3}
+COPIES = {
+    "none": 1,
+    "embedded": 1,
+    "classifier-free": 2,
+    "conditional-first": 2,
+    "normalized": 2,
+    "beyond-conditional": 2,
+    "image-and-text": 3,
+}
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,7 @@ class GuidanceFacts:
     image_scale: Real = 1.0
     rescale: Real = 0.0
     learned_variance: bool = False
+    negated: bool = False
 
     @property
     def copies(self) -> int:

@@ -23,21 +23,18 @@ from accuquant._util.facts import read_facts
 from accuquant.errors import EngineError, UsageError
 from accuquant.hub.fetch import local_folder
 from accuquant.manifest import Manifest
+from accuquant.networks.architectures import SUPPORTED
+from accuquant.networks.call_form import CallForm
+from accuquant.networks.call_tensors import bound_arguments, tensors_of_call
 from accuquant.networks.image_sides import check_sample
-from accuquant.networks.signature import TensorSpec
+from accuquant.networks.signature import Signature, TensorSpec
 from accuquant.runtime.device_memory import DeviceArray
 from accuquant.runtime.engine_model import EngineModel
 from accuquant.runtime.fixed_network import FixedNetwork
 from accuquant.runtime.static_batch import batched_names
 
-_OUTPUTS = {
-    "UNet2DModel": UNet2DOutput,
-    "UNet2DConditionModel": UNet2DConditionOutput,
-    "DiTTransformer2DModel": Transformer2DModelOutput,
-    "PixArtTransformer2DModel": Transformer2DModelOutput,
-    "SD3Transformer2DModel": Transformer2DModelOutput,
-    "FluxTransformer2DModel": Transformer2DModelOutput,
-}
+#: Transformers have one class of output.
+_OUTPUTS = {"UNet2DModel": UNet2DOutput, "UNet2DConditionModel": UNet2DConditionOutput}
 
 
 class EngineUNet(FixedNetwork, ModelMixin):
@@ -55,7 +52,7 @@ class EngineUNet(FixedNetwork, ModelMixin):
         super().__init__()  # type: ignore[no-untyped-call]
         original = _original(model.manifest)
         self.engine_model = model
-        self._output = _OUTPUTS[original.__name__]
+        self._output = _OUTPUTS.get(original.__name__, Transformer2DModelOutput)
         self._forward_signature = inspect.signature(original.forward)
         self._conditioning_specs = {spec.name: spec for spec in model.manifest.signature.conditioning}
         self._config: Any = FrozenDict({**_defaults(original), **config})  # type: ignore[no-untyped-call]
@@ -107,25 +104,43 @@ class EngineUNet(FixedNetwork, ModelMixin):
         calibrated range or an argument that the exported graph has no input for.
         """
         signature = self.engine_model.manifest.signature
-        arguments = self._forward_signature.bind(self, *args, **kwargs).arguments
+        arguments = bound_arguments(self._forward_signature, (self, *args), kwargs)
         arguments.pop("self")
+        if signature.call is not None:
+            return self._forward_as_seen(signature, signature.call, arguments)
         sample, timestep = arguments.pop(signature.sample.name), arguments.pop("timestep")
         check_sample(signature, self._config, sample.shape)
         return_dict = arguments.pop("return_dict", True)
         value = _single_timestep(timestep) * signature.timestep_divisor
+        output = self._predict(sample, value, self._conditioning(arguments))
+        return self._output(sample=output) if return_dict else (output,)
+
+    def _forward_as_seen(self, signature: Signature, form: CallForm, arguments: dict[str, Any]) -> Any:
+        """Predict as a network that is called as its pipeline was seen to call it."""
+        tensors = tensors_of_call(form, arguments)
+        value = form.graph_timestep(_single_timestep(tensors.pop(signature.timestep.name)))
+        sample = tensors.pop(signature.sample.name)
+        check_sample(signature, self._config, sample.shape)
+        output = self._predict(sample, value * signature.timestep_divisor, tensors)
+        if form.output.path == ("sample",):
+            return self._output(sample=form.output.dressed(output))
+        return form.returned(output)
+
+    def _predict(
+        self, sample: torch.Tensor, timestep: float, conditioning: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """Return the prediction at the scheduler's `timestep` with the sample's type and device."""
         if sample.is_cuda and self.engine_model.runs_on_device:
-            output = self._predict_on_device(sample, value, arguments)
-            return self._output(sample=output) if return_dict else (output,)
+            return self._predict_on_device(sample, timestep, conditioning)
         prediction = self.engine_model(
-            _to_numpy(sample, signature.sample),
-            value,
+            _to_numpy(sample, self.engine_model.manifest.signature.sample),
+            timestep,
             {
                 name: _to_numpy(tensor, self._conditioning_specs[name])
-                for name, tensor in self._conditioning(arguments).items()
+                for name, tensor in conditioning.items()
             },
         )
-        output = torch.from_numpy(prediction).to(sample.device, sample.dtype)
-        return self._output(sample=output) if return_dict else (output,)
+        return torch.from_numpy(prediction).to(sample.device, sample.dtype)
 
     @contextmanager
     def cache_context(self, name: str) -> Iterator[None]:
@@ -160,7 +175,7 @@ class EngineUNet(FixedNetwork, ModelMixin):
         )
 
     def _predict_on_device(
-        self, sample: torch.Tensor, timestep: float, arguments: dict[str, Any]
+        self, sample: torch.Tensor, timestep: float, conditioning: dict[str, torch.Tensor]
     ) -> torch.Tensor:
         """Predict without a value passing the host, but for the timestep, which finds the step group."""
         if sample.device.index != torch.cuda.current_device():
@@ -178,7 +193,7 @@ class EngineUNet(FixedNetwork, ModelMixin):
             signature.sample.name: _on_device(sample, signature.sample, sample.device),
             signature.timestep.name: _on_device(at, signature.timestep, sample.device),
         }
-        for name, tensor in self._conditioning(arguments).items():
+        for name, tensor in conditioning.items():
             tensors[name] = _on_device(tensor, self._conditioning_specs[name], sample.device)
         missing = self.engine_model.missing_rows(sample.shape, timestep)
         if missing:
@@ -216,14 +231,22 @@ class EngineUNet(FixedNetwork, ModelMixin):
 
 def _original(manifest: Manifest) -> Any:
     architecture = manifest.signature.architecture
-    if architecture not in _OUTPUTS:
+    if manifest.signature.call is None and architecture not in SUPPORTED:
         raise EngineError(
             f"network {architecture}",
             got="an architecture without a drop-in",
-            expected=" or ".join(_OUTPUTS),
+            expected=" or ".join(SUPPORTED),
             remedy="Call EngineModel instead",
         )
-    return getattr(diffusers, architecture)
+    found = getattr(diffusers, architecture, None)
+    if not (isinstance(found, type) and issubclass(found, ModelMixin)):
+        raise EngineError(
+            f"network {architecture}",
+            got="a class that the installed diffusers does not have",
+            expected="a network of diffusers, whose arguments and configuration the drop-in takes over",
+            remedy="Upgrade diffusers, or call EngineModel instead",
+        )
+    return found
 
 
 def _load_config(manifest: Manifest, root: Path) -> dict[str, Any]:

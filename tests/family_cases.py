@@ -50,6 +50,8 @@ CASES: dict[str, dict[str, Any]] = {
     "flux-true": {"prompts": True, "image_size": 16, "negative_prompt": "blurred", "true_cfg_scale": 3.0},
     "flux-image": {"prompts": True, "image_size": 16, "images": True, "strength": 0.8},
     "flux-paste": {"prompts": True, "image_size": (16, 24), "images": True, "masks": True, "strength": 0.8},
+    "sd35": {"prompts": True},
+    "aura-flow": {"prompts": True, "image_size": 16},
 }
 
 

@@ -330,6 +330,107 @@ def _flux(folder: Path) -> tuple[str, dict[str, Any]]:
     }
 
 
+def _chroma(folder: Path) -> tuple[str, dict[str, Any]]:
+    tokenizer, encoder = t5()
+    transformer = seeded(
+        0, diffusers.ChromaTransformer2DModel, patch_size=1, in_channels=16, num_layers=1,
+        num_single_layers=1, attention_head_dim=8, num_attention_heads=2, joint_attention_dim=16,
+        axes_dims_rope=(2, 2, 4), approximator_num_channels=8, approximator_hidden_dim=16,
+        approximator_layers=1,
+    )  # fmt: skip
+    return "ChromaPipeline", {
+        "transformer": transformer,
+        "vae": vae(shift_factor=0.06),
+        "text_encoder": encoder,
+        "tokenizer": tokenizer,
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+    }
+
+
+def _aura_flow(folder: Path) -> tuple[str, dict[str, Any]]:
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    tokenizer, _ = t5()
+    config = UMT5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    transformer = seeded(
+        0, diffusers.AuraFlowTransformer2DModel, sample_size=8, patch_size=2, in_channels=4,
+        num_mmdit_layers=1, num_single_dit_layers=1, attention_head_dim=8, num_attention_heads=2,
+        joint_attention_dim=16, caption_projection_dim=16, out_channels=4, pos_embed_max_size=64,
+    )  # fmt: skip
+    return "AuraFlowPipeline", {
+        "transformer": transformer,
+        "vae": vae(),
+        "text_encoder": seeded(4, UMT5EncoderModel, config),
+        "tokenizer": tokenizer,
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=1.73),
+    }
+
+
+def gemma(width: int = 16) -> Any:
+    """Return a Gemma 2 as text encoder."""
+    from transformers import Gemma2Config, Gemma2Model
+
+    config = Gemma2Config(
+        vocab_size=64, hidden_size=width, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8, pad_token_id=0, bos_token_id=1, eos_token_id=1,
+    )  # fmt: skip
+    return seeded(4, Gemma2Model, config)
+
+
+def _sana(folder: Path) -> tuple[str, dict[str, Any]]:
+    tokenizer, _ = t5()
+    transformer = seeded(
+        0, diffusers.SanaTransformer2DModel, sample_size=8, patch_size=1, in_channels=4, out_channels=4,
+        num_layers=1, num_attention_heads=2, attention_head_dim=8, num_cross_attention_heads=2,
+        cross_attention_head_dim=8, cross_attention_dim=16, caption_channels=16,
+    )  # fmt: skip
+    decoder = seeded(
+        3, diffusers.AutoencoderDC, in_channels=3, latent_channels=4, attention_head_dim=2,
+        encoder_block_types=("ResBlock",) * 2, decoder_block_types=("ResBlock",) * 2,
+        encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8),
+        encoder_layers_per_block=(1, 1), decoder_layers_per_block=(1, 1),
+        encoder_qkv_multiscales=((), ()), decoder_qkv_multiscales=((), ()), scaling_factor=0.41,
+        downsample_block_type="conv", upsample_block_type="interpolate", decoder_norm_types="rms_norm",
+        decoder_act_fns="silu",
+    )  # fmt: skip
+    return "SanaPipeline", {
+        "transformer": transformer,
+        "vae": decoder,
+        "text_encoder": gemma(),
+        "tokenizer": tokenizer,
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+    }
+
+
+def _lumina(folder: Path) -> tuple[str, dict[str, Any]]:
+    tokenizer, _ = t5()
+    transformer = seeded(
+        0, diffusers.Lumina2Transformer2DModel, sample_size=8, patch_size=2, in_channels=4, hidden_size=16,
+        num_layers=1, num_refiner_layers=1, num_attention_heads=2, num_kv_heads=1, multiple_of=16,
+        ffn_dim_multiplier=1.0, norm_eps=1e-5, scaling_factor=1.0, axes_dim_rope=(4, 2, 2),
+        axes_lens=(512, 64, 64), cap_feat_dim=16,
+    )  # fmt: skip
+    return "Lumina2Pipeline", {
+        "transformer": transformer,
+        "vae": vae(shift_factor=0.06),
+        "text_encoder": gemma(),
+        "tokenizer": tokenizer,
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+    }
+
+
+def _sd35(folder: Path) -> tuple[str, dict[str, Any]]:
+    """Return Stable Diffusion 3.5 medium's form: second attention, normalized queries and keys."""
+    class_name, parts = _sd3(folder)
+    transformer = seeded(
+        0, diffusers.SD3Transformer2DModel, sample_size=8, patch_size=2, in_channels=4, out_channels=4,
+        num_layers=2, num_attention_heads=2, attention_head_dim=8, joint_attention_dim=32,
+        caption_projection_dim=16, pooled_projection_dim=24, pos_embed_max_size=8,
+        dual_attention_layers=(0,), qk_norm="rms_norm",
+    )  # fmt: skip
+    return class_name, parts | {"transformer": transformer}
+
+
 #: Name -> (class, components), given a folder for what tokenizers are read from.
 PIPELINES: dict[str, Callable[[Path], tuple[str, dict[str, Any]]]] = {
     "sd": _sd,
@@ -353,4 +454,8 @@ PIPELINES: dict[str, Callable[[Path], tuple[str, dict[str, Any]]]] = {
     "sd3": _sd3,
     "sd3-wide": _sd3_wide,
     "flux": _flux,
+    "sd35": _sd35,
 }
+#: Those whose network has an entry in accuquant/networks/architectures.py.
+ENTERED = tuple(PIPELINES)
+PIPELINES |= {"chroma": _chroma, "aura-flow": _aura_flow, "sana": _sana, "lumina": _lumina}

@@ -181,4 +181,4 @@ def _everything(
         return
     from accuquant.bench.torch_network import torch_contenders
 
-    yield from torch_contenders(reference, inputs)
+    yield from torch_contenders(reference.called_as(manifest.signature), inputs)

@@ -21,6 +21,7 @@ from accuquant.networks.device import device_of, repeatable
 from accuquant.networks.fold import fold_network
 from accuquant.networks.memory import StageWatch, memory_named
 from accuquant.networks.network import count_macs
+from accuquant.pipelines.called_source import called_source
 from accuquant.pipelines.source import Source
 from accuquant.pipelines.source_job import source_job, source_roots
 from accuquant.pipelines.starts import Starter, open_starter
@@ -91,6 +92,7 @@ def _calibrate(
     cluster: Cluster | None,
     shown: Progress,
 ) -> Recipe:
+    source = called_source(source, task, settings.simulated_steps)
     starter = open_starter(source, task, steps=settings.simulated_steps)
     work = WorkFolder(output, _identity(source, settings, task) | _place(source, tf32))
 

@@ -15,6 +15,7 @@ from accuquant.networks.device import describe, device_of, repeatable
 from accuquant.networks.memory import StageWatch, memory_named
 from accuquant.networks.network import count_macs, quantizable_layers
 from accuquant.networks.room import Room
+from accuquant.pipelines.called_source import called_source
 from accuquant.pipelines.source import Source
 from accuquant.pipelines.starts import PipelineStarter, open_starter
 from accuquant.pipelines.task import Task
@@ -115,6 +116,7 @@ def estimate(
 
 
 def _estimate(source: Source, settings: CalibrationSettings, task: Task, shown: Progress) -> Estimate:
+    source = called_source(source, task, settings.simulated_steps)
     starter = open_starter(source, task, steps=settings.simulated_steps)
     process, network = starter.process, source.network
     groups = StepGroups.from_timesteps(

@@ -13,6 +13,7 @@ from accuquant.denoising.pasting import Pasting
 #: (sample, timestep, conditioning by name) -> prediction
 ConditionedNetwork = Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
 _CHANNELS, _ROWS, _SHARED, _PASTED = "channels", "tensors.", "shared.", "pasted."
+_AXIS = "axis_of_channels"
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Conditioning:
 
     `tensors` maps the names in the network's Signature to [N, copies, ...]: the text under classifier-free
     guidance is [N, 2, tokens, width], the negative prompt first. `channels` [N, copies, C', H, W] are
-    appended to the sample's (inpainting: the mask and the masked image). `shared` tensors have no rows: all
+    appended to the sample's (inpainting: the mask and the masked image), along `channel_axis` of the batch,
+    which may be 2 where latents are packed. `shared` tensors have no rows: all
     trajectories get the same (Flux: the positions of patches and tokens). `pasting` does not condition the
     network, but the step around it.
     """
@@ -45,6 +47,7 @@ class Conditioning:
     channels: Tensor | None = None
     shared: Mapping[str, Tensor] = field(default_factory=dict)
     pasting: Pasting | None = None
+    channel_axis: int = 1
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> Conditioning:
@@ -59,18 +62,19 @@ class Conditioning:
         copies: int,
         shared: Mapping[str, Tensor] | None = None,
         pasting: Pasting | None = None,
+        channel_axis: int = 1,
     ) -> Conditioning:
         """Read tensors [copies * N, ...] as a pipeline hands them to its network."""
         split = {name: _per_trajectory(tensor, copies) for name, tensor in tensors.items()}
         further = None if channels is None else _per_trajectory(channels, copies)
-        return cls(split, further, shared or {}, pasting)
+        return cls(split, further, shared or {}, pasting, channel_axis)
 
     def rows(self, members: slice | list[int]) -> Conditioning:
         """Return the conditioning of some of the trajectories."""
         tensors = {name: tensor[members] for name, tensor in self.tensors.items()}
         channels = None if self.channels is None else self.channels[members]
         pasting = None if self.pasting is None else self.pasting.rows(members)
-        return Conditioning(tensors, channels, self.shared, pasting)
+        return Conditioning(tensors, channels, self.shared, pasting, self.channel_axis)
 
     def to(self, device: torch.device) -> Conditioning:
         """Return the same on `device`."""
@@ -79,6 +83,7 @@ class Conditioning:
             None if self.channels is None else self.channels.to(device),
             {name: tensor.to(device) for name, tensor in self.shared.items()},
             None if self.pasting is None else self.pasting.to(device),
+            self.channel_axis,
         )
 
     def arguments(self) -> dict[str, Tensor]:
@@ -86,8 +91,10 @@ class Conditioning:
         return {**{name: _per_call(tensor) for name, tensor in self.tensors.items()}, **self.shared}
 
     def append_channels(self, sample: Tensor) -> Tensor:
-        """Return sample [copies * N, C, H, W] with the further channels behind its own."""
-        return sample if self.channels is None else torch.cat([sample, _per_call(self.channels)], dim=1)
+        """Return sample [copies * N, C, H, W], or patches, with the further channels behind its own."""
+        if self.channels is None:
+            return sample
+        return torch.cat([sample, _per_call(self.channels)], dim=self.channel_axis)
 
     def bind(self, network: ConditionedNetwork) -> BoundNetwork:
         """Return `network` as a function of sample [copies * N, C, H, W] and timestep."""
@@ -104,7 +111,9 @@ class Conditioning:
         flat |= {f"{_SHARED}{name}": tensor for name, tensor in self.shared.items()}
         if self.pasting is not None:
             flat |= {f"{_PASTED}{name}": tensor for name, tensor in self.pasting.to_tensors().items()}
-        return flat if self.channels is None else {**flat, _CHANNELS: self.channels}
+        if self.channels is None:
+            return flat
+        return {**flat, _CHANNELS: self.channels, _AXIS: torch.tensor(self.channel_axis)}
 
     @classmethod
     def from_tensors(cls, flat: Mapping[str, Tensor]) -> Conditioning:
@@ -114,7 +123,8 @@ class Conditioning:
             return {key.removeprefix(prefix): t for key, t in flat.items() if key.startswith(prefix)}
 
         pasting = Pasting.from_tensors(under(_PASTED))
-        return cls(under(_ROWS), flat.get(_CHANNELS), under(_SHARED), pasting)
+        axis = int(flat[_AXIS]) if _AXIS in flat else 1
+        return cls(under(_ROWS), flat.get(_CHANNELS), under(_SHARED), pasting, axis)
 
 
 def _per_trajectory(tensor: Tensor, copies: int) -> Tensor:

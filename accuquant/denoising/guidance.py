@@ -23,10 +23,13 @@ class Guidance:
         embedded                 the same; the scale is an input of the network (LCM)
         classifier-free          [unconditional, conditional]: Ho and Salimans, arXiv 2207.12598
         conditional-first        the same, in the order of DiT
+        normalized               the same, each vector as long as the conditional one (Qwen-Image, Lumina)
+        beyond-conditional       [conditional, unconditional], from the conditional one on (Z-Image)
         image-and-text           [text, image, unconditional]: InstructPix2Pix, arXiv 2211.09800, equation 3
 
     `rescale` is that of Lin et al., arXiv 2305.08891, section 3.4. `learned_variance`: the network
-    predicts a variance behind its channels, which the pipeline drops.
+    predicts a variance behind its channels, which the pipeline drops. `negated`: the scheduler is given the
+    opposite of what the network predicts.
     """
 
     kind: str = "none"
@@ -34,6 +37,7 @@ class Guidance:
     image_scale: float = 1.0
     rescale: float = 0.0
     learned_variance: bool = False
+    negated: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in COPIES:
@@ -56,7 +60,9 @@ class Guidance:
         combine = _COMBINE.get(self.kind)
         if combine is not None:
             prediction = combine(self, prediction.chunk(self.copies))
-        return prediction[:, :channels] if self.learned_variance else prediction
+        if self.learned_variance:
+            prediction = prediction[:, :channels]
+        return -prediction if self.negated else prediction
 
     def to_dict(self) -> dict[str, Any]:
         """Return the guidance as JSON values."""
@@ -74,6 +80,18 @@ def _conditional_first(guidance: Guidance, parts: tuple[Tensor, ...]) -> Tensor:
     return unconditional + guidance.scale * (conditional - unconditional)
 
 
+def _normalized(guidance: Guidance, parts: tuple[Tensor, ...]) -> Tensor:
+    guided, conditional = _conditional_first(guidance, parts), parts[0]
+    length = torch.linalg.vector_norm
+    factor: Tensor = length(conditional, dim=-1, keepdim=True) / length(guided, dim=-1, keepdim=True)
+    return guided * factor
+
+
+def _beyond_conditional(guidance: Guidance, parts: tuple[Tensor, ...]) -> Tensor:
+    conditional, unconditional = parts
+    return conditional + guidance.scale * (conditional - unconditional)
+
+
 def _image_and_text(guidance: Guidance, parts: tuple[Tensor, ...]) -> Tensor:
     text, image, unconditional = parts
     return unconditional + guidance.scale * (text - image) + guidance.image_scale * (image - unconditional)
@@ -89,5 +107,7 @@ def _rescaled(guided: Tensor, conditional: Tensor, share: float) -> Tensor:
 _COMBINE: dict[str, Callable[[Guidance, tuple[Tensor, ...]], Tensor]] = {
     "classifier-free": _classifier_free,
     "conditional-first": _conditional_first,
+    "normalized": _normalized,
+    "beyond-conditional": _beyond_conditional,
     "image-and-text": _image_and_text,
 }

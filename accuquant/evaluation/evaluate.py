@@ -100,6 +100,7 @@ class _Run:
     ) -> None:
         self._settings, self._steps, self._progress = settings, steps, progress
         self._subject = load_subject(folder, reference, settings, steps)
+        reference = self._subject.reference
         self._notes = self._subject.check()
         folders = {INT8: folder}
         if settings.against is not None:

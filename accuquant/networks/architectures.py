@@ -28,9 +28,11 @@ _TIME_IDS, _REFINER_TIME_IDS = 6, 5
 def read_signature(architecture: str, config: Config) -> Signature:
     """Return the call signature of a diffusers network class from its configuration.
 
-    To support another class, add a function `config -> Signature` to SUPPORTED. Names are those of
-    the class's forward; conditioning inside `added_cond_kwargs` is listed under its own name.
-    Raises SourceError for a class, or a variant of one, that is not supported.
+    What another class takes is read off its pipeline's calls (pipelines/called_source.py). An entry, a
+    function `config -> Signature` in SUPPORTED, is for what no call shows (DiT and PixArt make positions in
+    Python, so a trace has one size), and spares a run of the pipeline. Names are those of the class's
+    forward; conditioning inside `added_cond_kwargs` is listed under its own name.
+    Raises SourceError for a class, or a variant of one, that has no entry.
     """
     reader = SUPPORTED.get(architecture)
     if reader is None:

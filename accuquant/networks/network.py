@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from accuquant.networks.architectures import read_signature, timestep_divisor
-from accuquant.networks.signature import Signature
+from accuquant.networks.architectures import SUPPORTED, read_signature, timestep_divisor
+from accuquant.networks.call_form import CallForm, value_at
+from accuquant.networks.call_tensors import undressed
+from accuquant.networks.signature import Signature, Uncaptured
 from accuquant.networks.stored_weights import StoredLayer, named_weights
 from accuquant.qparams import FloatArray
 
@@ -24,6 +26,10 @@ LAYER_KINDS: dict[type[nn.Module], str] = {
 _ADDED = ("text_embeds", "time_ids", "resolution", "aspect_ratio")
 #: Networks of this kind want one timestep a sample; UNets take one for the batch.
 _TRANSFORMER = "Transformer2DModel"
+#: What a captured signature calls the timestep, whatever the network's argument is called.
+TIMESTEP = "timestep"
+#: The attribute of a network that holds a captured signature; not a module's own, so copies have it too.
+_REMEMBERED = "accuquant_signature"
 #: Name in the network's Signature -> tensor, for one call of the network.
 ConditioningTensors = Mapping[str, Tensor]
 
@@ -40,7 +46,7 @@ def call(
     patches; `conditioning` maps names to tensors. The timestep is divided by what the network's
     pipeline divides it by.
     """
-    divisor = timestep_divisor(type(network).__name__)
+    divisor = divisor_of(network)
     return call_directly(network, sample, timestep / divisor if divisor != 1 else timestep, conditioning)
 
 
@@ -51,6 +57,9 @@ def call_directly(
     conditioning: ConditioningTensors | None = None,
 ) -> Tensor:
     """Run `network` as `call` does, at a timestep in the network's own unit."""
+    form = form_of(network)
+    if form is not None:
+        return _call_as_seen(network, form, sample, timestep, conditioning or {})
     arguments: dict[str, Any] = dict(conditioning or {})
     added = {name: arguments.pop(name) for name in _ADDED if name in arguments}
     if added:
@@ -59,6 +68,38 @@ def call_directly(
         timestep = torch.as_tensor(timestep, device=sample.device).reshape(-1)[:1].expand(sample.shape[0])
     output: Tensor = network(sample, timestep=timestep, return_dict=False, **arguments)[0]
     return output
+
+
+def _call_as_seen(
+    network: nn.Module,
+    form: CallForm,
+    sample: Tensor,
+    timestep: Tensor | float,
+    conditioning: ConditioningTensors,
+) -> Tensor:
+    value = form.network_timestep(torch.as_tensor(timestep, device=sample.device)).reshape(-1)[:1]
+    value = value.expand(sample.shape[0]) if form.per_row else value.reshape(())
+    (name,) = form.tensors.keys() - conditioning.keys() - {TIMESTEP}
+    arguments = form.assemble({name: sample, TIMESTEP: value, **conditioning})
+    return undressed(value_at(network(**arguments), form.output.path), form.output)
+
+
+def remember_call(network: nn.Module, signature: Signature) -> None:
+    """Let `network`, and copies of it, be called as `signature` says from now on."""
+    if signature.call is not None:
+        vars(network)[_REMEMBERED] = signature
+
+
+def form_of(network: nn.Module) -> CallForm | None:
+    """Return how the network's pipeline calls it, None where its class has an entry."""
+    signature: Signature | None = vars(network).get(_REMEMBERED)
+    return None if signature is None else signature.call
+
+
+def divisor_of(network: nn.Module) -> float:
+    """Return what the network's pipeline divides the scheduler's timestep by."""
+    signature: Signature | None = vars(network).get(_REMEMBERED)
+    return timestep_divisor(type(network).__name__) if signature is None else signature.timestep_divisor
 
 
 def layer_kind(module: nn.Module) -> str | None:
@@ -142,10 +183,15 @@ def bias_of(layer: nn.Module) -> Tensor | None:
 def signature_of(network: nn.Module) -> Signature:
     """Read the call signature of a diffusers network from its configuration.
 
-    Raises SourceError for an architecture that is not supported.
+    Of a class without an entry it is what a pipeline's calls have told, or else Uncaptured. Raises
+    SourceError for a variant of a class that is not supported.
     """
+    remembered: Signature | None = vars(network).get(_REMEMBERED)
+    name = type(network).__name__
+    if remembered is not None or name not in SUPPORTED:
+        return remembered or Uncaptured(name)
     config: Any = network.config
-    return read_signature(type(network).__name__, config)
+    return read_signature(name, config)
 
 
 def model_hash(network: nn.Module) -> str:

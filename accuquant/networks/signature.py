@@ -10,7 +10,8 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from accuquant._util.facts import FactsError, Name, Text, as_facts
-from accuquant.errors import UsageError
+from accuquant.errors import SourceError, UsageError
+from accuquant.networks.call_form import CallForm
 
 #: One extent of a tensor: a number where it is fixed, a name where the caller chooses it.
 Dim = int | str
@@ -49,7 +50,8 @@ class Signature:
     `encoder_hidden_states` (text), `class_labels`, `text_embeds` and `time_ids` (SDXL). A network
     without conditioning has an empty tuple. Transformers call the sample `hidden_states`. `sizes` gives a
     default for each named extent. The network's timestep is the scheduler's divided by
-    `timestep_divisor`; step groups are keyed by the scheduler's.
+    `timestep_divisor`; step groups are keyed by the scheduler's. `call` says how the network is called where
+    its class has no entry in architectures.py.
     """
 
     architecture: str
@@ -59,6 +61,7 @@ class Signature:
     output: TensorSpec
     sizes: dict[str, int]
     timestep_divisor: float = 1.0
+    call: CallForm | None = None
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -67,12 +70,14 @@ class Signature:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dict; `from_dict` reads it back."""
+        call = {} if self.call is None else {"call": self.call.to_dict()}
         return {
             "architecture": self.architecture,
             "inputs": [_spec_to_dict(spec) for spec in self.inputs],
             "output": _spec_to_dict(self.output),
             "sizes": dict(self.sizes),
             "timestep_divisor": self.timestep_divisor,
+            **call,
         }
 
     @classmethod
@@ -88,9 +93,32 @@ class Signature:
             output=_spec_from_facts(facts.output),
             sizes=dict(facts.sizes),
             timestep_divisor=facts.timestep_divisor,
+            call=None if facts.call is None else CallForm.from_dict(facts.call),
         )
         _check_extents(signature)
+        _check_places(signature)
         return signature
+
+
+class Uncaptured(Signature):
+    """Stands for the signature of a class without an entry until its pipeline has called its network.
+
+    Whatever is read of it but `architecture` is a SourceError that says so.
+    """
+
+    def __init__(self, architecture: str) -> None:
+        object.__setattr__(self, "architecture", architecture)
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in ("sample", "timestep", "conditioning", "output", "sizes"):
+            raise AttributeError(name)
+        raise SourceError(
+            f"network {self.architecture}",
+            got="a class without an entry in architectures.py, and no recipe that says how it is called",
+            expected="a signature: what the network takes and returns",
+            remedy="Run `accuquant calibrate` on its pipeline, which reads it off the first calls, or give "
+            "the recipe's: load_source(..., signature=recipe.signature)",
+        )
 
 
 _Extent = Annotated[int, Meta(ge=0, le=_MOST_ELEMENTS)]
@@ -110,6 +138,19 @@ class _SignatureFacts:
     output: _SpecFacts
     sizes: dict[Name, Annotated[int, Meta(ge=1, le=_MOST_ELEMENTS)]]
     timestep_divisor: Annotated[float, Meta(gt=0, le=1e30)] = 1.0
+    call: Any = None
+
+
+def _check_places(signature: Signature) -> None:
+    """Raise FactsError unless a captured call has a place for every input, and for no other tensor."""
+    if signature.call is None:
+        return
+    names = {spec.name for spec in signature.inputs}
+    if set(signature.call.tensors) != names:
+        raise FactsError(
+            f"signature: a call with {', '.join(sorted(signature.call.tensors))} for the inputs "
+            f"{', '.join(sorted(names))}"
+        )
 
 
 def _check_extents(signature: Signature) -> None:

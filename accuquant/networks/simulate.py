@@ -15,12 +15,20 @@ from torch import Tensor, nn
 
 from accuquant.errors import RecipeError
 from accuquant.groups import StepGroups
-from accuquant.networks.architectures import timestep_divisor
+from accuquant.networks.call_form import value_at
 from accuquant.networks.device import CPU, device_of
 from accuquant.networks.fake_quantize import quantize_input
 from accuquant.networks.fold import fold_network
 from accuquant.networks.frozen_product import FrozenProduct
-from accuquant.networks.network import bias_of, float_weight, float_weights, quantizable_layers
+from accuquant.networks.network import (
+    TIMESTEP,
+    bias_of,
+    divisor_of,
+    float_weight,
+    float_weights,
+    form_of,
+    quantizable_layers,
+)
 from accuquant.networks.stored_weights import is_offloaded
 from accuquant.prediction_correction import PredictionCorrection
 from accuquant.qparams import LayerQParams, along_axis
@@ -202,10 +210,15 @@ def _select_group(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
 
 def _timestep_of(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Return the scheduler's timestep of a call: a number, or a tensor."""
-    timestep = kwargs.get("timestep")
-    if timestep is None:
-        timestep = inspect.signature(network.forward).bind_partial(*args).arguments["timestep"]
-    divisor = timestep_divisor(type(network).__name__)
+    form = form_of(network)
+    path = (TIMESTEP,) if form is None else form.tensors[TIMESTEP].path
+    arguments: dict[str, Any] = kwargs
+    if path[0] not in kwargs:
+        arguments = inspect.signature(network.forward).bind_partial(*args).arguments
+    timestep = value_at(arguments, path)
+    if form is not None:
+        timestep = form.graph_timestep(timestep)
+    divisor = divisor_of(network)
     return timestep * divisor if divisor != 1 else timestep
 
 

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from accuquant.denoising.pasting import Pasting
 from accuquant.denoising.process import seeded_generators
 from accuquant.errors import CalibrationError
+from accuquant.networks.call_form import value_at
+from accuquant.networks.call_tensors import bound_arguments, tensors_of_call, undressed
+from accuquant.networks.network import TIMESTEP
+from accuquant.networks.signature import Signature
 from accuquant.pipelines.diffusers_internals import copy_without, first_step, remembered, replaced
-
-_SAMPLES = ("sample", "hidden_states")
 
 
 @dataclass
@@ -68,21 +70,20 @@ def capture(
     arguments: Mapping[str, Any],
     seeds: range,
     *,
+    signature: Signature,
     steps: int,
     real: bool,
-    shared: Collection[str] = (),
     check: Callable[[Tensor], None] = lambda _sample: None,
 ) -> Captured:
     """Call `pipe` with `arguments` and a generator for each of `seeds`, and stop after `steps` steps.
 
-    `shared` names the arguments of the network that have no row for each image: a pipeline that calls its
-    network several times a step has them equal in all calls. With `real` the network runs; else it is spared
-    and gives zeros, so that only the first step's input means anything. `check` is told the network's first
+    `signature` is the network's. With `real` the network runs; else it is spared and gives zeros, so that
+    only the first step's input means anything. `check` is told the network's first
     sample before the network is called, and refuses one that it cannot take.
     """
     generators = seeded_generators(seeds)
     captured = Captured(len(seeds))
-    recorder = _Recorder(pipe, getattr(pipe, component), captured, generators, steps, real, shared, check)
+    recorder = _Recorder(pipe, getattr(pipe, component), captured, generators, signature, steps, real, check)
     with recorder.watching(), suppress(_EnoughSeen):
         pipe(**arguments, generator=generators)
     return captured
@@ -95,13 +96,15 @@ class _Recorder:
         network: nn.Module,
         captured: Captured,
         generators: list[torch.Generator],
+        signature: Signature,
         steps: int,
         real: bool,
-        shared: Collection[str],
         check: Callable[[Tensor], None],
     ) -> None:
         self.pipe, self.network, self.captured = pipe, network, captured
-        self.generators, self.steps, self.real, self.shared = generators, steps, real, shared
+        self.generators, self.signature, self.steps, self.real = generators, signature, steps, real
+        # a pipeline that calls its network several times a step has these equal in all calls
+        self.shared = {spec.name for spec in signature.conditioning if spec.shape[0] != "batch"}
         self.check = check
         self.calls: list[Step] = []
         self.prepared: tuple[list[Any], list[Any]] = ([], [])
@@ -118,27 +121,39 @@ class _Recorder:
             self.prepared = latents, masks
             yield
 
-    def _network_call(self, forward: Any, *args: Any, **kwargs: Any) -> _Output:
-        bound = inspect.signature(forward).bind(*args, **kwargs).arguments
-        name = next(name for name in _SAMPLES if name in bound)
-        sample = bound.pop(name)
-        for known in ("timestep", "return_dict"):
-            bound.pop(known, None)
+    def _network_call(self, forward: Any, *args: Any, **kwargs: Any) -> Any:
+        form = self.signature.call
+        sample, given = self._read(bound_arguments(inspect.signature(forward), args, kwargs))
         if not self.captured.steps and not self.calls:
             self.check(sample)
             self._keep_beginning()
-        if self.real:
-            output: Tensor = forward(*args, **(kwargs | {"return_dict": False}))[0]
-        else:
+        if not self.real:
             output = self._zeros(sample)
-        self.calls.append(Step(sample, _tensors(type(self.pipe).__name__, bound), output))
-        return _Output((output,))
+        elif form is not None:
+            output = undressed(value_at(forward(*args, **kwargs), form.output.path), form.output)
+        else:
+            output = forward(*args, **(kwargs | {"return_dict": False}))[0]
+        self.calls.append(Step(sample, given, output))
+        return _Output((output,)) if form is None else form.returned(output)
+
+    def _read(self, bound: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the sample and what conditions a call, by the names of the signature."""
+        name, form = self.signature.sample.name, self.signature.call
+        if form is not None:
+            given = tensors_of_call(form, bound)
+            del given[TIMESTEP]
+            return given.pop(name), given
+        sample = bound.pop(name)
+        for known in (TIMESTEP, "return_dict"):
+            bound.pop(known, None)
+        return sample, _tensors(type(self.pipe).__name__, bound)
 
     def _zeros(self, sample: Tensor) -> Tensor:
-        config: Any = self.network.config
-        axis = -1 if sample.ndim == 3 else 1  # [B, patches, C] or [B, C, H, W]
-        shape = list(sample.shape)
-        shape[axis] = int(config.out_channels or shape[axis])
+        own = self.signature.sample.shape
+        shape = [
+            extent if isinstance(extent, int) else sample.shape[own.index(extent)]
+            for extent in self.signature.output.shape
+        ]
         return sample.new_zeros(shape)
 
     def _keep_beginning(self) -> None:
@@ -179,6 +194,18 @@ def _one_batch(calls: list[Step], shared: Collection[str]) -> Step:
     """Join the calls of one step: Flux asks for the two predictions of its guidance one after the other."""
     if len(calls) == 1:
         return calls[0]
+    lengths = [
+        name
+        for name, first in calls[0].arguments.items()
+        if name not in shared and any(call.arguments[name].shape[1:] != first.shape[1:] for call in calls)
+    ]
+    if lengths:
+        raise CalibrationError(
+            "predictions of one step",
+            got=f"{', '.join(lengths)} of several lengths",
+            expected="one length for the prompt and the negative prompt: they are one batch here",
+            remedy="Give a negative prompt of as many tokens, or sample without guidance",
+        )
     arguments = {
         name: first if name in shared else torch.cat([call.arguments[name] for call in calls])
         for name, first in calls[0].arguments.items()

@@ -14,7 +14,7 @@ from accuquant.errors import CalibrationError, SourceError, UsageError
 from accuquant.networks.device import CPU
 from accuquant.networks.stored_weights import compute_in_float32, is_offloaded, offload
 from accuquant.pipelines.diffusers_internals import check_version
-from accuquant.pipelines.families import FAMILIES, SEEDED, Family, family_of
+from accuquant.pipelines.families import family_of
 from accuquant.pipelines.fuse_lora import fuse_into_text_encoders
 from accuquant.pipelines.half_storage import half_type_of_part
 from accuquant.pipelines.loading import Loading, variant_of
@@ -35,17 +35,13 @@ def open_pipeline(
     and the inpainting one where it is given masks. The LoRAs of `source` are fused into the text encoders.
     All parts go to `device`; weights of text encoders stay where they are if those of the network do.
     """
-    import diffusers
-
     check_version()
-    if source.pipeline_class not in SEEDED:
-        family_of(source.pipeline_class)
+    cls = _class_of(source.pipeline_class)
     index = read_index(source.folder)
     check_classes(source.folder, index)
     _check_transformers(source, index)
     parts: dict[str, Any] = {source.component: source.network, "scheduler": source.scheduler}
     parts |= _left_out(source, index) | dict(given or {})
-    cls = getattr(diffusers, source.pipeline_class)
     unchecked = {"safety_checker": None, "requires_safety_checker": False}
     parts |= {k: v for k, v in unchecked.items() if k in inspect.signature(cls.__init__).parameters}
     _check_parts(source, {part: entry for part, entry in index.items() if part not in parts})
@@ -82,12 +78,27 @@ def open_pipeline(
     return changed.to(device)
 
 
+def _class_of(name: str) -> Any:
+    """Return the class of a pipeline of diffusers. Raises CalibrationError for any other name."""
+    import diffusers
+
+    cls = getattr(diffusers, name, None)
+    if isinstance(cls, type) and issubclass(cls, diffusers.DiffusionPipeline):
+        return cls
+    raise CalibrationError(
+        f"pipeline {name}",
+        got="a class that the installed diffusers does not have",
+        expected="a pipeline of diffusers: the Python code of a folder is never run",
+        remedy="Upgrade diffusers, or save the pipeline as one of its classes",
+    )
+
+
 def _left_out(source: Source, index: dict[str, Any]) -> dict[str, None]:
     """Return None for the parts that are left out here, or were when the pipeline was saved.
 
     diffusers asks for both in so many words. Raises UsageError for a part that the pipeline needs.
     """
-    optional = FAMILIES.get(source.pipeline_class, Family()).optional
+    optional = family_of(source.pipeline_class).optional
     needed = [part for part in source.loading.without if part not in optional]
     if needed:
         raise UsageError(
@@ -109,7 +120,7 @@ def _check_parts(source: Source, parts: dict[str, Any]) -> None:
             check_part(source.folder / part)
             variant_of(source.folder / part, source.loading)
             continue
-        optional = FAMILIES.get(source.pipeline_class, Family()).optional
+        optional = family_of(source.pipeline_class).optional
         encoder = part.replace("tokenizer", "text_encoder")
         raise SourceError(
             f"pipeline '{source.name}'",
@@ -153,7 +164,6 @@ def _for_task(pipe: Any, task: Task) -> Any:
             expected="a pipeline that takes images, or whose components make one that does",
             remedy="Leave --images out",
         ) from fault
-    family_of(type(changed).__name__)
     return changed
 
 

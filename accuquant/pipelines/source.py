@@ -14,8 +14,8 @@ from torch import nn
 from accuquant.errors import SourceError
 from accuquant.hub.repository import Repository
 from accuquant.networks.image_sides import side_multiple
-from accuquant.networks.network import model_hash, signature_of
-from accuquant.networks.signature import Signature
+from accuquant.networks.network import model_hash, remember_call, signature_of
+from accuquant.networks.signature import Signature, Uncaptured
 from accuquant.networks.stored_weights import compute_in_float32, named_weights
 from accuquant.networks.stored_weights import offload as offload_weights
 from accuquant.pipelines.config_limits import check_numbers
@@ -56,6 +56,13 @@ class Source:
         """The SHA-256 that names the network's weights, computed once."""
         return model_hash(self.network)
 
+    def called_as(self, signature: Signature) -> Source:
+        """Return this source with a captured `signature`, itself where its network's class has an entry."""
+        if not isinstance(self.signature, Uncaptured) and self.signature.call is None:
+            return self
+        remember_call(self.network, signature)
+        return replace(self, signature=signature)
+
     def to(self, device: torch.device | str, *, offload: bool = False) -> Source:
         """Return this source with its network on `device`, where it is calibrated and verified.
 
@@ -78,6 +85,7 @@ def load_source(
     allow_pickle: bool = False,
     revision: str | None = None,
     as_stored: bool = False,
+    signature: Signature | None = None,
 ) -> Source:
     """Load the network and the scheduler of a diffusers pipeline, and fuse `loras` into the network.
 
@@ -88,6 +96,7 @@ def load_source(
     where `source` is a file, and `allow_pickle` reads files that are pickles. `as_stored` keeps the network's
     weights in half precision where its files have them so and no LoRA changes them: half of the memory, and
     the same products bit for bit.
+    `signature` is a recipe's, for a network whose class has no entry in architectures.py.
     Raises SourceError where the pipeline is missing, corrupt or not supported, and for a LoRA that does not
     fit it.
     """
@@ -118,21 +127,22 @@ def load_source(
         )
     )
     found.eval().requires_grad_(False)
-    signature = signature_of(found)
-    _check_own_size(signature, found)
+    own = signature_of(found)
+    _check_own_size(own, found)
     fuse_into_network(found, component, pipeline_class, loras)
     _check_finite(str(source), component, found)
-    return Source(
+    loaded = Source(
         name=_name_of(source) if repository is None else str(repository),
         folder=folder,
         pipeline_class=pipeline_class,
         component=component,
         network=found,
         scheduler=_as_the_pipeline_has_it(pipeline_class, _load_part(folder, index, "scheduler", loading)),
-        signature=signature,
+        signature=own,
         loras=tuple(loras),
         loading=loading,
     )
+    return loaded if signature is None else loaded.called_as(signature)
 
 
 def _name_of(source: str | Path) -> str:
@@ -147,9 +157,11 @@ def pipeline_class_of(source: str | Path, loading: Loading = Loading()) -> str: 
 
 def _check_own_size(signature: Signature, network: Any) -> None:
     """Refuse a network that fails at the size that it is made for, in diffusers too."""
+    if signature.architecture != "UNet2DModel":
+        return
     shape = signature.sample.resolve(signature.sizes | {"batch": 1})
     multiple = side_multiple(signature.architecture, network.config)
-    if signature.architecture == "UNet2DModel" and any(side % multiple for side in shape[2:]):
+    if any(side % multiple for side in shape[2:]):
         raise SourceError(
             f"network {signature.architecture}",
             got=f"images of {shape[2]}x{shape[3]} for {len(network.config.down_block_types)} levels",

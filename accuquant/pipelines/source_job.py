@@ -12,6 +12,7 @@ from torch import nn
 from accuquant.hub.repository import Repository
 from accuquant.networks.device import device_of
 from accuquant.networks.network import quantizable_layers
+from accuquant.networks.signature import Signature
 from accuquant.networks.stored_weights import is_offloaded, named_weights
 from accuquant.pipelines.loading import Loading
 from accuquant.pipelines.lora import Lora
@@ -33,10 +34,13 @@ class OpenFiles:
     loading: Loading
     as_stored: bool
     offload: bool
+    signature: Signature
 
     def __call__(self, device: str) -> Roots:
         """Return the network on `device`."""
-        loaded = load_source(self.source, self.loras, **vars(self.loading), as_stored=self.as_stored)
+        loaded = load_source(
+            self.source, self.loras, **vars(self.loading), as_stored=self.as_stored, signature=self.signature
+        )
         return {NETWORK: loaded.to(device, offload=self.offload).network}
 
 
@@ -79,4 +83,5 @@ def _opener(source: Source) -> OpenFiles | OpenCopy:
             w.is_floating_point() and w.dtype != torch.float32 for w in named_weights(source.network).values()
         ),
         any(map(is_offloaded, quantizable_layers(source.network).values())),
+        source.signature,
     )

@@ -30,9 +30,11 @@ from accuquant.pipelines.families import (
     SEEDED,
     call_arguments,
     default_of,
+    family_of,
     no_step_left,
     refusals_of,
 )
+from accuquant.pipelines.found_guidance import behind, further_axis, guidance_of
 from accuquant.pipelines.real_pipeline import open_pipeline
 from accuquant.pipelines.source import Source
 from accuquant.pipelines.task import Task, option
@@ -40,6 +42,8 @@ from accuquant.pipelines.task import Task, option
 #: Inputs of a network that carry the guidance scale.
 _EMBEDDED = ("timestep_cond", "guidance")
 _CHECKED_STEPS = 2
+#: Of a pipeline that is not written down, a step late in the loop may be another one.
+_EVERY_STEP = 10_000
 _UNSCALED = ("DDIMPipeline", "DDPMPipeline")
 
 
@@ -178,19 +182,19 @@ class PipelineStarter:
     def _capture(self, members: range, seed: int, *, real: bool) -> Captured:
         arguments = call_arguments(self._pipe, self._task, members, self._steps)
         seeds = range(seed + members.start, seed + members.stop)
-        steps = _CHECKED_STEPS if real else 1
+        known = family_of(type(self._pipe).__name__).known
+        steps = 1 if not real else _CHECKED_STEPS if known else _EVERY_STEP
         config: Any = self._source.network.config
         signature = self._source.signature
-        specs = signature.conditioning
         with refusals_of(self._pipe):
             captured = capture(
                 self._pipe,
                 self._source.component,
                 arguments,
                 seeds,
+                signature=signature,
                 steps=steps,
                 real=real,
-                shared={spec.name for spec in specs if spec.shape[0] != "batch"},
                 check=lambda sample: check_sample(signature, config, sample.shape),
             )
         if not captured.steps:
@@ -202,7 +206,9 @@ def from_noise_alone(source: Source) -> bool:
     """Say whether trajectories of `source` begin with noise, and at most a class label."""
     names = [spec.name for spec in source.signature.conditioning]
     return source.pipeline_class in SEEDED or (
-        source.pipeline_class not in FAMILIES and names in ([], ["class_labels"])
+        source.pipeline_class not in FAMILIES
+        and source.signature.call is None
+        and names in ([], ["class_labels"])
     )
 
 
@@ -237,7 +243,9 @@ def _guidance(pipe: Any, task: Task, captured: Captured) -> Guidance:
     """Read off the first step how the pipeline guides."""
     seen = captured.steps[0]
     copies = len(seen.sample) // captured.count
-    family = FAMILIES[type(pipe).__name__]
+    family = family_of(type(pipe).__name__)
+    if not family.known:
+        return guidance_of(pipe, task, captured)
     kind, scale = family.guidance, family.scale
     if copies == 1:
         kind = "embedded" if set(_EMBEDDED) & set(seen.arguments) else "none"
@@ -277,12 +285,14 @@ def _start(source: Source, captured: Captured, guidance: Guidance) -> Start:
             expected=f"{', '.join(batched) or 'nothing'}, with one row for each prediction",
             remedy="Switch off what the pipeline adds. To add it to AccuQuant, see docs/pipelines.md",
         )
-    width = seen.before.shape[1]
-    channels = seen.sample[:, width:] if seen.sample.shape[1] > width else None
+    axis = further_axis(seen)
+    channels = None if axis is None else behind(seen.sample, seen.before.shape[axis], axis)
     # in the order of the Signature, which is that of the exported graph
     rowed = {name: seen.arguments[name] for name, has_rows in batched.items() if has_rows}
     shared = {name: seen.arguments[name] for name, has_rows in batched.items() if not has_rows}
-    conditioning = Conditioning.from_batch(rowed, channels, guidance.copies, shared, captured.pasting)
+    conditioning = Conditioning.from_batch(
+        rowed, channels, guidance.copies, shared, captured.pasting, axis or 1
+    )
     return Start(seen.before.clone(), captured.generators, conditioning)
 
 

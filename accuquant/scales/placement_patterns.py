@@ -27,7 +27,8 @@ DEFAULT_EXCLUDE = (
     "*time_emb_proj",
     "time_text_embed.*",
     "adaln_single.*",
-    "*.emb.timestep_embedder.*",
+    "*timestep_embedder.*",
+    "time_step_proj.*",  # AuraFlow
     # modulation of transformer blocks (adaLN): one row a sample, and it scales every token
     "*.norm1.linear",
     "*.norm1_context.linear",

@@ -89,6 +89,7 @@ def verify(
     )
     limits, shown = thresholds or Thresholds(), StageWatch(progress or Silent())
     subject = Subject.load(Path(folder), reference, settings)
+    reference = subject.reference
     notes, given = subject.check(), task or Task()
     with (
         memory_named(

@@ -35,7 +35,8 @@ def export_pipeline(
     kept for `accuquant build`. `share` is for the progress of write_pipeline, whose errors this raises too.
     """
     output, shown = Path(output), progress or Silent()
-    original, source = source, pipeline_folder.folded_source(source, recipe)
+    original = source.called_as(recipe.signature)
+    source = pipeline_folder.folded_source(original, recipe)
     options = options or ExportOptions()
     opset, dynamic = options.written_opset, options.dynamic
     pipeline_folder.check_output(output)

@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import onnx_ir as ir
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from accuquant.errors import ExportError
+from accuquant.graph.vocabulary import SIGNATURE_KEY
 from accuquant.networks.image_sides import side_multiple
 from accuquant.networks.network import call_directly
 from accuquant.networks.signature import Signature, TensorSpec
@@ -42,7 +44,9 @@ def trace(network: nn.Module, signature: Signature, *, opset: int = 21, dynamic:
     With `dynamic` every named extent of the signature may vary; else they are the signature's sizes.
     Images may have every size that the network takes: where its levels do not divide a side, it upsamples to
     the size of the skip connection. The model refers to the network's own weights without a copy; what is
-    held in half precision becomes float32. Raises ExportError where torch cannot trace the network.
+    held in half precision becomes float32. What a captured signature says may vary does so as far as torch
+    can trace it; the graph's meta holds what came of it. Raises ExportError where torch cannot trace the
+    network.
     """
     config = getattr(network, "config", {})
     sizes = _example_sizes(signature, config) if dynamic else dict(signature.sizes)
@@ -58,8 +62,42 @@ def trace(network: nn.Module, signature: Signature, *, opset: int = 21, dynamic:
             opset=opset,
             name=type(network).__name__,
         )
+    if dynamic and signature.call is not None:
+        signature = model.graph.meta[SIGNATURE_KEY] = _as_traced(model.graph, signature, sizes)
     _declare(model.graph, signature, sizes, dynamic=dynamic)
     return model
+
+
+def _as_traced(graph: ir.Graph, signature: Signature, sizes: dict[str, int]) -> Signature:
+    """Return `signature` with numbers for the extents of which torch has made constants.
+
+    Positions that a network computes in Python from an image's size are such. Raises ExportError where the
+    batch is.
+    """
+    fixed = {
+        extent
+        for value, spec in zip(graph.inputs, signature.inputs, strict=True)
+        for extent, traced in zip(spec.shape, value.shape or (), strict=True)
+        if isinstance(extent, str) and isinstance(traced, int)
+    }
+    if "batch" in fixed:
+        raise ExportError(
+            f"network {signature.architecture}",
+            got="a computation that is made for one size of the batch",
+            expected="a network that computes every row of a batch alike",
+            remedy="Export fixed sizes with --no-dynamic, and sample in batches of that size",
+        )
+
+    def settled(spec: TensorSpec) -> TensorSpec:
+        return replace(spec, shape=tuple(sizes[d] if d in fixed else d for d in spec.shape))
+
+    return replace(
+        signature,
+        sample=settled(signature.sample),
+        conditioning=tuple(map(settled, signature.conditioning)),
+        output=settled(signature.output),
+        sizes={name: size for name, size in signature.sizes.items() if name not in fixed},
+    )
 
 
 def trace_module(
@@ -109,7 +147,12 @@ def _drop_idle_squeezes(program: torch.export.ExportedProgram) -> None:
 
 
 def _example_sizes(signature: Signature, config: Any) -> dict[str, int]:
-    """Return the default sizes, at least 2 on every level: torch.export takes a 1 for a constant."""
+    """Return the default sizes, at least 2 on every level: torch.export takes a 1 for a constant.
+
+    Those of a captured signature, but for the batch, are what further arguments of the call were made for.
+    """
+    if signature.call is not None:
+        return signature.sizes | {"batch": 2, "steps": 2}
     deepest = 2 ** max(1, len(config.get("down_block_types") or ()))
     return {name: max(size, deepest if name in _SPATIAL else 2) for name, size in signature.sizes.items()}
 
@@ -121,6 +164,8 @@ def _example(spec: TensorSpec, sizes: dict[str, int]) -> Tensor:
 def _dynamic_shapes(signature: Signature, multiple: int) -> tuple[Any, ...]:
     """Return torch.export's dynamic_shapes for the forward of _Positional; `multiple` divides image sides."""
     named: dict[str, Any] = {}
+    # torch may make constants of what was only seen to vary in a pipeline
+    vary = torch.export.Dim.DYNAMIC if signature.call is None else torch.export.Dim.AUTO
 
     def extents(spec: TensorSpec) -> dict[int, Any]:
         dims: dict[int, Any] = {}
@@ -129,7 +174,7 @@ def _dynamic_shapes(signature: Signature, multiple: int) -> tuple[Any, ...]:
                 continue
             if extent in _SPATIAL and multiple > 1:
                 named.setdefault(extent, multiple * torch.export.Dim(f"{extent}_blocks", min=2))
-            dims[axis] = named.get(extent, torch.export.Dim.DYNAMIC)
+            dims[axis] = named.get(extent, vary)
         return dims
 
     sample, timestep, *conditioning = [extents(spec) for spec in signature.inputs]

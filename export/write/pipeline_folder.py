@@ -25,6 +25,7 @@ from accuquant.export.read.trace import trace
 from accuquant.export.write.lowered_files import write_lowered
 from accuquant.export.write.pipeline_parts import check_parts, write_parts
 from accuquant.export_choice import ExportChoice
+from accuquant.graph.vocabulary import SIGNATURE_KEY
 from accuquant.manifest import MANIFEST_NAME, RECIPE_NAME, Manifest
 from accuquant.networks.fold import fold_network
 from accuquant.networks.network import float_weights as weights_by_layer
@@ -67,12 +68,13 @@ def write_pipeline(
     check_output(output)
     say("checking the recipe", 0.0)
     check_loras(recipe.facts.loras, source.loras)
-    source = folded_source(source, recipe)
+    source = folded_source(source.called_as(recipe.signature), recipe)
     recipe.check_weights(weights_by_layer(source.network))
     with _staging(output) as folder:
         if graph is None:
             say("tracing the network", 0.05)
             graph = trace(source.network, source.signature, opset=opset, dynamic=options.dynamic)
+        signature = graph.graph.meta.get(SIGNATURE_KEY, source.signature)
         part = folder / source.component
         part.mkdir()
         written = write_lowered(
@@ -103,7 +105,7 @@ def write_pipeline(
             opset=opset,
             graphs=tuple(f"{source.component}/{name}" for name in written.graphs),
             groups=recipe.groups,
-            signature=source.signature,
+            signature=signature,
             model_hash=recipe.model_hash,
             num_inference_steps=recipe.facts.settings.steps,
             accuquant_version=accuquant.__version__,

@@ -70,6 +70,13 @@ def unpacked(latents: Tensor, conditioning: Conditioning) -> Tensor:
     """
     if latents.ndim != 3:
         return latents
+    if "img_ids" not in conditioning.shared:
+        raise VerificationError(
+            f"latents {list(latents.shape)}",
+            got="patches that nothing says how to unpack",
+            expected="latents [N, C, H, W], or patches whose network is told their places (img_ids)",
+            remedy="Call accuquant.verification.verify from Python with decode=function",
+        )
     rows, columns = (int(n) + 1 for n in conditioning.shared["img_ids"][:, 1:].amax(0))
     count, _, channels = latents.shape
     grid = latents.reshape(count, rows, columns, channels // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)

@@ -42,7 +42,9 @@ class Subject:
     @classmethod
     def load(cls, folder: Path, reference: Source, settings: VerificationSettings) -> Subject:
         """Read the folder. Raises EngineError or RecipeError where it is missing or damaged."""
-        return cls(folder, Manifest.load(folder), Recipe.load(folder / RECIPE_NAME), reference, settings)
+        recipe = Recipe.load(folder / RECIPE_NAME)
+        known = reference.called_as(recipe.signature)
+        return cls(folder, Manifest.load(folder), recipe, known, settings)
 
     def check(self) -> tuple[str, ...]:
         """Raise VerificationError unless folder and reference belong together; return notes."""

@@ -1,0 +1,153 @@
+"""Run a real pipeline to its network's first calls, where the network's class has no entry, and read them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from accuquant.denoising.process import seeded_generators
+from accuquant.errors import CalibrationError
+from accuquant.networks.call_tensors import bound_arguments
+from accuquant.networks.device import device_of
+from accuquant.networks.signature import Signature, Uncaptured
+from accuquant.pipelines.diffusers_internals import replaced
+from accuquant.pipelines.families import (
+    call_arguments,
+    no_step_left,
+    pixels,
+    refusals_of,
+    sides_can_be_chosen,
+)
+from accuquant.pipelines.real_pipeline import open_pipeline
+from accuquant.pipelines.seen_signature import BATCH, SIZE, TOKENS, Arguments, SeenStep, read_signature_off
+from accuquant.pipelines.source import Source
+from accuquant.pipelines.task import Task
+
+_STEPS = 3
+#: The image's sides in the run of another size, and how often the prompt is said in that of another length.
+_SIDES, _TIMES = (3, 2), 3
+#: An image's sides where the pipeline does not tell its own: multiples of what any autoencoder asks for.
+_SOME = (128, 128)
+
+
+class _EnoughSeen(BaseException):
+    """Leaves the pipeline; no Exception, so that no pipeline catches it."""
+
+
+def called_source(source: Source, task: Task, steps: int) -> Source:
+    """Return `source` with its network's signature: read off the pipeline's calls where no entry knows it.
+
+    Raises SourceError that names what no fixed graph can have, UsageError for a task that does not fit.
+    """
+    if not isinstance(source.signature, Uncaptured):
+        return source
+    return source.called_as(captured_signature(source, task, steps))
+
+
+def captured_signature(source: Source, task: Task, steps: int) -> Signature:
+    """Return the signature that the calls of a pipeline show, whether an entry knows it or not."""
+    pipe = open_pipeline(source, task, device_of(source.network))
+    network = getattr(pipe, source.component)
+    seen = _steps(pipe, network, call_arguments(pipe, task, range(1), steps))
+    if len(seen) < 2:
+        raise CalibrationError(
+            f"pipeline {type(pipe).__name__}",
+            got=f"{len(seen)} steps",
+            expected="at least two, which show what changes from one to the next",
+            remedy="Raise --steps, or --strength",
+        )
+    one = replace(task, prompts=task.prompts[:1])
+    variants: dict[str, list[Arguments]] = {
+        BATCH: [_first_call(pipe, network, call_arguments(pipe, one, range(2), steps))],
+        SIZE: [_first_call(pipe, network, given) for given in _other_sizes(pipe, task, steps)],
+        TOKENS: _other_tokens(pipe, network, one, steps),
+    }
+    return read_signature_off(type(source.network).__name__, seen, variants)
+
+
+@torch.no_grad()
+def _steps(pipe: Any, network: Any, arguments: Mapping[str, Any]) -> list[SeenStep]:
+    """Return the first call of the network in each of the pipeline's first steps."""
+    calls: list[tuple[Arguments, Any]] = []
+    seen: list[SeenStep] = []
+
+    def note_call(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        calls.append((bound_arguments(inspect.signature(forward), args, kwargs), output))
+        return output
+
+    def note_step(
+        step: Callable[..., Any], prediction: Any, timestep: Any, sample: Any, *args: Any, **kw: Any
+    ) -> Any:
+        result = step(prediction, timestep, sample, *args, **kw)
+        if calls:
+            seen.append(SeenStep(*calls[0], float(timestep), tuple(sample.shape)))
+        calls.clear()
+        if len(seen) == _STEPS:
+            raise _EnoughSeen
+        return result
+
+    with (
+        replaced(network, "forward", note_call),
+        replaced(pipe.scheduler, "step", note_step),
+        refusals_of(pipe),
+        suppress(_EnoughSeen),
+    ):
+        pipe(**arguments, generator=seeded_generators([0]))
+    return seen
+
+
+@torch.no_grad()
+def _first_call(pipe: Any, network: Any, arguments: Mapping[str, Any]) -> Arguments:
+    """Return the arguments of the network's first call, before which the pipeline is left."""
+    seen: list[Arguments] = []
+
+    def note(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        seen.append(bound_arguments(inspect.signature(forward), args, kwargs))
+        raise _EnoughSeen
+
+    count = max((len(v) for k, v in arguments.items() if k in ("prompt", "image", "class_labels")), default=1)
+    count = int(arguments.get("batch_size", count))
+    with replaced(network, "forward", note), refusals_of(pipe), suppress(_EnoughSeen):
+        pipe(**arguments, generator=seeded_generators(range(count)))
+    if not seen:
+        raise no_step_left(pipe)
+    return seen[0]
+
+
+def _other_sizes(pipe: Any, task: Task, steps: int) -> Iterator[dict[str, Any]]:
+    """Yield the arguments of a run for an image of other sides, where the pipeline lets them be chosen."""
+    if sides_can_be_chosen(pipe):
+        width, height = pixels(pipe, task) or _SOME
+        larger = (width * _SIDES[0], height * _SIDES[1])
+        yield call_arguments(pipe, replace(task, image_size=larger), range(1), steps)
+
+
+def _other_tokens(pipe: Any, network: Any, task: Task, steps: int) -> list[Arguments]:
+    """Return first calls with a longer prompt, and with half the tokens that prompts are padded to."""
+    if not task.prompts:
+        return []
+    longer = replace(task, prompts=(" ".join(task.prompts * _TIMES),))
+    given = call_arguments(pipe, longer, range(1), steps)
+    seen = [_first_call(pipe, network, given)]
+    with _half_the_tokens(pipe) as changes:
+        seen.append(_first_call(pipe, network, call_arguments(pipe, task, range(1), steps) | changes))
+    return seen
+
+
+@contextmanager
+def _half_the_tokens(pipe: Any) -> Iterator[dict[str, int]]:
+    """Let a pipeline's tokenizers pad to half the length; yield the argument that asks for it as well."""
+    tokenizers = [part for name, part in pipe.components.items() if name.startswith("tokenizer") and part]
+    asked = inspect.signature(pipe.__call__).parameters.get("max_sequence_length")
+    with ExitStack() as stack:
+        for tokenizer in tokenizers:
+            length = tokenizer.model_max_length
+            stack.callback(setattr, tokenizer, "model_max_length", length)
+            tokenizer.model_max_length = max(length // 2, 2)
+        yield {} if asked is None or not asked.default else {"max_sequence_length": asked.default // 2}
