@@ -14,12 +14,11 @@ from accuquant._util.real_model import real_model
 from accuquant._util.scratch import scratch_folder
 from accuquant.audit.audit_model import write_float_twin
 from accuquant.bench.contender import Contender, LeftOut
-from accuquant.bench.exported import exported_contenders, float_contenders
+from accuquant.bench.exported import exported_contenders, float_contenders, levels_of
 from accuquant.bench.inputs import Inputs, make_inputs
 from accuquant.bench.recommend import recommend
 from accuquant.errors import EngineError, UsageError
-from accuquant.manifest import RECIPE_NAME, Manifest
-from accuquant.recipe import Recipe
+from accuquant.manifest import Manifest
 
 if TYPE_CHECKING:
     from accuquant.pipelines.source import Source
@@ -137,7 +136,7 @@ def _check_other(folder: Path, manifest: Manifest, against: Path) -> None:
     """Raise UsageError unless `against` exports the same network in the other format."""
     other = Manifest.load(against)
     other.check_files(against)
-    formats = [Recipe.load(place / RECIPE_NAME).format for place in (folder, against)]
+    formats = [levels_of(place) for place in (folder, against)]
     if other.model_hash != manifest.model_hash:
         got = "the export of another network"
     elif formats[0] == formats[1]:

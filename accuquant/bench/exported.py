@@ -13,6 +13,7 @@ from accuquant._util.gpu import find_gpu
 from accuquant._util.progress import Progress
 from accuquant.bench.contender import Contender, Device, LeftOut, Precision, attempt
 from accuquant.bench.inputs import Inputs
+from accuquant.e4m3 import Format
 from accuquant.engines import BuildOptions, Target
 from accuquant.engines.build import build_engine
 from accuquant.engines.profile import static_profile
@@ -36,7 +37,7 @@ def exported_contenders(
     stack: ExitStack,
 ) -> Iterator[Contender | LeftOut]:
     """Yield the exported int8 or FP8 network in every engine; `stack` closes them."""
-    levels = Recipe.load(folder / RECIPE_NAME).format
+    levels = levels_of(folder)
     for engine, device in _DEVICES.items():
 
         def make(engine: str = engine, device: Device = device) -> Contender:
@@ -107,3 +108,9 @@ def feeds_of(manifest: Manifest, runner: Runner, inputs: Inputs) -> dict[str, An
             value = given[spec.name]
         feeds[spec.name] = value.astype(spec.dtype)
     return feeds
+
+
+def levels_of(folder: Path) -> Format:
+    """Return what the graphs of an export are rounded to; int8 where it lies without its recipe."""
+    path = folder / RECIPE_NAME
+    return Recipe.load(path).format if path.is_file() else "int8"

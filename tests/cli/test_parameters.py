@@ -92,6 +92,7 @@ RECEIVERS: dict[str, Callable[[str], object]] = {
     "--lowering": lambda name: ExportOptions(lowering=name),  # type: ignore[arg-type]
     "--precision": lambda name: ExportOptions(precision=name),  # type: ignore[arg-type]
     "--affine": lambda name: ExportOptions(affine=name),  # type: ignore[arg-type]
+    "--equalize": lambda name: CalibrationSettings(equalize=name),
     "--text-weights": lambda name: ExportOptions(whole_pipeline=True, text_weights=name),  # type: ignore[arg-type]
     "--weight-storage": lambda name: ExportOptions(weight_storage=name),  # type: ignore[arg-type]
     "--weight-dtype": _loaded,
