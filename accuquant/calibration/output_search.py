@@ -23,9 +23,9 @@ from accuquant.units.units import InMemory, Units
 
 from .trajectory import TrajectoryBatch
 
-#: Candidates, as factors on the scale that the observer found. Hardly any below 1: the few batches that are
-#: looked at do not hold the rare values that a smaller range would clip, which the observer has seen.
-FACTORS = np.linspace(0.97, 1.15, 13)
+#: Candidates, as factors on the scale that the observer found. None far below 1: the few batches that are
+#: looked at do not hold the rare values that a smaller range would clip (docs/study.md).
+FACTORS = np.linspace(0.90, 1.15, 11)
 #: What is looked at in each step group: this many batches, at this many of the group's steps.
 _BATCHES, _STEPS = 2, 2
 
