@@ -29,7 +29,9 @@ def small_addends_kept(graph: ir.Graph) -> Iterator[None]:
             tensor = _small(value, node.outputs[0].dtype)
             if tensor is not None:
                 name = f"small_addend_{len(held)}"
-                stand_in = ir.Value(name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype))
+                stand_in = ir.Value(
+                    name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype)
+                )
                 node.replace_input_with(index, stand_in)
                 graph.inputs.append(stand_in)
                 held.append((stand_in, tensor))

@@ -17,6 +17,8 @@ from accuquant.export.read.trace import trace_module
 class _Guarded(nn.Module):
     """Divides as linear attention does: by a sum that may be zero, and a guard."""
 
+    guard: Tensor
+
     def __init__(self, guard: float, form: str) -> None:
         super().__init__()
         self.form = form
@@ -45,7 +47,7 @@ def test_a_division_by_a_guarded_zero_is_zero_in_the_graph(form: str, tmp_path: 
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     assert [value.name for value in session.get_inputs()] == ["x"]
     (y,) = session.run(None, {"x": x.numpy()})
-    np.testing.assert_allclose(y, [[0, 0, 0], [0.25, 0, 0.75]], rtol=1e-6)
+    np.testing.assert_allclose(y, np.array([[0, 0, 0], [0.25, 0, 0.75]]), rtol=1e-6)
 
 
 def test_an_addition_of_zero_is_removed_all_the_same() -> None:
