@@ -114,8 +114,8 @@ def with_lost_names(
 def onnx_name(original: str) -> str:
     """Return the name of the ONNX node behind one of OpenVINO's names."""
     name = original.partition(_SINK)[0]
-    for suffix in _SUFFIXES:
-        name = name.removesuffix(suffix)
+    while name.endswith(_SUFFIXES):  # a Linear of two axes is NODE/WithoutBiases/DequantizationMultiply
+        name = name.rpartition("/")[0]
     return name
 
 

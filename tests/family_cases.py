@@ -52,6 +52,8 @@ CASES: dict[str, dict[str, Any]] = {
     "flux-paste": {"prompts": True, "image_size": (16, 24), "images": True, "masks": True, "strength": 0.8},
     "sd35": {"prompts": True},
     "aura-flow": {"prompts": True, "image_size": 16},
+    "sana": {"prompts": True, "image_size": 32},
+    "chroma": {"prompts": True, "image_size": 16},
 }
 
 

@@ -55,11 +55,16 @@ def call_directly(
     sample: Tensor,
     timestep: Tensor | float,
     conditioning: ConditioningTensors | None = None,
+    *,
+    shared: bool = False,
 ) -> Tensor:
-    """Run `network` as `call` does, at a timestep in the network's own unit."""
+    """Run `network` as `call` does, at a timestep in the network's own unit.
+
+    `shared` gives a network that was captured one row of the timestep for all rows of the batch.
+    """
     form = form_of(network)
     if form is not None:
-        return _call_as_seen(network, form, sample, timestep, conditioning or {})
+        return _call_as_seen(network, form, sample, timestep, conditioning or {}, shared)
     arguments: dict[str, Any] = dict(conditioning or {})
     added = {name: arguments.pop(name) for name in _ADDED if name in arguments}
     if added:
@@ -76,9 +81,13 @@ def _call_as_seen(
     sample: Tensor,
     timestep: Tensor | float,
     conditioning: ConditioningTensors,
+    shared: bool,
 ) -> Tensor:
     value = form.network_timestep(torch.as_tensor(timestep, device=sample.device)).reshape(-1)[:1]
-    value = value.expand(sample.shape[0]) if form.per_row else value.reshape(())
+    if not form.per_row:
+        value = value.reshape(())
+    elif not shared:
+        value = value.expand(sample.shape[0])
     (name,) = form.tensors.keys() - conditioning.keys() - {TIMESTEP}
     arguments = form.assemble({name: sample, TIMESTEP: value, **conditioning})
     return undressed(value_at(network(**arguments), form.output.path), form.output)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from accuquant.errors import RecipeError
 from accuquant.groups import StepGroups
-from accuquant.networks.call_form import value_at
+from accuquant.networks.call_form import Place, value_at
+from accuquant.networks.call_tensors import undressed
 from accuquant.networks.device import CPU, device_of
 from accuquant.networks.fake_quantize import quantize_input
 from accuquant.networks.fold import fold_network
@@ -158,12 +159,16 @@ def correct_predictions(network: nn.Module, correction: PredictionCorrection) ->
     """Let `network` return its prediction [B, C, H, W] or [B, N, C] as `correction` says, from now on."""
 
     def correct(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        prediction = output[0]
+        form = form_of(module)
+        place = Place((0,)) if form is None else form.output
+        prediction = undressed(value_at(output, place.path), place)
         step = correction.steps.find(_scheduler_timestep(module, args, kwargs))
         factor, bias = (
             torch.from_numpy(values[step]).to(prediction) for values in correction.along(prediction.ndim)
         )
-        corrected = (prediction - bias) * factor
+        corrected = place.dressed((prediction - bias) * factor)
+        if not place.path:
+            return corrected
         # a tuple, or diffusers' class with the one field `sample`
         return (corrected, *output[1:]) if isinstance(output, tuple) else type(output)(sample=corrected)
 

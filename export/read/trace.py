@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from accuquant.errors import ExportError
+from accuquant.export.read.small_addends import small_addends_kept
 from accuquant.graph.vocabulary import SIGNATURE_KEY
 from accuquant.networks.image_sides import side_multiple
 from accuquant.networks.network import call_directly
@@ -27,15 +28,17 @@ _SPATIAL = ("height", "width")
 class _Positional(nn.Module):
     """A network called with positional tensors, in the order of the signature."""
 
-    def __init__(self, network: nn.Module, signature: Signature) -> None:
+    def __init__(self, network: nn.Module, signature: Signature, *, shared: bool = False) -> None:
         super().__init__()
         self.network = network
+        self.shared = shared
         self.names = [spec.name for spec in signature.conditioning]
 
     def forward(self, sample: Tensor, timestep: Tensor, *conditioning: Tensor) -> Tensor:
         # One timestep is shared by the batch, so an array of any length is read at its first element.
         first = timestep[:1] if timestep.ndim else timestep
-        return call_directly(self.network, sample, first, dict(zip(self.names, conditioning, strict=True)))
+        named = dict(zip(self.names, conditioning, strict=True))
+        return call_directly(self.network, sample, first, named, shared=self.shared)
 
 
 def trace(network: nn.Module, signature: Signature, *, opset: int = 21, dynamic: bool = True) -> ir.Model:
@@ -52,9 +55,10 @@ def trace(network: nn.Module, signature: Signature, *, opset: int = 21, dynamic:
     sizes = _example_sizes(signature, config) if dynamic else dict(signature.sizes)
     example = tuple(_example(spec, sizes) for spec in signature.inputs)
     multiple = side_multiple(type(network).__name__, config)
-    with every_size(network) if dynamic else nullcontext():
-        model = trace_module(
-            _Positional(widened(network), signature),
+
+    def traced(*, shared: bool = False) -> ir.Model:
+        return trace_module(
+            _Positional(widened(network), signature, shared=shared),
             example,
             _dynamic_shapes(signature, multiple) if dynamic else None,
             inputs=[spec.name for spec in signature.inputs],
@@ -62,10 +66,26 @@ def trace(network: nn.Module, signature: Signature, *, opset: int = 21, dynamic:
             opset=opset,
             name=type(network).__name__,
         )
+
+    with every_size(network) if dynamic else nullcontext():
+        model = traced()
+        if dynamic and "batch" in _fixed(model.graph, signature):
+            # Chroma makes a list of as many numbers as the timestep has rows: one row is one for every batch
+            model = traced(shared=True)
     if dynamic and signature.call is not None:
         signature = model.graph.meta[SIGNATURE_KEY] = _as_traced(model.graph, signature, sizes)
     _declare(model.graph, signature, sizes, dynamic=dynamic)
     return model
+
+
+def _fixed(graph: ir.Graph, signature: Signature) -> set[str]:
+    """Return the names of the extents of which torch has made constants: numbers, or symbols called "2"."""
+    return {
+        extent
+        for value, spec in zip(graph.inputs, signature.inputs, strict=True)
+        for extent, traced in zip(spec.shape, value.shape or (), strict=True)
+        if isinstance(extent, str) and str(traced).isdecimal()
+    }
 
 
 def _as_traced(graph: ir.Graph, signature: Signature, sizes: dict[str, int]) -> Signature:
@@ -74,12 +94,7 @@ def _as_traced(graph: ir.Graph, signature: Signature, sizes: dict[str, int]) -> 
     Positions that a network computes in Python from an image's size are such. Raises ExportError where the
     batch is.
     """
-    fixed = {
-        extent
-        for value, spec in zip(graph.inputs, signature.inputs, strict=True)
-        for extent, traced in zip(spec.shape, value.shape or (), strict=True)
-        if isinstance(extent, str) and isinstance(traced, int)
-    }
+    fixed = _fixed(graph, signature)
     if "batch" in fixed:
         raise ExportError(
             f"network {signature.architecture}",
@@ -126,11 +141,14 @@ def trace_module(
                 opset_version=opset,
                 input_names=list(inputs),
                 output_names=list(outputs),
+                optimize=False,
                 verbose=False,
             )
+            assert exported is not None, "torch.onnx.export returns a program where it is given no file"
+            with small_addends_kept(exported.model.graph):
+                exported.optimize()
     except Exception as fault:  # torch raises many unrelated kinds, with pages of text
         raise _cannot_trace(name, fault) from fault
-    assert exported is not None, "torch.onnx.export returns a program where it is given no file"
     model: ir.Model = exported.model
     return model
 

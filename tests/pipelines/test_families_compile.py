@@ -13,7 +13,8 @@ from accuquant.engines import Target
 #: One case for each network and what it is told; the others have the same graphs.
 COMPILED = (
     "sd", "sd-v", "inpaint", "pix2pix", "upscale", "lcm", "sdxl", "sdxl-inpaint", "sdxl-pix2pix", "ldm",
-    "ldm-text", "super-resolution", "dit", "pixart", "pixart-alpha", "sd3", "flux",
+    "ldm-text", "super-resolution", "dit", "pixart", "pixart-alpha", "sd3", "flux", "aura-flow",
+    "sana", "chroma",
 )  # fmt: skip
 
 

@@ -65,7 +65,13 @@ def test_no_layer_that_was_found_is_no_share() -> None:
 
 @pytest.mark.parametrize(
     "original",
-    ["down/conv1", "down/conv1/WithoutBiases", "down/conv1/DequantizationMultiply", "down/conv1/sink_port_0"],
+    [
+        "down/conv1",
+        "down/conv1/WithoutBiases",
+        "down/conv1/DequantizationMultiply",
+        "down/conv1/WithoutBiases/DequantizationMultiply",
+        "down/conv1/sink_port_0",
+    ],
 )
 def test_the_names_of_split_nodes_lead_back_to_the_graph(original: str) -> None:
     assert onnx_name(original) == "down/conv1"
