@@ -247,6 +247,7 @@ def test_verify_says_its_verdict_even_where_the_page_cannot_be_written(
     assert "disk is full" in captured.err
 
 
+@pytest.mark.slow
 def test_export_takes_an_onnx_file_with_and_without_a_recipe(
     output: Path, tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -110,6 +110,7 @@ def test_several_images_a_prompt_are_those_of_the_float_pipeline(exported: Expor
     assert engine.shape == (3, 16, 16, 3)
 
 
+@pytest.mark.slow
 def test_callbacks_see_and_change_the_latents(pipe: Any) -> None:
     seen: list[tuple[int, float]] = []
 
@@ -172,6 +173,7 @@ def test_a_killed_calibration_resumes_bit_for_bit(scheduler: str, exported: Expo
     assert resumed.read_bytes() == whole.read_bytes()
 
 
+@pytest.mark.slow
 def test_verify_compares_the_decoded_images(exported: Exported) -> None:
     report = verify(
         exported.folder, exported.source, task=Task(prompts=("a tree",)), num_images=3, batch_size=2, steps=4,

@@ -42,6 +42,7 @@ class Counting(nn.Module):
         return self.look(x) * shift[:, None, None]
 
 
+@pytest.mark.slow
 def test_a_timestep_whose_rows_are_counted_is_one_row_in_the_graph(tmp_path: Path) -> None:
     network = Counting(of_timestep=True)
     remember_call(network, SIGNATURE)
