@@ -253,7 +253,8 @@ def test_a_source_that_has_moved_can_be_named(exported: Exported, tmp_path: Path
 
 def test_sample_is_what_the_users_script_makes(exported: Exported, pipe: Any) -> None:
     ours = sample_pipeline(exported.folder, Task(prompts=("a cat",)), num_images=1, steps=4, seed=3)
-    np.testing.assert_array_equal(ours, images_of(pipe, ["a cat"]))
+    # each loads the engine anew, and may measure another form of it to be the fastest: last bits, or a level
+    np.testing.assert_allclose(ours, images_of(pipe, ["a cat"]), atol=2e-3)
 
 
 @pytest.mark.parametrize(
