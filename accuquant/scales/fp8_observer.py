@@ -10,7 +10,7 @@ import numpy.typing as npt
 from accuquant.e4m3 import LARGEST, round_to_e4m3
 from accuquant.errors import unknown_name
 from accuquant.qparams import FloatArray, along_axis
-from accuquant.scales.observer import Float32, Histogram, check_finite
+from accuquant.scales.observer import Float32, Histogram, check_finite, scale_of_channels
 
 #: Values [N] -> scale.
 Fp8Observer = Callable[[FloatArray], float]
@@ -21,8 +21,6 @@ Fp8Observer = Callable[[FloatArray], float]
 SHARES = np.exp2(np.linspace(-0.25, 0.75, 24, endpoint=False)).astype(np.float32)
 _TINY = float(np.finfo(np.float32).tiny) * 1e6
 _PERCENTILE = 99.99
-#: Values of a weight that are searched at once: they stay in the processor's cache.
-_AT_ONCE = 1 << 16
 
 
 def min_max_scale(values: FloatArray) -> float:
@@ -70,15 +68,12 @@ def fp8_weight_scale(weight: FloatArray, axis: int) -> Float32:
     `weight` [O, I, kh, kw] with axis 0 -> [O]. A channel of zeros gets the smallest of the others, 1 where
     there is no other.
     """
-    rows = np.moveaxis(np.asarray(weight, np.float32), axis, 0).reshape(weight.shape[axis], -1)
-    limit = np.abs(rows).max(1) / np.float32(LARGEST)
-    live = limit > _TINY
-    limit = np.where(live, limit, 1.0).astype(np.float32)
-    size = max(1, _AT_ONCE // rows.shape[1])
-    parts = [slice(start, start + size) for start in range(0, len(rows), size)]
-    best: Float32 = np.concatenate([_searched_scales(rows[part], limit[part]) for part in parts])
-    best[~live] = best[live].min() if live.any() else 1
-    return best
+
+    def limit(rows: Float32) -> Float32:
+        found: Float32 = np.abs(rows).max(1) / np.float32(LARGEST)
+        return found
+
+    return scale_of_channels(weight, axis, limit, _searched_scales)
 
 
 def _searched_scales(rows: Float32, limit: Float32) -> Float32:

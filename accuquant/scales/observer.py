@@ -104,15 +104,33 @@ def weight_scale(weight: FloatArray, bits: int, axis: int) -> Float32:
     the last to decide what all channels share; 1 where there is no other.
     """
     qmin, qmax = level_bounds(bits)
+
+    def limit(rows: Float32) -> Float32:
+        found: Float32 = np.maximum(rows.max(1) / qmax, rows.min(1) / qmin)
+        return found
+
+    return scale_of_channels(weight, axis, limit, lambda rows, top: _searched_scales(rows, top, qmin, qmax))
+
+
+def scale_of_channels(
+    weight: FloatArray,
+    axis: int,
+    limit: Callable[[Float32], Float32],
+    search: Callable[[Float32, Float32], Float32],
+) -> Float32:
+    """Return the scale [O] that `search` finds for each channel of `weight` along `axis`.
+
+    `limit` gives the min-max scales [R] of rows [R, I], and `search` takes both. A channel of zeros gets the
+    smallest scale of the others, 1 where there is no other.
+    """
     rows = np.moveaxis(np.asarray(weight, np.float32), axis, 0).reshape(weight.shape[axis], -1)
-    limit = np.maximum(rows.max(1) / qmax, rows.min(1) / qmin)
-    live = limit > _TINY
-    limit = np.where(live, limit, 1.0).astype(np.float32)
+    highest = limit(rows)
+    live = highest > _TINY
+    highest = np.where(live, highest, 1.0).astype(np.float32)
     size = max(1, _AT_ONCE // rows.shape[1])
     parts = [slice(start, start + size) for start in range(0, len(rows), size)]
-    best: Float32 = np.concatenate([_searched_scales(rows[p], limit[p], qmin, qmax) for p in parts])
-    if live.any():
-        best[~live] = best[live].min()
+    best: Float32 = np.concatenate([search(rows[part], highest[part]) for part in parts])
+    best[~live] = best[live].min() if live.any() else 1
     return best
 
 

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ray_marks import RAY
 
 from accuquant._util.progress import Silent
 from accuquant.calibration import CalibrationSettings, calibrate
 from accuquant.pipelines.source import load_source
 from accuquant.units.cluster import Cluster
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(find_spec("ray") is None, reason="needs accuquant[cluster]"),
-    pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX"),
-    # of sockets and files that ray itself leaves to the garbage collector
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = RAY
 SETTINGS = CalibrationSettings(
     probe=False, steps=4, group_size=2, num_trajectories=8, batch_size=2, iterations=2, shared_iterations=2,
     sensitivity=True, observer="minmax", activation_bits=4, weight_bits=4, learning_rate=0.02,

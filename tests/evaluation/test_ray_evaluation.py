@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+from ray_marks import RAY
 
 from accuquant._util.progress import Silent
 from accuquant.cli.main import main
@@ -23,14 +22,7 @@ from accuquant.networks.memory import StageWatch
 from accuquant.pipelines.source import load_source
 from accuquant.units.cluster import Cluster
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed"),
-    pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX"),
-    # of sockets and files that ray itself leaves to the garbage collector
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = RAY
 SETTINGS = EvaluationSettings(
     metrics=("psnr",), num_images=12, batch_size=2, shard_size=2, seed=3, resamples=20, engine="onnxruntime"
 )

@@ -9,13 +9,13 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import torch
+from ray_marks import RAY
 from torch import Tensor, nn
 
 import accuquant
@@ -24,14 +24,7 @@ from accuquant.networks.network import model_hash
 from accuquant.units.job import Job
 from accuquant.units.units import InMemory
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(find_spec("ray") is None, reason="needs accuquant[cluster]"),
-    pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX"),
-    # of sockets and files that ray itself leaves to the garbage collector
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = RAY
 UNITS = [str(k) for k in range(12)]
 
 

@@ -6,10 +6,10 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
+from ray_marks import RAY
 from torch import nn
 
 from accuquant.errors import ClusterError
@@ -17,14 +17,7 @@ from accuquant.networks.network import model_hash
 from accuquant.units.job import Job
 from accuquant.units.units import InMemory
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(find_spec("ray") is None, reason="needs accuquant[cluster]"),
-    pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX"),
-    # of sockets and files that ray itself leaves to the garbage collector
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = RAY
 UNITS = [str(k) for k in range(12)]
 
 

@@ -113,7 +113,7 @@ def roll_out(
     for name, branch in vars(branches).items():
         first, compared = calls is not None, name != "reference"
         network = calls.watched(branch, start) if calls is not None and not compared else branch
-        own = (engine_start or start) if name == "engine" else start
+        own = engine_start if name == "engine" and engine_start is not None else start
         bound = own.conditioning.bind(network)
         trajectory = Trajectory(name, process, bound, reference if first and compared else None, progress)
         latents[name], alone = trajectory.run(own)
