@@ -161,7 +161,9 @@ def test_keeps_the_graph_names_where_a_node_next_to_them_vanishes(tmp_path: Path
 def test_a_device_that_is_named_computes_the_file_as_it_is_written(model_path: Path, device: str) -> None:
     with OpenVinoRunner(model_path, rewriting=False) as runner:
         expected = runner.infer(FEEDS)
-    with OpenVinoRunner(model_path, device=device) as runner:
+    there = OpenVinoRunner(model_path, device=device)
+    assert not there.rewriting
+    with there as runner:
         found = runner.infer(FEEDS)
         (compiled,) = compiled_models(runner)
         assert compiled.get_property("EXECUTION_DEVICES") in ("CPU", ["CPU"], ["(CPU)"])
@@ -185,15 +187,15 @@ def test_one_of_several_gpus_may_be_named(model_path: Path, monkeypatch: pytest.
     import openvino
 
     monkeypatch.setattr(openvino.Core, "available_devices", ["CPU", "GPU.0", "GPU.1"])
-    asked: list[str] = []
+    asked: list[tuple[str, bool]] = []
 
     def compiled(core: Any, model: Any, device: str, properties: dict[str, Any]) -> Any:
-        asked.append(device)
-        assert "INFERENCE_PRECISION_HINT" not in properties  # the plugin's own
-        raise RuntimeError("enough")
+        asked.append((device, "INFERENCE_PRECISION_HINT" in properties))
+        raise RuntimeError("stopped here")
 
     monkeypatch.setattr(openvino.Core, "compile_model", compiled)
     for device in ("GPU", "GPU.1"):
-        with OpenVinoRunner(model_path, device=device) as runner, pytest.raises(EngineError, match="enough"):
-            runner.infer(FEEDS)
-    assert asked == ["GPU", "GPU.1"]
+        with OpenVinoRunner(model_path, device=device) as runner:
+            with pytest.raises(EngineError, match="stopped here"):
+                runner.infer(FEEDS)
+    assert asked == [("GPU", False), ("GPU.1", False)]  # the precision is the plugin's own
