@@ -195,7 +195,7 @@ def test_one_of_several_gpus_may_be_named(model_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(openvino.Core, "compile_model", compiled)
     for device in ("GPU", "GPU.1"):
-        with OpenVinoRunner(model_path, device=device) as runner:
-            with pytest.raises(EngineError, match="stopped here"):
-                runner.infer(FEEDS)
+        stopped = pytest.raises(EngineError, match="stopped here")
+        with OpenVinoRunner(model_path, device=device) as runner, stopped:
+            runner.infer(FEEDS)
     assert asked == [("GPU", False), ("GPU.1", False)]  # the precision is the plugin's own
