@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import collected
 import numpy as np
 import onnx
 import pytest
@@ -30,6 +31,12 @@ if TYPE_CHECKING:
     from torch import nn
 
     from accuquant.pipelines.source import Source
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the names of all tests, before marks and -k take some away."""
+    config.stash[collected.NAMES] = frozenset(item.nodeid for item in items)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

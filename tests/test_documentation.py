@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import collected as run
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -40,19 +41,27 @@ def named_cases(page: Path) -> set[tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def collected() -> dict[str, set[str]]:
+def collected(pytestconfig: pytest.Config) -> dict[str, set[str]]:
     """Return what pytest collects from the files that tables name: file -> its tests and their cases."""
     files = sorted({file for page in TABLES for file, _ in named_cases(page)})
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *files]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert listed.returncode == 0, listed.stdout[-2000:] + listed.stderr[-2000:]
+    names = pytestconfig.stash[run.NAMES]
+    if not {name.partition("::")[0] for name in names}.issuperset(files):  # a run of some files alone
+        names = frozenset(listed(files))
     found: dict[str, set[str]] = {file: set() for file in files}
-    for line in listed.stdout.splitlines():
-        file, _, rest = line.partition("::")
+    for name in names:
+        file, _, rest = name.partition("::")
         test, _, case = rest.partition("[")
         if file in found:
             found[file] |= {test, case.removesuffix("]")}
     return found
+
+
+def listed(files: list[str]) -> list[str]:
+    """Return the names of the tests in `files`, as pytest collects them."""
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *files]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout.splitlines()
 
 
 def test_every_test_that_a_table_names_is_collected(collected: dict[str, set[str]]) -> None:

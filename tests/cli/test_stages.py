@@ -166,6 +166,7 @@ def test_sample_and_verify_tell_of_calibrated_layers_in_float(
     assert "0 % of it ran in int8 here" in page.read_text()
 
 
+@pytest.mark.slow
 def test_a_class_conditional_pipeline_goes_the_whole_way(
     make_unet: Callable[..., nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -75,6 +75,7 @@ def test_text_encoder_and_network_calibrate_on_the_device(
         np.testing.assert_allclose(other.weight_scale, layer.weight_scale, rtol=1e-3, err_msg=name)
 
 
+@pytest.mark.slow
 def test_verify_runs_network_and_decoder_on_the_device(folder: Path, here: tuple[Recipe, Path]) -> None:
     reports = []
     options: dict[str, Any] = {

@@ -200,6 +200,7 @@ def audited(source: Source, make_recipe: MakeRecipe, tmp_path_factory: pytest.Te
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.trt
 def test_the_audit_compares_what_the_export_would_write(
     audited: Path, source: Source, make_recipe: MakeRecipe, tmp_path: Path
