@@ -1,12 +1,15 @@
 """How fast int8 can be on a processor: the peaks of OpenVINO's kernels, and what they leave of fp32's time.
 
     python benchmarks/cpu_bound.py --model cifar
+    python benchmarks/export_size.py --models sd15 --weight-bits 7 --work WORK
+    python benchmarks/cpu_bound.py --model sd15 --work WORK --calls 3
 
 The peaks are the best of large layers, each alone: multiply-accumulates a second of a 3x3 convolution, of a
 convolution of one tap and of a product, in float32 and in int8. The bound takes fp32's own time, divides the
 time of the calibrated layers by the ratio of the peaks, and adds nothing for quantization; what is float
-stays as it is. The model's times are OpenVINO's counters of each kernel, the least over some calls; peaks are
-the layer's share of the fastest call, with one thread in processor time.
+stays as it is, attention (its two products and the softmax between) apart from the rest. The model's times
+are OpenVINO's counters of each kernel, the least over some calls; peaks are the layer's share of the fastest
+call, with one thread in processor time.
 """
 
 from __future__ import annotations
@@ -14,12 +17,15 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openvino
+from large_latency import float_graph
+from large_networks import CONFIGURATIONS, small_inputs
 from latency import Graphs
 from openvino import opset13 as ov
 from report import add_json_option, print_report
@@ -28,9 +34,9 @@ from workload import MODELS, latent_shape, load_model, noise_conditioning, obser
 from accuquant._util.interleave import time_interleaved
 from accuquant._util.processor import cpu_flags
 from accuquant.errors import EngineError
-from accuquant.graph.calibrated import find_followers
+from accuquant.graph.calibrated import calibrated_layers, find_followers
 from accuquant.graph.skeleton import read_skeleton
-from accuquant.pipelines.source import Source
+from accuquant.recipe import Recipe
 from accuquant.runtime.cpu_forms.rule import form_by_rule
 from accuquant.runtime.executed_nodes import WORK_KINDS, ExecutedNode, with_lost_names
 from accuquant.runtime.openvino_runner import OpenVinoRunner
@@ -47,7 +53,9 @@ _BOUNDED_BY = {
     "convolution 1x1": ("convolution 1x1",),
     "product": ("product", "convolution 1x1"),
 }
-_CALLS = 11
+#: What is not calibrated: what an engine runs as one kernel around a softmax, and the rest.
+_FLOAT = ("attention", "other")
+_PEAK_CALLS = 11
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -55,12 +63,17 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", choices=MODELS, default="cifar")
+    parser.add_argument("--model", choices=(*MODELS, *CONFIGURATIONS), default="cifar")
+    parser.add_argument("--work", type=Path, help="for a full-size model: export_size.py's --work")
+    parser.add_argument("--calls", type=int, default=11, help="of each graph (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--groups", type=int, default=10, help="step groups (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1)
     add_json_option(parser)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if (arguments.model in CONFIGURATIONS) != (arguments.work is not None):
+        parser.error(f"give --work with one of {', '.join(CONFIGURATIONS)}, and without it with no other")
+    return arguments
 
 
 def layer(kind: str, edge: int, channels: int, outputs: int, *, int8: bool) -> Any:
@@ -103,7 +116,7 @@ def peaks_of(kind: str, threads: int) -> dict[str, tuple[float, str]]:
             tensor.data[:] = 1
         times = time_interleaved(
             {name: request.infer for name, request in requests.items()},
-            rounds=2 * _CALLS,
+            rounds=2 * _PEAK_CALLS,
             warm_up=1,
             clock=time.process_time if threads == 1 else time.perf_counter,
         )
@@ -126,42 +139,88 @@ def _largest_kernel(request: Any) -> tuple[float, str]:
     return most / sum(seconds for seconds, _ in taken), kernel
 
 
-def profile(
-    path: Path, feeds: dict[str, Any], threads: int, **options: Any
-) -> tuple[tuple[ExecutedNode, ...], dict[str, float]]:
-    """Return what a graph executes, and the least milliseconds of each node over some calls."""
+@dataclass(frozen=True)
+class Pair:
+    """A network as float and as int8 graph. `layers` has the kind of each calibrated layer by its node."""
+
+    fp32: Path
+    int8: Path
+    layers: Mapping[str, str]
+    feeds: dict[str, Any]
+
+
+def profile(path: Path, pair: Pair, threads: int, calls: int, **options: Any) -> dict[str, float]:
+    """Return the milliseconds of each kind of layer in a graph: of each kernel, the least over some calls."""
     with OpenVinoRunner(path, num_threads=threads, profile=True, **options) as runner:
         assert isinstance(runner, OpenVinoRunner)
-        compiled = runner.compiled(feeds)
+        compiled = runner.compiled(pair.feeds)
         least: dict[str, float] = {}
-        for _ in range(_CALLS):
+        for _ in range(calls):
             request = compiled.create_infer_request()
-            request.infer(feeds)
+            request.infer(pair.feeds)
             for entry in request.profiling_info:
                 if entry.status == entry.Status.EXECUTED:
                     taken = entry.real_time.total_seconds() * 1e3
                     least[entry.node_name] = min(taken, least.get(entry.node_name, taken))
-        followers = find_followers(read_skeleton(path, error=EngineError))
-        return with_lost_names(runner.executed(), followers), least
+        skeleton = read_skeleton(path, error=EngineError)
+        nodes = with_lost_names(runner.executed(), find_followers(skeleton))
+    softmaxes = {node.name for node in skeleton.graph.node if node.op_type == "Softmax"}
+    kinds = {node.name: kind_of(node, pair.layers, softmaxes) for node in nodes}
+    sums = dict.fromkeys((*_LAYERS, *_FLOAT), 0.0)
+    for name, milliseconds in least.items():
+        sums[kinds.get(name, "other")] += milliseconds
+    return sums
 
 
-def kind_of(node: ExecutedNode, layers: Mapping[str, str]) -> str:
-    """Return the kind of the calibrated layer that a node computes, else "other"."""
+def kind_of(node: ExecutedNode, layers: Mapping[str, str], softmaxes: Set[str]) -> str:
+    """Return the kind of the calibrated layer that a node computes, else "attention" or "other"."""
+    if softmaxes.intersection(node.onnx_nodes):
+        return "attention"
     if node.kind not in WORK_KINDS:
         return "other"
     return next((layers[name] for name in node.onnx_nodes if name in layers), "other")
 
 
-def calibrated(source: Source, graphs: Graphs) -> dict[str, str]:
-    """Return the kind of each calibrated layer by its node in the float graph."""
+def kind_of_weight(shape: Sequence[int]) -> str:
+    """Return the kind of a calibrated layer from the shape of its weight."""
+    taps = int(np.prod(shape[2:])) if len(shape) > 2 else 0
+    return "product" if taps == 0 else f"convolution {'3x3' if taps > 1 else '1x1'}"
+
+
+def small_pair(arguments: argparse.Namespace, folder: Path) -> Pair:
+    """Make both graphs of one of the small models."""
+    source = load_model(arguments.model)
+    rng = np.random.default_rng(0)
+    feeds: dict[str, Any] = {
+        "sample": rng.standard_normal((arguments.batch_size, *latent_shape(source)), np.float32),
+        "timestep": np.array([500], np.float32),
+    }
+    conditioning = noise_conditioning(source, rows=arguments.batch_size)
+    feeds |= {name: tensor.numpy() for name, tensor in conditioning.items()}
+    graphs = Graphs(source, folder, arguments.groups)
     recipe = observed_recipe(source, num_groups=1, affine=False, observer="minmax")
-    found = {}
-    for name, qparams in recipe.layers.items():
-        taps = int(np.prod(qparams.weight_shape[2:])) if len(qparams.weight_shape) > 2 else 0
-        kind = "product" if taps == 0 else f"convolution {'3x3' if taps > 1 else '1x1'}"
-        for node in graphs.node_names((name,)):
-            found[node] = kind
-    return found
+    layers = {
+        node: kind_of_weight(qparams.weight_shape)
+        for name, qparams in recipe.layers.items()
+        for node in graphs.node_names((name,))
+    }
+    return Pair(graphs.path("float"), graphs.path("shift"), layers, feeds)
+
+
+def large_pair(arguments: argparse.Namespace) -> Pair:
+    """Find both graphs of a full-size model in the folder of an export, batch 1."""
+    work, name = arguments.work, arguments.model
+    int8 = work / f"{name}-int8" / "unet" / "model.onnx"
+    signature = float_graph(work / name, work / f"{name}-float")
+    sample, conditioning = small_inputs(signature, size=signature.sizes["height"])
+    feeds: dict[str, Any] = {key: tensor.numpy() for key, tensor in conditioning.items()}
+    feeds |= {"sample": sample.numpy(), "timestep": np.array([500], np.float32)}
+    recipe = Recipe.load(int8.parent.parent / "recipe.safetensors")
+    layers = {
+        found.node: kind_of_weight(recipe.layers[found.layer].weight_shape)
+        for found in calibrated_layers(int8, error=EngineError)
+    }
+    return Pair(work / f"{name}-float" / "model.onnx", int8, layers, feeds)
 
 
 def main() -> None:
@@ -184,7 +243,7 @@ def main() -> None:
     ratios = {
         kind: max(peaks[one]["int8"][0] for one in bounds) / peaks[kind]["fp32"][0]
         for kind, bounds in _BOUNDED_BY.items()
-    } | {"other": 1.0}
+    } | dict.fromkeys(_FLOAT, 1.0)
     least = {kind: taken / ratios[kind] for kind, taken in spent.items()}
     total, shortest, got = (sum(entry.values()) for entry in (spent, least, reached))
     print_report(
@@ -209,34 +268,17 @@ def main() -> None:
 
 def measured(arguments: argparse.Namespace) -> tuple[dict[str, float], dict[str, float]]:
     """Return the milliseconds of each kind of calibrated layer, and of the rest: in fp32, and in int8."""
-    source = load_model(arguments.model)
-    rng = np.random.default_rng(0)
-    feeds: dict[str, Any] = {
-        "sample": rng.standard_normal((arguments.batch_size, *latent_shape(source)), np.float32),
-        "timestep": np.array([500], np.float32),
-    }
-    conditioning = noise_conditioning(source, rows=arguments.batch_size)
-    feeds |= {name: tensor.numpy() for name, tensor in conditioning.items()}
     with tempfile.TemporaryDirectory() as folder:
-        graphs = Graphs(source, Path(folder), arguments.groups)
-        layers = calibrated(source, graphs)
-        fp32 = profile(graphs.path("float"), feeds, arguments.threads)
-        int8 = profile(graphs.path("shift"), feeds, arguments.threads, form=form_by_rule(cpu_flags())[0])
-    return _by_kind(*fp32, layers), _by_kind(*int8, layers)
+        pair = small_pair(arguments, Path(folder)) if arguments.work is None else large_pair(arguments)
+        form = form_by_rule(cpu_flags())[0]
+        return (
+            profile(pair.fp32, pair, arguments.threads, arguments.calls),
+            profile(pair.int8, pair, arguments.threads, arguments.calls, form=form),
+        )
 
 
 def _row(kind: str, fp32: float, ratio: str, least: float, int8: float) -> list[str]:
     return [kind, f"{fp32:.2f}", ratio, f"{least:.2f}", f"{int8:.2f}"]
-
-
-def _by_kind(
-    nodes: tuple[ExecutedNode, ...], taken: Mapping[str, float], layers: Mapping[str, str]
-) -> dict[str, float]:
-    kinds = {node.name: kind_of(node, layers) for node in nodes}
-    sums = dict.fromkeys((*_LAYERS, "other"), 0.0)
-    for name, milliseconds in taken.items():
-        sums[kinds.get(name, "other")] += milliseconds
-    return sums
 
 
 if __name__ == "__main__":
