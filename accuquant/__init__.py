@@ -29,6 +29,7 @@ _HOMES = {
     "evaluate": "accuquant.evaluation.evaluate",
     "export_onnx": "accuquant.export.for_target.for_onnx",
     "export_pipeline": "accuquant.export.for_target.for_pipeline",
+    "feed_forward_source": "accuquant.pipelines.source",
     "load_source": "accuquant.pipelines.source",
     "observe_onnx": "accuquant.observation.observe_onnx",
     "profiled": "accuquant.pipeline_profile",
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     from accuquant.export.lint.check_model import check_model
     from accuquant.observation.observe_onnx import observe_onnx
     from accuquant.pipeline_profile import profiled
-    from accuquant.pipelines.source import load_source
+    from accuquant.pipelines.source import feed_forward_source, load_source
     from accuquant.pipelines.task import Task
     from accuquant.recipe import Recipe
     from accuquant.runtime.engine_parts import engine_parts
@@ -91,6 +92,7 @@ __all__ = [
     "evaluate",
     "export_onnx",
     "export_pipeline",
+    "feed_forward_source",
     "load_source",
     "observe_onnx",
     "profiled",

@@ -26,13 +26,15 @@ def export_pipeline(
     output: Path,
     options: ExportOptions | None = None,
     *,
+    decoder: Recipe | None = None,
     share: Share | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Write `source`, quantized by `recipe`, into the folder `output`, as suits `options.target` best.
 
     What is "auto" is chosen, and the manifest's `choice` says why. An engine that was compiled to choose is
-    kept for `accuquant build`. `share` is for the progress of write_pipeline, whose errors this raises too.
+    kept for `accuquant build`. `decoder` is the recipe of the autoencoder's decoder. `share` is for the
+    progress of write_pipeline, whose errors this raises too.
     """
     output, shown = Path(output), progress or Silent()
     original = source.called_as(recipe.signature)
@@ -64,6 +66,7 @@ def export_pipeline(
             settled,
             choice=chosen.choice if chosen else None,
             graph=traced() if traced.cache_info().currsize else None,
+            decoder=decoder,
             progress=share,
         )
         keep(chosen, output)
