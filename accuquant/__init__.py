@@ -23,6 +23,7 @@ _HOMES = {
     "Recipe": "accuquant.recipe",
     "Task": "accuquant.pipelines.task",
     "calibrate": "accuquant.calibration.calibrate",
+    "calibrate_decoder": "accuquant.decoder_calibration",
     "check_model": "accuquant.export.lint.check_model",
     "engine_parts": "accuquant.runtime.engine_parts",
     "estimate": "accuquant.calibration.estimate",
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from accuquant.calibration.calibrate import calibrate
     from accuquant.calibration.calibration_settings import CalibrationSettings
     from accuquant.calibration.estimate import estimate
+    from accuquant.decoder_calibration import calibrate_decoder
     from accuquant.errors import AccuQuantError
     from accuquant.evaluation.evaluate import evaluate
     from accuquant.evaluation.evaluation_settings import EvaluationSettings
@@ -86,6 +88,7 @@ __all__ = [
     "Task",
     "__version__",
     "calibrate",
+    "calibrate_decoder",
     "check_model",
     "engine_parts",
     "estimate",

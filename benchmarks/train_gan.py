@@ -23,6 +23,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 from train_features import read_dataset
 from train_reference import update_average
 
+from accuquant import feed_forward_source
+
 LATENT_SIZE = 64
 _BETAS = (0.0, 0.9)
 _RATES = {"generator": 4e-4, "discriminator": 4e-4}
@@ -154,7 +156,7 @@ def main() -> None:
     images, _labels = read_dataset(arguments.dataset)
     generator = train(images, minutes=arguments.minutes, batch_size=arguments.batch_size)
     settle_norms(generator)
-    torch.save(generator.state_dict(), arguments.output.with_suffix(".pt"))
+    feed_forward_source(generator, (LATENT_SIZE, 1, 1), arguments.output)
 
 
 if __name__ == "__main__":
