@@ -116,7 +116,7 @@ def images_of(network: torch.nn.Module, latents: Tensor) -> Tensor:
 def recipe_of(case: Case, method: str, weights: int, activations: int, folder: Path) -> Recipe:
     """Calibrate by a method."""
     settings = CalibrationSettings.preset(
-        "balanced", method=method, steps=1, group_size=1, num_trajectories=len(case.calibrated),
+        "balanced", method=method, steps=1, num_trajectories=len(case.calibrated),
         weight_bits=weights, activation_bits=activations,
     )  # fmt: skip
     return calibrate(

@@ -13,6 +13,7 @@ from torch.export.graph_signature import InputKind
 
 from accuquant._util.facts import FactsError
 from accuquant.networks.aten_program import is_listed
+from accuquant.qparams import fingerprint
 
 _aten = torch.ops.aten
 #: Calls whose weight is a constant become layers, which can be quantized.
@@ -133,7 +134,12 @@ class _Reader:
             facts |= {"padding": _padding(held), "groups": held["groups"]}
         if kind == "conv_transpose2d":
             facts["output_padding"] = _two(held["output_padding"])
-        made_of = (held["weight"].name, getattr(held.get("bias"), "name", None), *map(str, facts.items()))
+        # by content: a normalized weight is computed anew for every call
+        made_of = (
+            fingerprint(weight.numpy()),
+            None if bias is None else fingerprint(bias.numpy()),
+            *map(str, facts.items()),
+        )
         name = self._layer_name(node, kind, made_of)
         self.layers[name], self.weights[name] = facts, made_of
         self.tensors[f"{name}.weight"] = weight.clone().contiguous()

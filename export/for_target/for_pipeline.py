@@ -14,6 +14,7 @@ from accuquant.export.for_target.candidates import FloatGraph
 from accuquant.export.for_target.settle import keep, settle
 from accuquant.export.read.trace import trace
 from accuquant.export.write import pipeline_folder
+from accuquant.export.write.decoder_part import check_decoder_recipe
 from accuquant.manifest import Manifest
 from accuquant.networks.network import float_weights
 from accuquant.pipelines.source import Source
@@ -43,6 +44,8 @@ def export_pipeline(
     opset, dynamic = options.written_opset, options.dynamic
     pipeline_folder.check_output(output)
     check_format(options, recipe.format)
+    if decoder is not None:
+        check_decoder_recipe(decoder)
 
     @cache
     def traced() -> ir.Model:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -67,17 +68,19 @@ def with_statistics(module: nn.Module) -> nn.Module:
     return module.eval().requires_grad_(False)
 
 
-def read_again(module: nn.Module, example: Tensor) -> AtenNetwork:
-    program, tensors = read_program(module, example)
-    return AtenNetwork(Program.from_dict(json.loads(json.dumps(program))), tensors).eval()
+@cache
+def read_again(make: Callable[[], nn.Module], *shape: int) -> tuple[nn.Module, AtenNetwork]:
+    module = with_statistics(make())
+    program, tensors = read_program(module, torch.randn(2, *shape))
+    return module, AtenNetwork(Program.from_dict(json.loads(json.dumps(program))), tensors).eval()
 
 
 @pytest.mark.parametrize(("make", "shape"), [(DcGan, (6, 1, 1)), (Mixed, (6,))])
 def test_a_program_computes_what_its_module_does_for_any_batch(
     make: Callable[[], nn.Module], shape: tuple[int, ...]
 ) -> None:
-    module = with_statistics(make())
-    network, latents = read_again(module, torch.randn(2, *shape)), torch.randn(5, *shape)
+    module, network = read_again(make, *shape)
+    latents = torch.randn(5, *shape)
     torch.testing.assert_close(network.compute(latents), module(latents), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(
         copy.deepcopy(network).compute(latents[:1]), module(latents[:1]), rtol=1e-4, atol=1e-5
@@ -85,7 +88,7 @@ def test_a_program_computes_what_its_module_does_for_any_batch(
 
 
 def test_layers_keep_their_names_and_norms_behind_them_are_folded() -> None:
-    network = read_again(with_statistics(DcGan()), torch.randn(2, 6, 1, 1))
+    _, network = read_again(DcGan, 6, 1, 1)
     layers = quantizable_layers(network)
     assert list(layers) == ["main.0", "main.3", "main.7"]
     assert all(isinstance(layer, nn.ConvTranspose2d) and layer.bias is not None for layer in layers.values())
@@ -93,7 +96,7 @@ def test_layers_keep_their_names_and_norms_behind_them_are_folded() -> None:
 
 
 def test_a_layer_that_is_called_twice_is_one_layer() -> None:
-    network = read_again(with_statistics(Mixed()), torch.randn(2, 6))
+    _, network = read_again(Mixed, 6)
     assert list(quantizable_layers(network)) == ["expand", "conv", "conv2d"]
     assert [step.layer for step in network._program.steps if step.layer] == [
         "expand",

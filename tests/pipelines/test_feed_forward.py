@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from accuquant.calibration.trajectory import bound
+from accuquant.denoising.conditioning import Conditioning
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.errors import CalibrationError, SourceError
 from accuquant.pipelines.source import feed_forward_source, load_source
@@ -45,17 +48,23 @@ class Branching(Generator):
         return images if images.sum() < 1e9 else -images
 
 
-def test_a_folder_makes_the_images_of_the_module_and_holds_no_class(tmp_path: Path) -> None:
-    module = Generator()
-    source = feed_forward_source(module, SHAPE, tmp_path / "gan")
-    latents = torch.randn(3, *SHAPE)
-    assert module.training, "the module is left as it was"
-    for found in (source, load_source(tmp_path / "gan")):
-        images = DenoisingProcess(found.scheduler, 1).sample(found.network, latents)
-        torch.testing.assert_close(images, module(latents))
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a generator; do not write into it."""
+    path = tmp_path_factory.mktemp("generator") / "gan"
+    feed_forward_source(Generator(), SHAPE, path)
+    return path
+
+
+@torch.no_grad()
+def test_a_folder_makes_the_images_of_the_module_and_holds_no_class(folder: Path) -> None:
+    module, latents, source = Generator(), torch.randn(3, *SHAPE), load_source(folder)
+    predict = bound(source.network, Conditioning())
+    torch.testing.assert_close(
+        DenoisingProcess(source.scheduler, 1).sample(predict, latents), module(latents)
+    )
     assert source.signature.output.shape == ("batch", 1, 4, 4)
-    files = {path.relative_to(tmp_path / "gan").as_posix() for path in tmp_path.rglob("*") if path.is_file()}
-    assert files == {
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == {
         "model_index.json",
         "generator/config.json",
         "generator/diffusion_pytorch_model.safetensors",
@@ -104,12 +113,22 @@ def test_nothing_of_somebody_else_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(SourceError, match=r"a folder with other files"):
         feed_forward_source(Generator(), SHAPE, tmp_path)
-    first = feed_forward_source(Generator(), SHAPE, tmp_path / "gan")
-    assert feed_forward_source(Generator(), SHAPE, tmp_path / "gan").model_hash == first.model_hash
 
 
-def test_a_folder_cannot_ask_for_an_operation_that_reads_files(tmp_path: Path) -> None:
-    feed_forward_source(Generator(), SHAPE, tmp_path)
+def test_an_earlier_generator_is_replaced_and_the_module_is_left_as_it_was(
+    folder: Path, tmp_path: Path
+) -> None:
+    module = Generator().half()
+    shutil.copytree(folder, tmp_path / "gan")
+    source = feed_forward_source(module, SHAPE, tmp_path / "gan")
+    assert module.training
+    assert module.paint.weight.dtype == torch.float16
+    assert {weight.dtype for weight in source.network.state_dict().values()} == {torch.float32}
+    assert torch.equal(source.network.state_dict()["paint.weight"], module.paint.weight.float())
+
+
+def test_a_folder_cannot_ask_for_an_operation_that_reads_files(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "generator" / "config.json"
     config = json.loads(path.read_text())
     config["program"]["steps"][0] = {
@@ -122,9 +141,9 @@ def test_a_folder_cannot_ask_for_an_operation_that_reads_files(tmp_path: Path) -
         load_source(tmp_path)
 
 
-def test_a_generator_takes_one_step_and_no_lora(tmp_path: Path) -> None:
-    source = feed_forward_source(Generator(), SHAPE, tmp_path / "gan")
+def test_a_generator_takes_one_step_and_no_variant(folder: Path) -> None:
+    source = load_source(folder)
     with pytest.raises(CalibrationError, match=r"number of steps: got 2, expected 1 to 1"):
         DenoisingProcess(source.scheduler, 2)
     with pytest.raises(SourceError, match=r"got --variant"):
-        load_source(tmp_path / "gan", variant="fp16")
+        load_source(folder, variant="fp16")
