@@ -28,6 +28,7 @@ def source(tiny_source: Source, tmp_path_factory: pytest.TempPathFactory) -> Sou
     return replace(tiny_source, name=str(folder), folder=folder, pipeline_class="DiTPipeline")
 
 
+@pytest.mark.slow
 def test_a_calibrated_decoder_runs_in_an_engine(source: Source, tmp_path: Path) -> None:
     torch.manual_seed(0)
     found, latents = decoder_source(source), torch.randn(2, 4, 8, 8)
