@@ -235,7 +235,7 @@ def full_size(side: int, arguments: argparse.Namespace) -> None:
         calls = {
             name: lambda runner=runner: _run(runner, latents.numpy()) for name, runner in runners.items()
         }
-        times = time_interleaved(calls, rounds=arguments.rounds, warm_up=1)  # type: ignore[arg-type]
+        times = time_interleaved(calls, rounds=arguments.rounds, warm_up=1)
     record = {
         "weights_mb": weights / 1e6,
         "file": size / weights,

@@ -10,7 +10,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 
-class OneStepScheduler(SchedulerMixin, ConfigMixin):
+class OneStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffusers shows checkers Any
     """Hands on what the network returns, once, at timestep 0.
 
     The output may have another shape than the latents [B, ...] that went in.

@@ -148,9 +148,9 @@ class AtenNetwork(nn.Module):
                 self.register_buffer(_buffer(name), tensor)
         for step in program.steps:
             for item in (*step.arguments, *step.keywords.values()):
-                for tensor in _named(item, "tensor"):
-                    if _buffer(tensor) not in self._buffers:
-                        raise FactsError(f"step '{step.name}': no tensor '{tensor}'")
+                for missing in _named(item, "tensor"):
+                    if _buffer(missing) not in self._buffers:
+                        raise FactsError(f"step '{step.name}': no tensor '{missing}'")
 
     @property
     def ends(self) -> tuple[str, ...]:
@@ -205,6 +205,10 @@ def _put(root: nn.Module, name: str, layer: nn.Module) -> None:
         raise FactsError(f"layer '{name}': {fault}") from fault
 
 
+#: skip_init of torch has no annotations.
+_uninitialized: Any = nn.utils.skip_init
+
+
 def _layer(name: str, facts: LayerFacts, weight: Tensor, bias: Tensor | None) -> nn.Module:
     shape, has_bias = weight.shape, bias is not None
     convolutions: dict[str, type[nn.Conv2d] | type[nn.ConvTranspose2d]] = {
@@ -213,14 +217,14 @@ def _layer(name: str, facts: LayerFacts, weight: Tensor, bias: Tensor | None) ->
     }
     made: nn.Module
     if facts.kind == "linear" and weight.ndim == 2:
-        made = nn.utils.skip_init(nn.Linear, shape[1], shape[0], bias=has_bias)
+        made = _uninitialized(nn.Linear, shape[1], shape[0], bias=has_bias)
     elif facts.kind in convolutions and weight.ndim == 4:
         transposed = facts.kind == "conv_transpose2d"
         inputs, outputs = (
             (shape[0], shape[1] * facts.groups) if transposed else (shape[1] * facts.groups, shape[0])
         )
         more = {"output_padding": facts.output_padding} if transposed else {}
-        made = nn.utils.skip_init(
+        made = _uninitialized(
             convolutions[facts.kind], inputs, outputs, tuple(shape[2:]), bias=has_bias, stride=facts.stride,
             padding=facts.padding, dilation=facts.dilation, groups=facts.groups, **more,
         )  # fmt: skip

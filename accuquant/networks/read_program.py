@@ -170,22 +170,25 @@ class _Reader:
 
         y = gamma (x - mean) / sqrt(var + eps) + beta.
         """
-        before, *statistics, _momentum, epsilon = node.args
+        before: Any = node.args[0]
+        statistics: Any = node.args[1:5]
+        epsilon: Any = node.args[6]
         layer = self.of_layer.get(getattr(before, "name", ""))
         calls = sum(made == layer for made in self.of_layer.values())
         first_alone = all(user.target is operator.getitem and user.args[1] == 0 for user in node.users)
         known = [getattr(one, "name", None) for one in statistics]
-        if layer is None or calls != 1 or len(before.users) != 1 or not first_alone:  # type: ignore[union-attr]
+        if layer is None or calls != 1 or len(before.users) != 1 or not first_alone:
             return False
         if any(name is not None and name not in self.constants for name in known):
             return False
-        gamma, beta, mean, variance = (None if n is None else self.constants[n] for n in known)
+        held: list[Any] = [None if name is None else self.constants[name] for name in known]
+        gamma, beta, mean, variance = held
         factor = torch.rsqrt(variance + epsilon) * (1 if gamma is None else gamma)
         weight, bias = self.tensors[f"{layer}.weight"], self.tensors.get(f"{layer}.bias", 0.0)
         facts = self.layers[layer]
         if facts["kind"] == "conv_transpose2d":  # [I, O / groups, kh, kw]
             groups = facts["groups"]
-            rows = weight.unflatten(0, (groups, -1)) * factor.reshape(groups, 1, -1, 1, 1)
+            rows = weight.reshape(groups, -1, *weight.shape[1:]) * factor.reshape(groups, 1, -1, 1, 1)
             self.tensors[f"{layer}.weight"] = rows.flatten(0, 1).contiguous()
         else:
             self.tensors[f"{layer}.weight"] = weight * factor.reshape(-1, *[1] * (weight.ndim - 1))

@@ -30,7 +30,7 @@ class Generator(nn.Module):
 
 
 class TwoInputs(Generator):
-    def forward(self, latents: Tensor, label: Tensor) -> Any:
+    def forward(self, latents: Tensor, label: Tensor) -> Any:  # type: ignore[override]
         return super().forward(latents) + label
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -60,7 +61,7 @@ def engine_decode(folder: Path, reference: Source, engine: str) -> Decode | None
     )
 
 
-def decoder_notes(subject: Subject, exported: dict[str, Decode]) -> tuple[str, ...]:
+def decoder_notes(subject: Subject, exported: Mapping[str, Decode]) -> tuple[str, ...]:
     """Return a note on which decoder makes the images."""
     if not exported:
         return ()
