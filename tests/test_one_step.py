@@ -90,6 +90,11 @@ def test_an_engine_makes_the_images_of_the_simulation_from_seeds_alone(gan: Expo
     assert 10 * np.log10(1 / np.square(images - original).mean()) > 35
 
 
+def test_the_command_sample_writes_pictures(gan: Exported, tmp_path: Path) -> None:
+    assert main(["sample", str(gan.folder), "--output-dir", str(tmp_path), "--num-images", "2"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000.png", "00001.png", "grid.png"]
+
+
 def test_a_generator_is_verified(gan: Exported) -> None:
     report = verify(gan.folder, gan.source, num_images=4, batch_size=2, features="none", layers=True)
     assert report.fidelity.summary["psnr"].median > 35
