@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from accuquant import AccuQuantError, feed_forward_source, sample
+from accuquant import AccuQuantError, feed_forward_source, sample, write_html
 from accuquant._util.progress import Silent
 from accuquant.calibration import CalibrationSettings, calibrate
 from accuquant.cli.main import main
@@ -99,6 +99,10 @@ def test_a_generator_is_verified(gan: Exported) -> None:
     report = verify(gan.folder, gan.source, num_images=4, batch_size=2, features="none", layers=True)
     assert report.fidelity.summary["psnr"].median > 35
     assert report.model["image_shape"] == [1, 16, 16]
+    write_html(report, gan.folder.parent / "report.html")
+    page = (gan.folder.parent / "report.html").read_text()
+    assert "with 1 step," in page
+    assert "How the error accumulates" not in page, "there is one step"
 
 
 @pytest.mark.slow
