@@ -23,12 +23,14 @@ _HOMES = {
     "Recipe": "accuquant.recipe",
     "Task": "accuquant.pipelines.task",
     "calibrate": "accuquant.calibration.calibrate",
+    "calibrate_decoder": "accuquant.decoder_calibration",
     "check_model": "accuquant.export.lint.check_model",
     "engine_parts": "accuquant.runtime.engine_parts",
     "estimate": "accuquant.calibration.estimate",
     "evaluate": "accuquant.evaluation.evaluate",
     "export_onnx": "accuquant.export.for_target.for_onnx",
     "export_pipeline": "accuquant.export.for_target.for_pipeline",
+    "feed_forward_source": "accuquant.pipelines.source",
     "load_source": "accuquant.pipelines.source",
     "observe_onnx": "accuquant.observation.observe_onnx",
     "profiled": "accuquant.pipeline_profile",
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from accuquant.calibration.calibrate import calibrate
     from accuquant.calibration.calibration_settings import CalibrationSettings
     from accuquant.calibration.estimate import estimate
+    from accuquant.decoder_calibration import calibrate_decoder
     from accuquant.errors import AccuQuantError
     from accuquant.evaluation.evaluate import evaluate
     from accuquant.evaluation.evaluation_settings import EvaluationSettings
@@ -50,7 +53,7 @@ if TYPE_CHECKING:
     from accuquant.export.lint.check_model import check_model
     from accuquant.observation.observe_onnx import observe_onnx
     from accuquant.pipeline_profile import profiled
-    from accuquant.pipelines.source import load_source
+    from accuquant.pipelines.source import feed_forward_source, load_source
     from accuquant.pipelines.task import Task
     from accuquant.recipe import Recipe
     from accuquant.runtime.engine_parts import engine_parts
@@ -85,12 +88,14 @@ __all__ = [
     "Task",
     "__version__",
     "calibrate",
+    "calibrate_decoder",
     "check_model",
     "engine_parts",
     "estimate",
     "evaluate",
     "export_onnx",
     "export_pipeline",
+    "feed_forward_source",
     "load_source",
     "observe_onnx",
     "profiled",

@@ -18,6 +18,8 @@ from accuquant.groups import StepGroups
 from accuquant.networks.signature import Signature
 
 MANIFEST_NAME = "accuquant.json"
+#: The pipeline_class of a generator that makes an image in one call, which no class of diffusers has.
+FEED_FORWARD = "FeedForwardPipeline"
 RECIPE_NAME = "recipe.safetensors"
 FORMAT_VERSION = 1
 _REMEDY = "Run `accuquant export` again"
@@ -33,7 +35,8 @@ class Manifest:
     replace ("unet" or "transformer"). `num_inference_steps` is the calibrated number of steps, None where
     the recipe was made without a sampler. `files` maps each relative path to its SHA-256. `choice` says why
     lowering and precision are what they are, where the user did not name both. `text_weights` is how the
-    text encoders' weights are stored, where the folder holds them.
+    text encoders' weights are stored, where the folder holds them. `decoder` is what the autoencoder's
+    decoder computes in: "int8" or "fp8" where it was exported with a recipe of its own.
     """
 
     pipeline_class: str
@@ -51,6 +54,7 @@ class Manifest:
     files: dict[str, str] = field(default_factory=dict)
     choice: ExportChoice | None = None
     text_weights: str = "fp32"
+    decoder: str = "fp32"
 
     def save(self, folder: Path) -> None:
         """Write accuquant.json into `folder`, atomically."""
@@ -176,3 +180,4 @@ class _ManifestFacts:
     files: dict[Text, Sha256] = field(default_factory=dict)
     choice: Any = None
     text_weights: Text = "fp32"
+    decoder: Text = "fp32"

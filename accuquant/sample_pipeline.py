@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from accuquant.errors import SourceError, UsageError
 from accuquant.manifest import RECIPE_NAME, Manifest
 from accuquant.networks.device import CPU
 from accuquant.pipeline_profile import profiled
+from accuquant.pipelines.decoder_source import AUTOENCODERS
 from accuquant.pipelines.diffusers_internals import replaced
 from accuquant.pipelines.families import call_arguments, no_step_left, refusals_of
 from accuquant.pipelines.loading import Loading
@@ -28,10 +29,10 @@ from accuquant.pipelines.real_pipeline import open_pipeline
 from accuquant.pipelines.source import Source, folder_of_pipeline, load_component
 from accuquant.pipelines.task import Task
 from accuquant.recipe import Recipe
-from accuquant.runtime.engine_parts import engine_parts, holds_parts
+from accuquant.runtime.engine_parts import engine_decoder, engine_parts, holds_decoder, holds_parts
 from accuquant.runtime.engine_unet import EngineUNet
 from accuquant.runtime.loop_profile import LoopProfile, counted
-from accuquant.runtime.parts_choice import Parts, runs_on_engine
+from accuquant.runtime.parts_choice import ENGINES, Parts, runs_on_engine
 
 _DEFAULT_BATCH = 4
 
@@ -103,7 +104,8 @@ def sample_pipeline(
     size = min(batch_size or _DEFAULT_BATCH, num_images)
     watch = _Ticker(pipe, progress, -(-num_images // size))
     batches = []
-    with nullcontext() if profile is None else profiled(pipe, profile):
+    decoder = None if given else _decoder(root, manifest, parts, engine, device, _of_parts(options))
+    with nullcontext() if profile is None else profiled(pipe, profile), _decoding_with(pipe, decoder):
         for first in range(0, num_images, size):
             members = range(first, min(first + size, num_images))
             arguments = call_arguments(pipe, whole, members, count) | {"output_type": "np"}
@@ -113,6 +115,29 @@ def sample_pipeline(
             if not watch.done:
                 raise no_step_left(pipe)
     return np.concatenate(batches)
+
+
+def _decoder(
+    root: Path, manifest: Manifest, parts: Parts, engine: str, device: torch.device, options: dict[str, Any]
+) -> Any:
+    """Return the export's own decoder where it has one by itself and nothing speaks against the engine."""
+    taken = parts == "auto" and device.type == "cpu" and engine in ENGINES
+    return engine_decoder(root, engine, **options) if taken and holds_decoder(manifest) else None
+
+
+@contextmanager
+def _decoding_with(pipe: Any, decoder: Any) -> Iterator[None]:
+    """Let `decoder` make the images of a pipeline, whose autoencoder still encodes."""
+    if decoder is None:
+        yield
+        return
+    found = next(getattr(pipe, name) for name in AUTOENCODERS if getattr(pipe, name, None) is not None)
+
+    def decode(_own: Callable[..., Any], z: Any, *_args: Any, return_dict: bool = True, **_kw: Any) -> Any:
+        return decoder.decode(z, return_dict)
+
+    with replaced(found, "decode", decode):
+        yield
 
 
 def _of_parts(options: Mapping[str, Any]) -> dict[str, Any]:

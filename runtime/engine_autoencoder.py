@@ -13,6 +13,7 @@ from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDis
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
 
+from accuquant.errors import UsageError
 from accuquant.runtime.engine_part import EnginePart
 from accuquant.runtime.runner import Runner
 
@@ -20,9 +21,9 @@ from accuquant.runtime.runner import Runner
 class EngineAutoencoder(EnginePart, ModelMixin):
     """An exported AutoencoderKL: latents to images, and images to latents."""
 
-    def __init__(self, decoder: Runner, encoder: Runner, config: Mapping[str, Any]) -> None:
+    def __init__(self, decoder: Runner, encoder: Runner | None, config: Mapping[str, Any]) -> None:
         ModelMixin.__init__(self)  # type: ignore[no-untyped-call]
-        self.hold({"decoder": decoder, "encoder": encoder})
+        self.hold({"decoder": decoder} if encoder is None else {"decoder": decoder, "encoder": encoder})
         parameters = inspect.signature(AutoencoderKL).parameters.values()
         defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
         self._config: Any = FrozenDict({**defaults, **config})  # type: ignore[no-untyped-call]
@@ -41,6 +42,13 @@ class EngineAutoencoder(EnginePart, ModelMixin):
     @torch.no_grad()
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> Any:
         """Encode images [B, 3, H, W] -> the distribution of their latents."""
+        if "encoder" not in self._runners:
+            raise UsageError(
+                "EngineAutoencoder.encode",
+                got="the decoder alone",
+                expected="an export that holds the encoder too",
+                remedy="Export again with --whole-pipeline, or encode with the pipeline's own autoencoder",
+            )
         (parameters,) = self.run("encoder", x).values()
         found: Any = DiagonalGaussianDistribution(parameters)
         return AutoencoderKLOutput(latent_dist=found) if return_dict else (found,)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accuquant._util.external_data import check_external_files
 from accuquant._util.facts import read_facts
@@ -14,6 +14,9 @@ from accuquant.hub.fetch import local_folder
 from accuquant.manifest import Manifest
 from accuquant.runtime.open_runner import make_runner
 from accuquant.runtime.runner import Runner
+
+if TYPE_CHECKING:
+    from accuquant.runtime.engine_autoencoder import EngineAutoencoder
 
 _GRAPH = "model.onnx"
 _ENCODER, _DECODER = "vae_encoder", "vae_decoder"
@@ -29,8 +32,8 @@ def engine_parts(
         pipe = DiffusionPipeline.from_pretrained("out", unet=unet, **accuquant.engine_parts("out"))
 
     `accuquant export --whole-pipeline` writes such folders; nothing else of the pipeline is needed then. The
-    parts are float. `options` go to the engine, e.g. `num_threads=4`. Raises EngineError where the folder
-    does not hold them or they are damaged.
+    parts are float, but for a decoder that was calibrated. `options` go to the engine, e.g. `num_threads=4`.
+    Raises EngineError where the folder does not hold them or they are damaged.
     """
     from accuquant.runtime.engine_autoencoder import EngineAutoencoder
     from accuquant.runtime.engine_text_encoder import EngineTextEncoder
@@ -61,9 +64,27 @@ def engine_parts(
     return parts | {"vae": EngineAutoencoder(runner(_DECODER), runner(_ENCODER), config)}
 
 
+def engine_decoder(folder: Path, engine: str = "openvino", **options: Any) -> EngineAutoencoder:
+    """Open the decoder of a folder by itself: an autoencoder that decodes and cannot encode.
+
+    The files are taken as they are: `EngineModel.from_folder` has checked them.
+    """
+    from accuquant.runtime.engine_autoencoder import EngineAutoencoder
+
+    path = folder / _DECODER / _GRAPH
+    check_external_files(path)
+    config = read_facts(folder / _DECODER / "config.json", dict[str, Any])
+    return EngineAutoencoder(make_runner(real_model(path), engine, **options), None, config)
+
+
 def holds_parts(manifest: Manifest) -> bool:
     """Say whether a folder holds the parts around its network too."""
-    return f"{_DECODER}/{_GRAPH}" in manifest.files
+    return f"{_ENCODER}/{_GRAPH}" in manifest.files
+
+
+def holds_decoder(manifest: Manifest) -> bool:
+    """Say whether a folder holds a decoder that was calibrated."""
+    return manifest.decoder != "fp32" and f"{_DECODER}/{_GRAPH}" in manifest.files
 
 
 def _text_config(folder: Path) -> Any:

@@ -12,11 +12,12 @@ import numpy as np
 
 from accuquant._util.progress import Steps
 from accuquant.errors import EngineError, UsageError
-from accuquant.manifest import Manifest
+from accuquant.manifest import FEED_FORWARD, Manifest
 from accuquant.runtime.class_labels import labels_of_images
 from accuquant.runtime.engine_model import EngineModel
 from accuquant.runtime.loop_profile import LoopProfile, counted
 from accuquant.runtime.noise_schedule import Float32Array
+from accuquant.runtime.one_step import check_one_step, make_images
 from accuquant.runtime.runner import Array
 from accuquant.runtime.samplers import Network, Schedule, StepCallback, sample_ddim, sample_ddpm
 from accuquant.runtime.scheduler_config import SchedulerConfig
@@ -54,25 +55,33 @@ def sample_images(
         opened = EngineModel.from_folder(folder, engine, **options)
     with opened as model:
         model.profile = profile
-        config = sampler_config(Path(folder), model.manifest)
-        schedule = _schedule(config, model.manifest, steps)
+        generator = model.manifest.pipeline_class == FEED_FORWARD
+        schedule = None if generator else _schedule_of(Path(folder), model.manifest, steps)
+        if schedule is None:
+            check_one_step(model.manifest, steps, eta)
         _check_counts(num_images, batch_size)
         labels = labels_of_images(Path(folder), model.manifest, num_images, class_labels)
         size = batch_size or _default_batch(model, num_images)
-        ticker = _Ticker(progress, callback, len(schedule.timesteps) * -(-num_images // size))
+        count = 1 if schedule is None else len(schedule.timesteps)
+        ticker = _Ticker(progress, callback, count * -(-num_images // size))
         batches = []
         for first in range(0, num_images, size):
             indices = range(first, min(first + size, num_images))
             seeds = [seed + k for k in indices]
             conditioning = {} if labels is None else {"class_labels": labels[indices.start : indices.stop]}
             with counted(profile, "scheduler"):
-                batches.append(sample_latents(model, schedule, seeds, conditioning, eta=eta, callback=ticker))
+                batches.append(
+                    make_images(model, seeds, callback=ticker)
+                    if schedule is None
+                    else sample_latents(model, schedule, seeds, conditioning, eta=eta, callback=ticker)
+                )
         with counted(profile, "loading"):
             model.close()
     return to_images(np.concatenate(batches))
 
 
-def _schedule(config: SchedulerConfig, manifest: Manifest, steps: int | None) -> Schedule:
+def _schedule_of(folder: Path, manifest: Manifest, steps: int | None) -> Schedule:
+    config = sampler_config(folder, manifest)
     try:
         return Schedule.create(config, manifest.steps(steps))
     except UsageError as fault:
@@ -87,7 +96,9 @@ def _schedule(config: SchedulerConfig, manifest: Manifest, steps: int | None) ->
 
 
 def runs_without_torch(folder: Path, manifest: Manifest) -> bool:
-    """Say whether the numpy loop drives this folder: a pixel pipeline with a sampler that it knows."""
+    """Say whether numpy alone drives this folder: a generator, or a pixel pipeline with a known sampler."""
+    if manifest.pipeline_class == FEED_FORWARD:
+        return True
     try:
         sampler_config(folder, manifest)
     except UsageError:

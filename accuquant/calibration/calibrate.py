@@ -56,6 +56,7 @@ def calibrate(
     tf32: bool = False,
     checkpoint: bool | None = None,
     cluster: Cluster | None = None,
+    starter: Starter | None = None,
     progress: Progress | None = None,
 ) -> Recipe:
     """Learn the quantization parameters of `source` and write them to `output`.
@@ -63,7 +64,8 @@ def calibrate(
     `task` holds the prompts, images and guidance that the pipeline is sampled with; seeds alone otherwise.
     The network runs where it is (`source.to("cuda")`); all random numbers are drawn on the CPU, and products
     are in float32 unless `tf32`. `checkpoint` computes activations twice in place of keeping them, by default
-    where memory is short (`checkpoint_blocks`): it changes no figure. The same settings and device give the
+    where memory is short (`checkpoint_blocks`): it changes no figure. `starter` begins the trajectories in
+    place of the pipeline. The same settings and device give the
     same file bit for bit, on however many workers of a `cluster`, which have to see `output`. Finished parts
     are kept in `<output>.partial/`; a run that was interrupted goes on at its first unfinished unit of work.
     AccuQuant (arXiv 2510.20348): both branches fork from the full-precision latent at the start of a group,
@@ -78,8 +80,8 @@ def calibrate(
         memory_named(shown, device, settings.batch_size),
     ):
         return _calibrate(
-            source, settings, Path(output), task or Task(), tf32, checkpoint, cluster, shown
-        )  # fmt: skip
+            source, settings, Path(output), task or Task(), tf32, checkpoint, cluster, starter, shown
+        )
 
 
 def _calibrate(
@@ -90,10 +92,11 @@ def _calibrate(
     tf32: bool,
     checkpoint: bool | None,
     cluster: Cluster | None,
+    starter: Starter | None,
     shown: Progress,
 ) -> Recipe:
     source = called_source(source, task, settings.simulated_steps)
-    starter = open_starter(source, task, steps=settings.simulated_steps)
+    starter = starter or open_starter(source, task, steps=settings.simulated_steps)
     work = WorkFolder(output, _identity(source, settings, task) | _place(source, tf32))
 
     def job() -> Job:

@@ -46,9 +46,9 @@ def place(
 ) -> Placement:
     """Choose the layers to quantize by name patterns (`*` matches any text).
 
-    A layer is left in float where `exclude` or DEFAULT_EXCLUDE matches it; `include` overrides the
-    defaults. Layers that the network never runs are left out. Raises UsageError for a pattern that
-    matches nothing and where no layer is left.
+    A layer is left in float where `exclude` or DEFAULT_EXCLUDE matches it, and at the `ends` of a generator;
+    `include` overrides the defaults. Layers that the network never runs are left out. Raises UsageError for a
+    pattern that matches nothing and where no layer is left.
     """
     names = [name for name in quantizable_layers(network) if name in macs]
     for option, patterns in (("include", include), ("exclude", exclude)):
@@ -60,7 +60,8 @@ def place(
                     expected=f"a name like '{names[len(names) // 2]}', or a pattern with *",
                     remedy="Correct the pattern",
                 )
-    quantized = [name for name in names if not stays_float(name, include, exclude)]
+    ends: Sequence[str] = getattr(network, "ends", ())
+    quantized = [name for name in names if not stays_float(name, include, exclude, ends)]
     if not quantized:
         raise UsageError(
             "--exclude",

@@ -191,8 +191,9 @@ class _Judge(HeldOutJudge):
 
 
 def _relative(loss: float, batches: Sequence[TrajectoryBatch]) -> float:
-    """Return the root of a squared error per element, as a share of the size of the latents."""
-    power = torch.stack([batch.latents.square().mean() for batch in batches]).mean()
+    """Return the root of a squared error per element, as a share of the size of the latents, or the end."""
+    compared = [batch.latents if (end := batch.end) is None else end for batch in batches]
+    power = torch.stack([tensor.square().mean() for tensor in compared]).mean()
     return math.sqrt(loss / max(float(power), 1e-12))
 
 

@@ -20,7 +20,7 @@ from .state_tensors import state_from_tensors, states_to_tensors
 from .tensor_file import TensorFile
 from .trajectory import TrajectoryBatch
 
-_LATENTS, _CONDITIONING, _STATES = "latents", "conditioning.", "states."
+_LATENTS, _CONDITIONING, _STATES, _END = "latents", "conditioning.", "states.", "end"
 _HISTORY = "history"
 
 
@@ -29,6 +29,7 @@ def save_batch(path: Path, batch: TrajectoryBatch) -> None:
     states, history = states_to_tensors(batch.states)
     tensors = {
         _LATENTS: batch.latents,
+        **({} if batch.end is None else {_END: batch.end}),
         **{f"{_CONDITIONING}{name}": tensor for name, tensor in batch.conditioning.to_tensors().items()},
         **{f"{_STATES}{name}": tensor for name, tensor in states.items()},
     }
@@ -68,7 +69,16 @@ class StoredBatch(TrajectoryBatch):
     @property
     def states(self) -> tuple[ProcessState, ...]:
         """What the sampler remembered before every step [T], read anew."""
-        return tuple(self.state_before(step) for step in range(self.file.shape(_LATENTS)[0] - 1))
+        return tuple(self.state_before(step) for step in range(self._steps))
+
+    @property
+    def end(self) -> Tensor | None:
+        """The images that a generator's one step ends with, read anew."""
+        return self.file[_END].to(self.device) if _END in self.file else None
+
+    @cached_property
+    def _steps(self) -> int:
+        return len(json.loads(self.file.metadata()[_HISTORY]))
 
     @cached_property
     def conditioning(self) -> Conditioning:
@@ -79,6 +89,8 @@ class StoredBatch(TrajectoryBatch):
 
     def latents_before(self, step: int) -> Tensor:
         """Return the latents [B, C, H, W] before `step`, or after the last step."""
+        if step == self._steps and (end := self.end) is not None:
+            return end
         return self.file.row(_LATENTS, step).to(self.device)
 
     def state_before(self, step: int) -> ProcessState:

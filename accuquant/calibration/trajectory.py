@@ -20,21 +20,24 @@ from accuquant.networks.network import call
 class TrajectoryBatch:
     """Some trajectories that run together.
 
-    `latents` [T + 1, B, C, H, W]: before every step, then after the last. `states` [T]: what the sampler
-    remembered before every step. What is recorded is on the CPU; `to` brings it to the network. What needs
-    a step asks for it by `latents_before` and `state_before`: in a StoredBatch it is read from a file.
+    `latents` [T + 1, B, C, H, W]: before every step, then after the last. Where the one step of a generator
+    ends with images of another shape, these are the `end`, and `latents` has its start alone. `states` [T]:
+    what the sampler remembered before every step. What is recorded is on the CPU; `to` brings it to the
+    network. What needs a step asks for it by `latents_before` and `state_before`: in a StoredBatch it is read
+    from a file.
     """
 
     latents: Tensor
     states: tuple[ProcessState, ...]
     conditioning: Conditioning
+    end: Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.latents.shape[1])
 
     def latents_before(self, step: int) -> Tensor:
         """Return the latents [B, C, H, W] before `step`, or after the last step."""
-        return self.latents[step]
+        return self.end if self.end is not None and step == len(self.states) else self.latents[step]
 
     def state_before(self, step: int) -> ProcessState:
         """Return what the sampler remembered before `step`."""
@@ -45,7 +48,10 @@ class TrajectoryBatch:
         if self.latents.device == device:
             return self
         return TrajectoryBatch(
-            self.latents.to(device), moved_states(self.states, device), self.conditioning.to(device)
+            self.latents.to(device),
+            moved_states(self.states, device),
+            self.conditioning.to(device),
+            None if self.end is None else self.end.to(device),
         )
 
     def bind(self, network: nn.Module) -> NetworkFn:
@@ -140,4 +146,5 @@ def _record(
         latents = process.step(predict, latents, step, generators)
         _check_finite(latents, step, process)
         kept.append(latents)
-    return TrajectoryBatch(torch.stack(kept), tuple(states), start.conditioning)
+    end = kept.pop() if kept[-1].shape != kept[0].shape else None
+    return TrajectoryBatch(torch.stack(kept), tuple(states), start.conditioning, end)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from accuquant._util.progress import Progress
+from accuquant.denoising.one_step import OneStepScheduler
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.denoising.schedulers import history_tensors
 from accuquant.denoising.start import Start
@@ -38,7 +39,7 @@ from .rounding import compensate, rounding_work
 from .row_store import FiledMoments, RowSums
 from .seen_inputs import InputWatch
 from .sensitivity import measure_sensitivity
-from .trajectory import TrajectoryBatch
+from .trajectory import TrajectoryBatch, record_batch
 
 #: Seconds after which something is not repeated to be timed, and how often it is at most.
 _LONG, _REPEATS = 3.0, 3
@@ -97,7 +98,7 @@ class Rehearsal:
         self.names = names
         layers = quantizable_layers(network)
         self.layers = {name: layers[name] for name in names}
-        self.batch = _standing(process, start.to(device_of(network)))
+        self.batch = _standing(network, process, start.to(device_of(network)))
         self._rounded = self.layers if settings.rounding == "gptq" else {}
         self._batches = -(-settings.num_trajectories // settings.batch_size)
         self._one = StepGroups((groups.edges[0], groups.edges[-1]))
@@ -311,8 +312,11 @@ def _sum_seconds(need: RowNeed) -> CostLine:
     return CostLine.through(points)
 
 
-def _standing(process: DenoisingProcess, start: Start) -> TrajectoryBatch:
+@torch.no_grad()
+def _standing(network: nn.Module, process: DenoisingProcess, start: Start) -> TrajectoryBatch:
     """Return a batch that is before every step where `start` is before the first."""
+    if isinstance(process.scheduler, OneStepScheduler):
+        return record_batch(network, process, start).to(start.latents.device)
     process.reset()
     state = process.save_state(start.fresh_generators())
     latents = start.latents.expand(len(process) + 1, *start.latents.shape)

@@ -172,6 +172,12 @@ _COUNT = click.IntRange(min=1)
     help="Compute activations twice while learning, in a third more time, or keep them: the same figures.",
 )
 @click.option(
+    "--decoder",
+    is_flag=True,
+    help="Calibrate the autoencoder's decoder in place of the network, on latents that the float network "
+    "makes in --steps; by default from 16 images, one at a time.",
+)
+@click.option(
     "--dry-run",
     is_flag=True,
     help="Time a few calls, print what would be done here, how long it takes and what memory, and write no "
@@ -197,11 +203,15 @@ def command(
 ) -> None:
     """Learn int8 or FP8 scales for the pipeline SOURCE and write them as a recipe.
 
-    SOURCE is a diffusers pipeline: a folder with a model_index.json, or a Hub id. Give the prompts, images
-    and guidance that you sample with; what you leave out is the pipeline's own default. Run an interrupted
-    command again to resume it. PATTERN is a module name in which * stands for any text.
+    SOURCE is a diffusers pipeline: a folder with a model_index.json, or a Hub id; or the folder of a
+    generator of one step (accuquant.feed_forward_source), which takes --steps 1 and 256 images by default.
+    Give the prompts, images and guidance that you sample with; what you leave out is the pipeline's own
+    default. Run an interrupted command again to resume it. PATTERN is a module name in which * stands for
+    any text.
     """
     given = _without_defaults(ctx, settings)
+    if dry_run and given.get("decoder"):
+        raise click.UsageError("--dry-run estimates the network's calibration: leave out --decoder.")
     if dry_run:
         if not _dry_run(source, given, json_file).fits:
             ctx.exit(1)
@@ -210,7 +220,8 @@ def command(
         raise click.UsageError("--json holds what --dry-run prints: give both, or neither.")
     recipe = run(source, output, given)
     print_summary(recipe, output)
-    words = shlex.join(["accuquant", "export", source, "--recipe", str(output)])
+    names = ["--recipe", "RECIPE", "--decoder-recipe"] if given.get("decoder") else ["--recipe"]
+    words = shlex.join(["accuquant", "export", source, *names, str(output)])
     click.echo(f"Next: {words} -o OUT")
 
 
@@ -231,12 +242,35 @@ def run(source: str, output: Path, settings: dict[str, Any]) -> Recipe:
     with Bars() as bars:
         progress = StageClock(bars)
         cluster = take_cluster(settings)
-        loaded, checkpoint, arguments = _prepared(source, settings, progress)
-        recipe = calibrate(
-            loaded, output=output, checkpoint=checkpoint, cluster=cluster, progress=progress, **arguments
-        )
+        if settings.get("decoder") and cluster is None:
+            recipe = _run_decoder(source, output, dict(settings), progress)
+        else:
+            _refuse_decoder(settings)
+            loaded, checkpoint, arguments = _prepared(source, settings, progress)
+            recipe = calibrate(
+                loaded, output=output, checkpoint=checkpoint, cluster=cluster, progress=progress, **arguments
+            )
         progress.message(f"Time: {progress.line()}")
     return recipe
+
+
+def _run_decoder(source: str, output: Path, settings: dict[str, Any], progress: Progress) -> Recipe:
+    """Calibrate the decoder: few images suffice, whose activations are large."""
+    from accuquant.decoder_calibration import calibrate_decoder
+
+    settings.pop("decoder")
+    if settings.pop("checkpoint", None) is not None:
+        raise click.UsageError("--decoder keeps activations: leave out --checkpoint-blocks.")
+    defaults = {"num_trajectories": 16, "batch_size": 1}
+    loaded, _, arguments = _prepared(source, {**defaults, **settings}, progress)
+    return calibrate_decoder(loaded, output=output, progress=progress, **arguments)
+
+
+def _refuse_decoder(settings: dict[str, Any]) -> None:
+    if settings.pop("decoder", False):
+        raise click.UsageError(
+            "--decoder is calibrated in one process: leave out the options of the cluster."
+        )
 
 
 def _dry_run(source: str, settings: dict[str, Any], json_file: Path | None) -> Estimate:
@@ -262,7 +296,7 @@ def _prepared(
     from accuquant.calibration import CalibrationSettings
     from accuquant.networks.device import check_offload, choose_device, describe
     from accuquant.pipelines.lora import find_loras
-    from accuquant.pipelines.source import load_source
+    from accuquant.pipelines.source import is_generator, load_source
 
     task = take_task(settings)
     loras = find_loras(settings.pop("loras", ()))
@@ -271,6 +305,8 @@ def _prepared(
     weights, checkpoint = take_weights_options(settings), settings.pop("checkpoint", None)
     if weights["offload"]:
         check_offload(device)
+    if is_generator(source):  # its steps are few: one
+        settings = {"steps": 1, "num_trajectories": 256, **settings}
     checked = CalibrationSettings.preset(settings.pop("preset_name", "balanced"), **settings)
     progress.message(f"Device: {describe(device)}")
     loaded = load_source(source, loras, **vars(loading), as_stored=weights["as_stored"])

@@ -116,6 +116,11 @@ if TYPE_CHECKING:
     help="How the text encoders of --whole-pipeline store their weights; they compute in float32.",
 )
 @click.option(
+    "--decoder-recipe",
+    type=existing_file,
+    help="What `accuquant calibrate --decoder` wrote: the autoencoder's decoder is exported in int8 too.",
+)
+@click.option(
     "--triton",
     type=new_path,
     metavar="DIR",
@@ -135,7 +140,8 @@ def command(source: str, recipe: Path | None, output: Path, triton: Path | None,
     are then observed in a few calls, which is no calibration over denoising steps. --device is where that
     calibration runs, in PyTorch, or that observation, in ONNX Runtime.
     """
-    _check_pipeline(source, {"--triton": triton, "--whole-pipeline": options["whole_pipeline"]})
+    of_pipelines = {"--whole-pipeline": options["whole_pipeline"], "--triton": triton}
+    _check_pipeline(source, {**of_pipelines, "--decoder-recipe": options["decoder_recipe"]})
     run(source, recipe, output, options, triton)
     click.echo(f"Exported {output}")
     if triton is not None:
@@ -168,6 +174,7 @@ def run(
 
     task = take_options(options)
     inputs, loras = options.pop("inputs", None), options.pop("loras", ())
+    decoder_recipe = options.pop("decoder_recipe", None)
     loading = {name: value for name in LOADING if (value := options.pop(name, None))}
     computed = take_device(options, recipe)
     graph = is_graph(source)
@@ -182,7 +189,8 @@ def run(
         if graph:
             choice = _write_graph(source, loaded, output, export, progress, graph_options)
         else:
-            choice = _write_pipeline(source, loaded, output, export, progress, {"loras": loras, **loading})
+            given = {"loras": loras, **loading, "decoder_recipe": decoder_recipe}
+            choice = _write_pipeline(source, loaded, output, export, progress, given)
     if choice is not None:
         click.echo(str(choice))
 
@@ -267,11 +275,16 @@ def _write_pipeline(
     from accuquant.export.for_target import export_pipeline
     from accuquant.pipelines.lora import find_loras, loras_of_recipe
     from accuquant.pipelines.source import load_source
+    from accuquant.recipe import Recipe
 
+    decoder_file = given.pop("decoder_recipe")
+    decoder = None if decoder_file is None else Recipe.load(decoder_file)
     fused = loras_of_recipe(recipe.facts.loras, find_loras(given.pop("loras", ())))
     loading = take_loading(given, recipe.facts.loading)
     loaded = load_source(source, fused, **vars(loading))
-    return export_pipeline(loaded, recipe, output, options, share=progress.share, progress=progress).choice
+    return export_pipeline(
+        loaded, recipe, output, options, decoder=decoder, share=progress.share, progress=progress
+    ).choice
 
 
 def _refuse_task(task: dict[str, Any]) -> None:

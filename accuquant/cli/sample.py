@@ -119,11 +119,12 @@ def run(
 
 def _check_channels(folder: Path) -> None:
     """Refuse images that no PNG holds before they are sampled; a pipeline's decoder makes RGB of latents."""
-    from accuquant.manifest import Manifest
+    from accuquant.manifest import FEED_FORWARD, Manifest
     from accuquant.runtime.sample import runs_without_torch
     from accuquant.runtime.save_images import check_channels
 
     manifest = Manifest.load(folder)
     if runs_without_torch(folder, manifest):
-        sample = manifest.signature.sample
-        check_channels(sample.resolve({"batch": 1, **manifest.signature.sizes})[1])
+        signature = manifest.signature
+        made = signature.output if manifest.pipeline_class == FEED_FORWARD else signature.sample
+        check_channels(made.resolve({"batch": 1, **signature.sizes})[1])

@@ -38,12 +38,14 @@ SCHEDULERS: dict[str, SchedulerFacts] = {
     "LCMScheduler": SchedulerFacts(),
     "FlowMatchEulerDiscreteScheduler": SchedulerFacts(),
 }
+#: A sampler of AccuQuant's own, of feed-forward generators and decoders (one_step.py).
+_ONE_STEP = {"OneStepScheduler": SchedulerFacts()}
 
 
 def scheduler_facts(scheduler: Any) -> SchedulerFacts:
     """Return what is known about the class of `scheduler`; raise CalibrationError that lists the known."""
-    name = type(scheduler).__name__
-    if name not in SCHEDULERS:
+    name, known = type(scheduler).__name__, {**SCHEDULERS, **_ONE_STEP}
+    if name not in known:
         raise CalibrationError(
             f"scheduler {name}",
             got="a scheduler that AccuQuant does not simulate yet",
@@ -52,7 +54,7 @@ def scheduler_facts(scheduler: Any) -> SchedulerFacts:
             "then save the pipeline. To add yours, see docs/pipelines.md",
         )
     check_prediction(scheduler)
-    return SCHEDULERS[name]
+    return known[name]
 
 
 def check_prediction(scheduler: Any) -> None:

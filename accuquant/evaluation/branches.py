@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from accuquant.denoising.conditioning import Conditioning
 from accuquant.denoising.process import DenoisingProcess
@@ -19,6 +20,7 @@ from accuquant.runtime.engine_model import EngineModel
 from accuquant.runtime.open_runner import precision_options
 from accuquant.verification.branch_functions import engine_branch, torch_branch
 from accuquant.verification.measure.decoder import Decode, load_decoder
+from accuquant.verification.measure.exported_decoder import engine_decode
 from accuquant.verification.measure.rollout import BranchFn
 
 from .evaluation_settings import EvaluationSettings
@@ -48,6 +50,7 @@ class Tools:
     starter: Starter
     branches: Mapping[str, BranchFn]
     decode: Decode
+    exported: Mapping[str, Decode]
     labels: tuple[int, ...] | None
     seed: int
     stack: ExitStack
@@ -71,8 +74,17 @@ class Tools:
                 model.activate()
                 branches[name] = engine_branch(model)
             decode = load_decoder(shop.reference)
+            found = {
+                name: engine_decode(folder, shop.reference, settings.engine)
+                for name, folder in shop.folders.items()
+            }
+            exported = {name: own for name, own in found.items() if own is not None}
             stack = opening.pop_all()
-        return cls(starter, branches, decode, settings.class_labels, settings.seed, stack)
+        return cls(starter, branches, decode, exported, settings.class_labels, settings.seed, stack)
+
+    def images(self, branch: str, latents: Tensor) -> Tensor:
+        """Return the images [N, C, H, W] in [0, 1] that a branch makes of latents."""
+        return self.exported.get(branch, self.decode)(latents)
 
     def close(self) -> None:
         """Free the engines and the text encoders."""

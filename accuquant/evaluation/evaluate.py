@@ -26,7 +26,7 @@ from accuquant.units.cluster import Cluster, engine_of
 from accuquant.units.job import Job
 from accuquant.units.per_worker import PerWorker
 from accuquant.units.units import Engine, KeptUnits, Units
-from accuquant.verification.measure.decoder import unpacked
+from accuquant.verification.measure.decoder import blank_end, unpacked
 from accuquant.verification.measure.features import extract_all
 from accuquant.verification.measure.frechet import Gaussian
 
@@ -169,15 +169,14 @@ class _Run:
             notes=self._notes + self._subject.guidance_notes(guidance),
         )
 
-    @staticmethod
-    def _image_shape(tools: Tools) -> tuple[int, ...]:
+    def _image_shape(self, tools: Tools) -> tuple[int, ...]:
         """Decode one latent; on the way, sampler, decoder and engines show what they cannot do."""
         start = tools.start(range(1))
-        latents = torch.zeros_like(start.latents)
         for branch in tools.branches.values():
             tools.process.reset()
             tools.process.step(start.conditioning.bind(branch), start.latents, 0, start.fresh_generators())
-        return tuple(tools.decode(unpacked(latents, start.conditioning)).shape[1:])
+        end = blank_end(self.shop.reference, start, 1)
+        return tuple(tools.decode(unpacked(end, start.conditioning)).shape[1:])
 
     def _check_networks(self, meters: Meters, shape: tuple[int, ...]) -> dict[str, int]:
         """Load every network that a metric needs; return the width of what the feature network gives."""

@@ -107,7 +107,8 @@ class Shards:
         start = tools.start(images)
         latents = {name: _sampled(tools, name, start) for name in tools.branches}
         pixels = {
-            name: tools.decode(unpacked(steps[-1], start.conditioning)) for name, steps in latents.items()
+            name: tools.images(name, unpacked(steps[-1], start.conditioning))
+            for name, steps in latents.items()
         }
         found = self._scores(pixels, images) | self._features(pixels)
         for name, steps in latents.items():

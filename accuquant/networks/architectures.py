@@ -14,6 +14,8 @@ from accuquant.networks.signature import Dim, Signature, TensorSpec
 
 Config = Mapping[str, Any]
 
+#: Networks that make an image in one call: their timestep is always 0, and changes nothing.
+ONE_STEP = ("FeedForwardNetwork", "DecoderNetwork")
 #: What a pipeline divides the scheduler's timestep by before it calls the network.
 _DIVISORS = {"FluxTransformer2DModel": 1000.0}
 
@@ -154,7 +156,36 @@ def _flux(config: Config) -> Signature:
     )
 
 
-#: diffusers class -> how its configuration is read.
+def _feed_forward(config: Config) -> Signature:
+    """Return the signature of a generator: the latent's shape and the image's have nothing in common."""
+    return Signature(
+        architecture="FeedForwardNetwork",
+        sample=TensorSpec("sample", ("batch", *map(int, config["latent_shape"]))),
+        timestep=_TIMESTEP,
+        conditioning=(),
+        output=TensorSpec("out_sample", ("batch", *map(int, config["image_shape"]))),
+        sizes={"batch": 1, "steps": 1},
+    )
+
+
+def _decoder(config: Config) -> Signature:
+    """Return the signature of an autoencoder's decoder, under Optimum's names."""
+    height, width = map(int, config["latent_size"])
+    factor = 2 ** (len(config["block_out_channels"]) - 1)
+    return Signature(
+        architecture="DecoderNetwork",
+        sample=TensorSpec("latent_sample", ("batch", int(config["latent_channels"]), "height", "width")),
+        timestep=_TIMESTEP,
+        conditioning=(),
+        output=TensorSpec("sample", ("batch", int(config["out_channels"]), "image_height", "image_width")),
+        sizes={
+            "batch": 1, "steps": 1, "height": height, "width": width,
+            "image_height": height * factor, "image_width": width * factor,
+        },
+    )  # fmt: skip
+
+
+#: Class of diffusers, or of AccuQuant's own -> how its configuration is read.
 SUPPORTED: dict[str, Callable[[Config], Signature]] = {
     "UNet2DModel": _unet,
     "UNet2DConditionModel": _text_unet,
@@ -162,6 +193,8 @@ SUPPORTED: dict[str, Callable[[Config], Signature]] = {
     "PixArtTransformer2DModel": _pixart,
     "SD3Transformer2DModel": _sd3,
     "FluxTransformer2DModel": _flux,
+    "FeedForwardNetwork": _feed_forward,
+    "DecoderNetwork": _decoder,
 }
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from accuquant.errors import SourceError
 from accuquant.hub.repository import Repository
+from accuquant.manifest import FEED_FORWARD
 from accuquant.networks.image_sides import side_multiple
 from accuquant.networks.network import model_hash, remember_call, signature_of
 from accuquant.networks.signature import Signature, Uncaptured
@@ -20,6 +21,13 @@ from accuquant.networks.stored_weights import compute_in_float32, named_weights
 from accuquant.networks.stored_weights import offload as offload_weights
 from accuquant.pipelines.config_limits import check_numbers
 from accuquant.pipelines.diffusers_internals import check_version
+from accuquant.pipelines.feed_forward import (
+    COMPONENT,
+    check_loading,
+    is_feed_forward,
+    read_feed_forward,
+    write_feed_forward,
+)
 from accuquant.pipelines.fuse_lora import fuse_into_network
 from accuquant.pipelines.half_storage import half_type_of_part
 from accuquant.pipelines.loading import Loading, variant_of
@@ -107,6 +115,9 @@ def load_source(
         folder_of_pipeline(str(source), loading) if repository is None else _download(repository, loading)
     )
     index = read_index(folder)
+    if is_feed_forward(index):
+        check_loading(folder, loading, loras)
+        return _feed_forward(_name_of(source) if repository is None else str(repository), folder, index)
     check_folder(folder, index)
     check_classes(folder, index)
     component = next((name for name in COMPONENTS if index.get(name)), None)
@@ -143,6 +154,40 @@ def load_source(
         loading=loading,
     )
     return loaded if signature is None else loaded.called_as(signature)
+
+
+def feed_forward_source(module: nn.Module, latent_shape: Sequence[int], folder: str | Path) -> Source:
+    """Write a generator that makes an image in one call into `folder`, and return it as a source.
+
+    `module` maps normal noise [B, *latent_shape] to images [B, C, H, W] in [-1, 1]: a GAN's generator, a
+    consistency model. Every command takes the folder as SOURCE. No class is written: its operations are, and
+    its weights. The module is not changed. Raises SourceError for one that is no such generator.
+    """
+    check_version()
+    path = Path(folder)
+    write_feed_forward(module, tuple(latent_shape), path)
+    return load_source(path)
+
+
+def is_generator(source: str | Path) -> bool:
+    """Say whether `source` is the folder of a feed-forward generator."""
+    path = Path(source)
+    return (path / "model_index.json").is_file() and is_feed_forward(read_index(path))
+
+
+def _feed_forward(name: str, folder: Path, index: dict[str, Any]) -> Source:
+    parts = read_feed_forward(folder, index)
+    parts.network.requires_grad_(False)
+    _check_finite(name, COMPONENT, parts.network)
+    return Source(
+        name=name,
+        folder=folder,
+        pipeline_class=FEED_FORWARD,
+        component=COMPONENT,
+        network=parts.network,
+        scheduler=parts.scheduler,
+        signature=signature_of(parts.network),
+    )
 
 
 def _name_of(source: str | Path) -> str:

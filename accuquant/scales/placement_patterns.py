@@ -11,6 +11,9 @@ DEFAULT_EXCLUDE = (
     # first and last layer: all of the image passes through them
     "conv_in",
     "conv_out",
+    "post_quant_conv",  # an autoencoder's decoder
+    "decoder.conv_in",
+    "decoder.conv_out",
     "pos_embed.proj",
     "x_embedder",
     "norm_out.linear",
@@ -39,10 +42,13 @@ DEFAULT_EXCLUDE = (
 )
 
 
-def stays_float(name: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
-    """Say whether layer `name` stays float: `exclude` first, then `include`, then DEFAULT_EXCLUDE."""
+def stays_float(name: str, include: Sequence[str], exclude: Sequence[str], ends: Sequence[str] = ()) -> bool:
+    """Say whether layer `name` stays float: `exclude` first, then `include`, then DEFAULT_EXCLUDE.
+
+    `ends` are names of first and last layers, where a network has names of its own.
+    """
     if any(fnmatchcase(name, pattern) for pattern in exclude):
         return True
     if any(fnmatchcase(name, pattern) for pattern in include):
         return False
-    return any(fnmatchcase(name, pattern) for pattern in DEFAULT_EXCLUDE)
+    return name in ends or any(fnmatchcase(name, pattern) for pattern in DEFAULT_EXCLUDE)

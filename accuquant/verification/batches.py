@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -20,7 +20,8 @@ from accuquant.units.per_worker import PerWorker
 from accuquant.units.tensor_tree import Tree
 from accuquant.units.units import Engine
 from accuquant.verification.branch_functions import engine_branch, torch_branch
-from accuquant.verification.measure.decoder import Decode, load_decoder, unpacked
+from accuquant.verification.measure.decoder import Decode, blank_end, load_decoder, unpacked
+from accuquant.verification.measure.exported_decoder import exported_decoders
 from accuquant.verification.measure.feature_networks import FeatureNetwork
 from accuquant.verification.measure.features import load_features
 from accuquant.verification.measure.rollout import Branches, NetworkCalls, Rollout, advances, roll_out
@@ -40,24 +41,32 @@ class BatchStarts(Protocol):
 
 @dataclass(frozen=True)
 class Viewer:
-    """What makes images of latents, and features of images; `extractor` None measures none."""
+    """What makes images of latents, and features of images; `extractor` None measures none.
+
+    `exported` are the decoders of branches that have another than the pipeline's.
+    """
 
     decode: Decode
     image_shape: tuple[int, ...]
     extractor: FeatureNetwork | None
+    exported: Mapping[str, Decode] = field(default_factory=dict)
 
     @classmethod
     def of(cls, subject: Subject, decode: Decode | None, start: Start) -> Viewer:
         """Load the networks; on the way, the decoder shows what it makes of the latents of `start`."""
+        exported = {} if decode is not None else exported_decoders(subject)
         decode = decode or load_decoder(subject.reference)
-        latents = torch.zeros_like(start.latents[:1])
+        latents = blank_end(subject.reference, start, 1)
         shape = tuple(decode(unpacked(latents, start.conditioning)).shape[1:])
-        return cls(decode, shape, load_features(subject.settings.features, shape))
+        return cls(decode, shape, load_features(subject.settings.features, shape), exported)
 
     def images(self, rollout: Rollout) -> dict[str, Tensor]:
         """Return the images of each branch, [B, C, H, W] in [0, 1]."""
         conditioning = rollout.start.conditioning
-        return {name: self.decode(unpacked(latents, conditioning)) for name, latents in rollout.final.items()}
+        return {
+            name: self.exported.get(name, self.decode)(unpacked(latents, conditioning))
+            for name, latents in rollout.final.items()
+        }
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from accuquant.verification.branch_functions import engine_branch
 from accuquant.verification.measure.decoder import Decode, unpacked
 from accuquant.verification.measure.embeddings import embedding_notes
 from accuquant.verification.measure.engine_precision import judge_bfloat16
+from accuquant.verification.measure.exported_decoder import decoder_notes
 from accuquant.verification.measure.latency import Latency, measure_latencies
 from accuquant.verification.measure.parity import LayerParity, layer_parity
 from accuquant.verification.measure.rollout import Branches, BranchFn, NetworkCalls
@@ -117,6 +118,7 @@ def verify(
             )
             notes += embedding_notes(first, engine_starts.batch(0), subject.manifest.text_weights)
         viewer = PerWorker(lambda: Viewer.of(subject, decode, first))
+        notes += decoder_notes(subject, viewer.get().exported)
         extractor = viewer.get().extractor
         limits.check_measurable(
             fid=extractor is not None and num_images > 1, int8_share=engine == OpenVinoRunner.engine

@@ -14,6 +14,7 @@ from accuquant.export.for_target.candidates import FloatGraph
 from accuquant.export.for_target.settle import keep, settle
 from accuquant.export.read.trace import trace
 from accuquant.export.write import pipeline_folder
+from accuquant.export.write.decoder_part import check_decoder_recipe
 from accuquant.manifest import Manifest
 from accuquant.networks.network import float_weights
 from accuquant.pipelines.source import Source
@@ -26,13 +27,15 @@ def export_pipeline(
     output: Path,
     options: ExportOptions | None = None,
     *,
+    decoder: Recipe | None = None,
     share: Share | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Write `source`, quantized by `recipe`, into the folder `output`, as suits `options.target` best.
 
     What is "auto" is chosen, and the manifest's `choice` says why. An engine that was compiled to choose is
-    kept for `accuquant build`. `share` is for the progress of write_pipeline, whose errors this raises too.
+    kept for `accuquant build`. `decoder` is the recipe of the autoencoder's decoder. `share` is for the
+    progress of write_pipeline, whose errors this raises too.
     """
     output, shown = Path(output), progress or Silent()
     original = source.called_as(recipe.signature)
@@ -41,6 +44,8 @@ def export_pipeline(
     opset, dynamic = options.written_opset, options.dynamic
     pipeline_folder.check_output(output)
     check_format(options, recipe.format)
+    if decoder is not None:
+        check_decoder_recipe(decoder)
 
     @cache
     def traced() -> ir.Model:
@@ -64,6 +69,7 @@ def export_pipeline(
             settled,
             choice=chosen.choice if chosen else None,
             graph=traced() if traced.cache_info().currsize else None,
+            decoder=decoder,
             progress=share,
         )
         keep(chosen, output)

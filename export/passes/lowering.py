@@ -34,6 +34,7 @@ from accuquant.export.passes.store_half import AUTO_ABOVE, StoreHalfPass
 from accuquant.export.passes.store_int4 import StoreInt4Pass
 from accuquant.graph import vocabulary
 from accuquant.graph.vocabulary import SIGNATURE_KEY
+from accuquant.networks.architectures import ONE_STEP
 from accuquant.networks.signature import Signature
 from accuquant.recipe import Recipe
 
@@ -123,9 +124,19 @@ def _finish(
         JoinProjectionsPass()(model)
         QuantizeBeforeConcatPass()(model)
     RemoveUnusedNodesPass()(model)
+    _drop_idle_timestep(model, recipe)
     NameFixPass()(model)
     _describe(model, recipe, options, digest, group)
     return model
+
+
+def _drop_idle_timestep(model: ir.Model, recipe: Recipe) -> None:
+    """Remove the timestep of a generator, which has one and computes nothing from it."""
+    if recipe.signature.architecture not in ONE_STEP:
+        return
+    for value in list(model.graph.inputs):
+        if value.name == recipe.signature.timestep.name and not value.uses():
+            model.graph.inputs.remove(value)
 
 
 def _describe(

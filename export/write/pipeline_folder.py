@@ -22,6 +22,7 @@ from accuquant.errors import ExportError
 from accuquant.export.export_options import ExportChoices, ExportOptions, check_format
 from accuquant.export.passes.lowering import LoweringOptions
 from accuquant.export.read.trace import trace
+from accuquant.export.write.decoder_part import check_decoder_recipe, write_decoder
 from accuquant.export.write.lowered_files import write_lowered
 from accuquant.export.write.pipeline_parts import check_parts, write_parts
 from accuquant.export_choice import ExportChoice
@@ -45,6 +46,7 @@ def write_pipeline(
     *,
     choice: ExportChoice | None = None,
     graph: ir.Model | None = None,
+    decoder: Recipe | None = None,
     progress: Share | None = None,
     **choices: Unpack[ExportChoices],
 ) -> Manifest:
@@ -55,7 +57,8 @@ def write_pipeline(
     export is replaced, anything else is not touched.
     `choices` are single fields of `options`; what both leave open is as every engine takes it. `choice` says
     why they are what they are, for the manifest. `graph` is the network as `trace` gives it with the same
-    opset and `dynamic`, where that was done before; it is changed. Raises RecipeError where the recipe
+    opset and `dynamic`, where that was done before; it is changed. `decoder` is the recipe of the
+    autoencoder's decoder, which is then written too. Raises RecipeError where the recipe
     belongs to another checkpoint, ExportError where the network cannot carry it.
     """
     say = progress or (lambda _text, _share: None)
@@ -64,6 +67,8 @@ def write_pipeline(
     lowering, opset = LoweringOptions.of(options), options.written_opset
     if options.whole_pipeline:
         check_parts(source.pipeline_class)
+    if decoder is not None:
+        check_decoder_recipe(decoder)
     output = Path(output)
     check_output(output)
     say("checking the recipe", 0.0)
@@ -94,7 +99,18 @@ def write_pipeline(
                 opset=opset,
                 external_data=options.external_data,
                 text_weights=options.text_weights,
+                decoder=decoder is None,
                 say=lambda text: say(text, 0.9),
+            )
+        if decoder is not None:
+            write_decoder(
+                source,
+                decoder,
+                folder,
+                opset=opset,
+                affine=lowering.affine,
+                external_data=options.external_data,
+                say=lambda text, _share: say(text, 0.95),
             )
         written.recipe.save(folder / RECIPE_NAME)
         manifest = Manifest(
@@ -113,6 +129,7 @@ def write_pipeline(
             files=_digests(folder),
             choice=choice,
             text_weights=options.text_weights,
+            decoder="fp32" if decoder is None else decoder.format,
         )
         manifest.save(folder)
     say("done", 1.0)

@@ -115,18 +115,20 @@ def write_parts(
     opset: int = 21,
     external_data: bool | None = None,
     text_weights: TextWeights = "fp32",
+    decoder: bool = True,
     say: Callable[[str], None] = lambda _text: None,
 ) -> None:
     """Write text encoders and autoencoder of `source` into `folder` as graphs; copy its tokenizers.
 
     Folders, inputs and outputs are named as Optimum names them: text_encoder (and _2, _3), vae_encoder and
     vae_decoder, each with model.onnx and config.json. All compute in float32; `text_weights` is how those of
-    text encoders are stored. The safety checker is left out. Raises ExportError for a pipeline or a part that
-    is not known.
+    text encoders are stored. The decoder is left out unless `decoder`, and always the safety checker. Raises
+    ExportError for a pipeline or a part that is not known.
     """
     check_parts(source.pipeline_class)
     pipe = open_pipeline(source, Task())
-    for part in (*_text_encoders(pipe), *_autoencoder(pipe)):
+    parts = [*_text_encoders(pipe), *_autoencoder(pipe)]
+    for part in parts if decoder else [part for part in parts if part.folder != "vae_decoder"]:
         say(f"tracing the {part.folder.replace('_', ' ')}")
         model = trace_module(
             part.module,

@@ -25,7 +25,7 @@ from accuquant.verification.verify import verify as library_verify
 
 def test_calibrate_has_the_defaults_of_the_library() -> None:
     given = calibrate.command.make_context("calibrate", ["source"]).params
-    del given["source"], given["output"], given["dry_run"], given["json_file"]
+    del given["source"], given["output"], given["dry_run"], given["json_file"], given["decoder"]
     assert take_task(given) == Task()
     assert given.pop("loras") == ()
     assert take_cluster(given) is None

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from accuquant.denoising.conditioning import Conditioning
+from accuquant.denoising.one_step import OneStepScheduler
+from accuquant.denoising.start import Start
 from accuquant.errors import VerificationError
 from accuquant.networks.device import device_of
 from accuquant.pipelines.families import FAMILIES, Family
@@ -35,30 +38,54 @@ def load_decoder(source: Source) -> Decode:
             expected=f"a pixel-space pipeline, or one with {' or '.join(_DECODERS)}",
             remedy="Call accuquant.verification.verify from Python with decode=function",
         )
-    part = next((part for part in _DECODERS if (source.folder / part).is_dir()), None)
+    part = decoder_part(source)
     return to_images if part is None else _decoder(source, part)
+
+
+def decoder_part(source: Source) -> str | None:
+    """Return the name of the pipeline's autoencoder, None for a pipeline that has none."""
+    return next((part for part in _DECODERS if (source.folder / part).is_dir()), None)
+
+
+def blank_end(source: Source, start: Start, count: int) -> Tensor:
+    """Return what a trajectory may end with, all zeros, `count` times: a generator makes another shape."""
+    if not isinstance(source.scheduler, OneStepScheduler):
+        return torch.zeros_like(start.latents[:count])
+    shape = source.signature.output.resolve(source.signature.sizes | {"batch": count})
+    return torch.zeros(shape)
 
 
 def _decoder(source: Source, part: str) -> Decode:
     device = device_of(source.network)
     network = load_component(source.folder, part, source.loading).to(device)
-    config = network.config
+    return decode_with(
+        lambda latents: network.decode(latents.to(device), return_dict=False)[0],
+        preparation(source, network.config),
+    )
+
+
+def preparation(source: Source, config: Any) -> Callable[[Tensor], Tensor]:
+    """Return what the pipeline of `source` does to latents before its autoencoder decodes them."""
     scaled = not FAMILIES.get(source.pipeline_class, Family()).unscaled_latents
     factor = float(getattr(config, "scaling_factor", 1.0)) if scaled else 1.0
     shift = float(getattr(config, "shift_factor", None) or 0.0) if scaled else 0.0
     mean, std = (_statistics(config, name) for name in ("latents_mean", "latents_std"))
 
+    def prepare(latents: Tensor) -> Tensor:
+        if mean is not None and std is not None:  # SDXL variants; AutoencoderKL's formula
+            return latents * std / factor + mean
+        return latents / factor + shift
+
+    return prepare
+
+
+def decode_with(network: Callable[[Tensor], Tensor], prepare: Callable[[Tensor], Tensor]) -> Decode:
+    """Return what makes images of latents with the decoder `network`, a few at a time."""
+
     @torch.no_grad()
     def decode(latents: Tensor) -> Tensor:
-        if mean is not None and std is not None:  # SDXL variants; AutoencoderKL's formula
-            prepared = latents * std / factor + mean
-        else:
-            prepared = latents / factor + shift
-        images = [
-            network.decode(batch.to(device), return_dict=False)[0].to(latents.device)
-            for batch in torch.split(prepared, _BATCH)
-        ]
-        return to_images(torch.cat(images))
+        batches = torch.split(prepare(latents), _BATCH)
+        return to_images(torch.cat([network(batch).to(latents.device) for batch in batches]))
 
     return decode
 
