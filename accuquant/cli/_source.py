@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 _PLACES = ("network", "pipeline_config")
 #: What the options are called that say how a pipeline is read.
-LOADING = ("variant", "without", *_PLACES, "allow_pickle")
+LOADING = ("variant", "without", *_PLACES, "allow_pickle", "controlnets")
 
 
 def loading_options(function: Function) -> Function:
@@ -57,6 +58,17 @@ def network_option(function: Function) -> Function:
         show_default="the pipeline's own",
         help="The network to take instead, such as a fine-tune or a merge: its folder, that of a pipeline, "
         "or a .safetensors file.",
+    )(_controlnet_option(function))
+
+
+def _controlnet_option(function: Function) -> Function:
+    return click.option(
+        "--controlnet",
+        "controlnets",
+        multiple=True,
+        metavar="FOLDER|HUB_ID",
+        show_default="the pipeline's own",
+        help="A control network to put beside the UNet of SOURCE; may be given several times.",
     )(function)
 
 
@@ -67,5 +79,8 @@ def take_loading(options: dict[str, Any], recorded: LoadingFacts | None = None) 
     given = {name: value for name in LOADING if (value := options.pop(name, None))}
     # a recipe that is read elsewhere should name the same place
     places = {name: str(given[name].absolute()) for name in _PLACES if name in given}
+    if controls := given.get("controlnets"):
+        found = [str(Path(name).absolute()) if Path(name).exists() else name for name in controls]
+        places["controlnets"] = tuple(found)
     loading = Loading(**{**given, **places})
     return loading if recorded is None else loading.or_recorded(recorded)

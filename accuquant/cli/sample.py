@@ -106,7 +106,7 @@ def run(
     from accuquant.sample_folder import sample
 
     task, loading = take_task(options), take_loading(options)
-    options |= {name: value for name, value in vars(loading).items() if name != "network"}
+    options |= {name: value for name, value in vars(loading).items() if name not in ("network", "controlnets")}
     options |= precision_options(options.get("engine", "openvino"), options.pop("engine_precision", "auto"))
     _check_channels(folder)
     with Bars() as progress:

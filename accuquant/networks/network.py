@@ -195,6 +195,9 @@ def signature_of(network: nn.Module) -> Signature:
     Of a class without an entry it is what a pipeline's calls have told, or else Uncaptured. Raises
     SourceError for a variant of a class that is not supported.
     """
+    own: object = getattr(network, "signature", None)  # a ControlledNetwork makes its own
+    if isinstance(own, Signature):
+        return own
     remembered: Signature | None = vars(network).get(_REMEMBERED)
     name = type(network).__name__
     if remembered is not None or name not in SUPPORTED:

@@ -14,7 +14,7 @@ from accuquant.errors import CalibrationError, SourceError, UsageError
 from accuquant.networks.device import CPU
 from accuquant.networks.stored_weights import compute_in_float32, is_offloaded, offload
 from accuquant.pipelines.diffusers_internals import check_version
-from accuquant.pipelines.families import family_of
+from accuquant.pipelines.families import family_of, takes_images
 from accuquant.pipelines.fuse_lora import fuse_into_text_encoders
 from accuquant.pipelines.half_storage import half_type_of_part
 from accuquant.pipelines.loading import Loading, variant_of
@@ -40,7 +40,7 @@ def open_pipeline(
     index = read_index(source.folder)
     check_classes(source.folder, index)
     _check_transformers(source, index)
-    parts: dict[str, Any] = {source.component: source.network, "scheduler": source.scheduler}
+    parts: dict[str, Any] = {**source.parts, "scheduler": source.scheduler}
     parts |= _left_out(source, index) | dict(given or {})
     unchecked = {"safety_checker": None, "requires_safety_checker": False}
     parts |= {k: v for k, v in unchecked.items() if k in inspect.signature(cls.__init__).parameters}
@@ -152,7 +152,7 @@ def _of_transformers(index: dict[str, Any]) -> list[str]:
 def _for_task(pipe: Any, task: Task) -> Any:
     import diffusers
 
-    if not task.images or "image" in inspect.signature(pipe.__call__).parameters:
+    if not task.images or takes_images(pipe):
         return pipe
     auto = diffusers.AutoPipelineForInpainting if task.masks else diffusers.AutoPipelineForImage2Image
     try:

@@ -13,12 +13,14 @@ from torch import nn
 
 from accuquant.errors import SourceError
 from accuquant.hub.repository import Repository
+from accuquant.networks.controlled import ControlledNetwork, controlled
 from accuquant.networks.image_sides import side_multiple
 from accuquant.networks.network import model_hash, remember_call, signature_of
 from accuquant.networks.signature import Signature, Uncaptured
 from accuquant.networks.stored_weights import compute_in_float32, named_weights
 from accuquant.networks.stored_weights import offload as offload_weights
 from accuquant.pipelines.config_limits import check_numbers
+from accuquant.pipelines.control_networks import CONTROLNET, controlled_class, load_controls
 from accuquant.pipelines.diffusers_internals import check_version
 from accuquant.pipelines.fuse_lora import fuse_into_network
 from accuquant.pipelines.half_storage import half_type_of_part
@@ -56,6 +58,13 @@ class Source:
         """The SHA-256 that names the network's weights, computed once."""
         return model_hash(self.network)
 
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """The network, by the pipeline's name for it; beside control networks both."""
+        if isinstance(self.network, ControlledNetwork):
+            return {self.component: self.network.unet, CONTROLNET: self.network.controlnet}
+        return {self.component: self.network}
+
     def called_as(self, signature: Signature) -> Source:
         """Return this source with a captured `signature`, itself where its network's class has an entry."""
         if not isinstance(self.signature, Uncaptured) and self.signature.call is None:
@@ -83,6 +92,7 @@ def load_source(
     network: str | None = None,
     pipeline_config: str | None = None,
     allow_pickle: bool = False,
+    controlnets: Sequence[str] = (),
     revision: str | None = None,
     as_stored: bool = False,
     signature: Signature | None = None,
@@ -93,7 +103,8 @@ def load_source(
     or `revision` pin what is fetched from there. `variant` is that of the weights' files, such as "fp16";
     `without` names parts that are not loaded, such as "text_encoder_3". `network`, a folder or a file, takes
     the place of the pipeline's own network; `pipeline_config` is the folder of a pipeline of the same kind,
-    where `source` is a file, and `allow_pickle` reads files that are pickles. `as_stored` keeps the network's
+    where `source` is a file, and `allow_pickle` reads files that are pickles. `controlnets` are folders or
+    Hub ids of control networks to put beside the UNet. `as_stored` keeps the network's
     weights in half precision where its files have them so and no LoRA changes them: half of the memory, and
     the same products bit for bit.
     `signature` is a recipe's, for a network whose class has no entry in architectures.py.
@@ -101,7 +112,7 @@ def load_source(
     fit it.
     """
     check_version()
-    loading = Loading(variant, tuple(without), network, pipeline_config, allow_pickle)
+    loading = Loading(variant, tuple(without), network, pipeline_config, allow_pickle, tuple(controlnets))
     repository = Repository.find(str(source), revision)
     folder = (
         folder_of_pipeline(str(source), loading) if repository is None else _download(repository, loading)
@@ -130,6 +141,11 @@ def load_source(
     own = signature_of(found)
     _check_own_size(own, found)
     fuse_into_network(found, component, pipeline_class, loras)
+    controls = load_controls(folder, index, loading, as_stored=as_stored)
+    if controls is not None:
+        pipeline_class = controlled_class(pipeline_class)
+        found = controlled(found, controls)
+        own = found.signature
     _check_finite(str(source), component, found)
     loaded = Source(
         name=_name_of(source) if repository is None else str(repository),

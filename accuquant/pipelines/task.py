@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ _RANGES = {
     "guidance_rescale": (0.0, 1.0),
     "strength": (0.01, 1.0),
     "image_size": (8, 65536),
+    "control_scale": (0.0, 1000.0),
 }
 
 
@@ -29,7 +30,9 @@ class Task:
     """What a pipeline is asked for; None leaves the choice to the pipeline's own default.
 
     Image k takes prompt k, image k and mask k, counted from the start again where there are fewer.
-    `image_size` is the side of a square image in pixels, or width and height.
+    `image_size` is the side of a square image in pixels, or width and height. `control_images` has a tuple of
+    images for each control network, and `control_scale` what its residuals are multiplied by: one number for
+    all, or one for each.
     """
 
     prompts: tuple[str, ...] = ()
@@ -42,6 +45,8 @@ class Task:
     guidance_rescale: float | None = None
     strength: float | None = None
     image_size: int | tuple[int, int] | None = None
+    control_images: tuple[tuple[str, ...], ...] = ()
+    control_scale: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         for name in ("prompts", "images", "masks"):
@@ -52,6 +57,13 @@ class Task:
                     expected="a tuple of texts",
                     remedy=f"Write Task({name}=(text,))",
                 )
+        if isinstance(self.control_images, str) or any(isinstance(k, str) for k in self.control_images):
+            raise UsageError(
+                "Task.control_images",
+                got="texts",
+                expected="a tuple of paths for each control network",
+                remedy="Write Task(control_images=((path, path),))",
+            )
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             for number in value if isinstance(value, tuple) else (value,):
@@ -76,9 +88,12 @@ class Task:
         prompts: Path | None = None,
         images: Path | None = None,
         masks: Path | None = None,
+        control_images: Sequence[Path] = (),
         **choices: Any,
     ) -> Task:
-        """Read the prompts of a file (text, JSON, COCO captions), and list the images of two folders.
+        """Read the prompts of a file (text, JSON, COCO captions), and list the images of folders.
+
+        `control_images` are a folder for each control network.
 
         Raises UsageError for a file without a prompt and a folder without an image.
         """
@@ -86,6 +101,7 @@ class Task:
             prompts=() if prompts is None else read_prompts(prompts),
             images=() if images is None else _list_images("--images", images),
             masks=() if masks is None else _list_images("--masks", masks),
+            control_images=tuple(_list_images("--control-images", folder) for folder in control_images),
             **choices,
         )
 
@@ -99,6 +115,10 @@ class Task:
         values["prompts"] = _summary(text.encode() for text in self.prompts)
         values["images"] = _summary(Path(path).read_bytes() for path in self.images)
         values["masks"] = _summary(Path(path).read_bytes() for path in self.masks)
+        controls = (path for paths in self.control_images for path in paths)
+        values["control_images"] = _summary(Path(path).read_bytes() for path in controls)
+        if not self.control_images:  # what other pipelines are asked for stays as it was
+            del values["control_images"], values["control_scale"]
         return values
 
     def with_defaults(self, recorded: TaskFacts) -> Task:
@@ -118,7 +138,7 @@ class Task:
                 expected=fault.expected,
                 remedy="The file is damaged. Run `accuquant calibrate` again",
             ) from fault
-        for kind in ("images", "masks"):
+        for kind in ("images", "masks", "control_images"):
             if getattr(recorded, kind) and not getattr(self, kind):
                 raise UsageError(
                     option(kind),
@@ -128,7 +148,7 @@ class Task:
                 )
         chosen = {name: getattr(self, name) for name in names}
         filled = {name: numbers[name] if value is None else value for name, value in chosen.items()}
-        return Task(prompts=self.prompts, images=self.images, masks=self.masks, **filled)
+        return replace(self, **filled)
 
 
 def option(name: str) -> str:
