@@ -20,14 +20,17 @@ from accuquant.errors import SourceError, UsageError
 from accuquant.manifest import RECIPE_NAME, Manifest
 from accuquant.networks.device import CPU
 from accuquant.pipeline_profile import profiled
+from accuquant.pipelines.control_networks import CONTROLLED_CLASSES, CONTROLNET, load_controls
 from accuquant.pipelines.diffusers_internals import replaced
 from accuquant.pipelines.families import call_arguments, no_step_left, refusals_of
 from accuquant.pipelines.loading import Loading
 from accuquant.pipelines.lora import Lora, check_loras, loras_of_recipe
+from accuquant.pipelines.model_index import read_index
 from accuquant.pipelines.real_pipeline import open_pipeline
 from accuquant.pipelines.source import Source, folder_of_pipeline, load_component
 from accuquant.pipelines.task import Task
 from accuquant.recipe import Recipe
+from accuquant.runtime.engine_control_net import EngineControlNet
 from accuquant.runtime.engine_parts import engine_parts, holds_parts
 from accuquant.runtime.engine_unet import EngineUNet
 from accuquant.runtime.loop_profile import LoopProfile, counted
@@ -86,6 +89,7 @@ def sample_pipeline(
         else:
             found = _named(manifest, pipeline, read_as)
             loras = loras_of_recipe(calibrated.loras, loras)
+        given |= _controls(root, manifest, found[1], read_as, engine, options)
         scheduler = load_component(root, "scheduler")
         check_prediction(scheduler)
         source = Source(
@@ -113,6 +117,17 @@ def sample_pipeline(
             if not watch.done:
                 raise no_step_left(pipe)
     return np.concatenate(batches)
+
+
+def _controls(
+    root: Path, manifest: Manifest, pipeline: Path, loading: Loading, engine: str, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the control networks: those of the folder, else in float those that were calibrated with."""
+    if manifest.controls:
+        return {CONTROLNET: EngineControlNet.from_pretrained(root, engine, **options)}
+    if manifest.pipeline_class not in CONTROLLED_CLASSES:
+        return {}
+    return {CONTROLNET: load_controls(pipeline, read_index(pipeline), loading, as_stored=False)}
 
 
 def _of_parts(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,11 +12,12 @@ from accuquant.networks.control_signature import (
     IMAGE,
     MID,
     SCALE,
+    control_signature,
     controlled_signature,
     image_names,
     unet_signature,
 )
-from accuquant.networks.network import remember_call
+from accuquant.networks.network import ADDED, remember_call
 from accuquant.networks.signature import Signature
 
 Residuals = tuple[list[Tensor], Tensor]
@@ -57,6 +59,10 @@ class ControlledNetwork(nn.Module):
         """What the pair takes and returns."""
         return controlled_signature(self.config, tuple(_config_of(net) for net in self.controls))
 
+    def control_signature(self, control: nn.Module) -> Signature:
+        """Return what one of the control networks takes and gives."""
+        return control_signature(_config_of(control), self.config)
+
     def forward(self, sample: Tensor, timestep: Tensor | float, **given: Any) -> tuple[Tensor]:
         """Return the prediction for sample [B, C, H, W]; `given` is the conditioning by the signature's names.
 
@@ -93,6 +99,31 @@ def controlled(unet: nn.Module, controlnet: nn.Module) -> ControlledNetwork:
     """Return the pair, in which the UNet is called with residuals from now on."""
     remember_call(unet, unet_signature(_config_of(unet)))
     return ControlledNetwork(unet, controlnet).eval()
+
+
+def with_residuals(
+    network: ControlledNetwork, sample: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return what the UNet is told beside sample and timestep by its signature's names: text, residuals."""
+    given: dict[str, Any] = dict(conditioning)
+    shared = {name: value for name, value in given.items() if not name.startswith((IMAGE, SCALE))}
+    added = {name: given.pop(name) for name in ADDED if name in given}
+    if added:
+        given["added_cond_kwargs"] = added
+    down, mid = network.residuals(sample, timestep, **given)
+    return shared, {**{f"{DOWN}_{k}": residual for k, residual in enumerate(down)}, MID: mid}
+
+
+def call_control(
+    network: nn.Module, sample: Tensor, timestep: Tensor | float, conditioning: Mapping[str, Tensor]
+) -> tuple[Tensor, ...]:
+    """Run one control network with tensors by the names of its signature -> its residuals, the middle last."""
+    given: dict[str, Any] = dict(conditioning)
+    added = {name: given.pop(name) for name in ADDED if name in given}
+    if added:
+        given["added_cond_kwargs"] = added
+    down, mid = network(sample, timestep=timestep, return_dict=False, **given)
+    return (*down, mid)
 
 
 def controls_of(controlnet: nn.Module) -> tuple[nn.Module, ...]:
