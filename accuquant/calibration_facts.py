@@ -85,6 +85,7 @@ class TaskFacts:
     masks: InputFacts | None = None
     control_images: InputFacts | None = None
     control_scale: tuple[Real, ...] | None = None
+    ip_adapter_images: InputFacts | None = None
     guidance_scale: Real | None = None
     true_cfg_scale: Real | None = None
     image_guidance_scale: Real | None = None
@@ -102,6 +103,7 @@ class LoadingFacts:
     network: LongName | None = None
     pipeline_config: LongName | None = None
     controlnets: tuple[LongName, ...] = ()
+    ip_adapters: tuple[LongName, ...] = ()
 
 
 @dataclass(frozen=True)

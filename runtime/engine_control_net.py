@@ -54,7 +54,7 @@ class EngineControlNet(FixedNetwork, ControlNetModel):  # type: ignore[misc]  # 
         revision: str | None = None,
         **options: Any,
     ) -> EngineControlNet | MultiControlNetModel:
-        """Open the control networks of an exported folder: one, or diffusers' MultiControlNetModel of several.
+        """Open an exported folder's control networks: one, or diffusers' MultiControlNetModel of several.
 
         `folder` is also one control network's own folder inside. `options` go to EngineModel.from_folder and
         the engine. Raises EngineError for a folder that holds none.
@@ -68,7 +68,7 @@ class EngineControlNet(FixedNetwork, ControlNetModel):  # type: ignore[misc]  # 
                 f"folder '{root}'",
                 got="no control network",
                 expected="an export of a pipeline with control networks, whose layers the recipe has",
-                remedy="Leave pipe.controlnet as it is: it computes in float, and EngineUNet takes its residuals",
+                remedy="Leave pipe.controlnet as it is: EngineUNet takes its residuals in float",
             )
         nets = [cls._open(place, engine, options) for place in manifest.control_folders(root)]
         return nets[0] if len(nets) == 1 else MultiControlNetModel(nets)

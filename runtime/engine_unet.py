@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import diffusers
 import torch
 from diffusers.configuration_utils import FrozenDict
+from diffusers.models.embeddings import ImageProjection
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DOutput
@@ -25,7 +26,7 @@ from accuquant.networks.architectures import SUPPORTED
 from accuquant.networks.call_form import CallForm
 from accuquant.networks.call_tensors import bound_arguments, tensors_of_call
 from accuquant.networks.image_sides import check_sample
-from accuquant.networks.signature import Signature
+from accuquant.networks.signature import Signature, TensorSpec
 from accuquant.runtime.engine_call import call_engine, defaults_of, read_config, single_timestep
 from accuquant.runtime.engine_model import EngineModel
 from accuquant.runtime.fixed_network import FixedNetwork
@@ -55,6 +56,9 @@ class EngineUNet(FixedNetwork, ModelMixin):
         self._config: Any = FrozenDict({**defaults_of(original), **config})  # type: ignore[no-untyped-call]
         # Follows pipe.to(device, dtype) as a weight would; accelerate's offloading asks for a parameter.
         self._anchor = nn.Parameter(torch.empty(0), requires_grad=False)
+        embeds = [s for name, s in self._conditioning_specs.items() if name.startswith("image_embeds_")]
+        if embeds:
+            self.encoder_hid_proj = _image_projections(embeds)
         width = self._config.get("projection_class_embeddings_input_dim")
         # SDXL pipelines ask the network for this extent before they build time_ids.
         self.add_embedding = SimpleNamespace(linear_1=SimpleNamespace(in_features=width))
@@ -199,6 +203,17 @@ def _original(manifest: Manifest) -> Any:
             remedy="Upgrade diffusers, or call EngineModel instead",
         )
     return found
+
+
+def _image_projections(embeds: Sequence[TensorSpec]) -> SimpleNamespace:
+    """Return what a pipeline looks up before it encodes images: the number and the kind of IP-Adapters.
+
+    An ImageProjection takes an image's embedding [B, N, D], others the encoder's hidden states.
+    """
+    pooled = ImageProjection(1, 1, 1)
+    return SimpleNamespace(
+        image_projection_layers=[pooled if len(spec.shape) == 3 else nn.Identity() for spec in embeds]
+    )
 
 
 def _listed(names: Mapping[str, object]) -> str:

@@ -510,4 +510,32 @@ def _control_sdxl(folder: Path) -> tuple[str, dict[str, Any]]:
     }
 
 
+def _adapter(folder: Path) -> tuple[str, dict[str, Any]]:
+    scheduler = diffusers.DDIMScheduler(**SD_NOISE, clip_sample=False)
+    parts = _stable_diffusion(folder, scheduler, **_TWO_LEVELS)
+    adapter = seeded(9, diffusers.T2IAdapter, 3, [8, 16], 1, 2, "full_adapter")
+    return "StableDiffusionAdapterPipeline", parts | {"adapter": adapter}
+
+
+def _ip_adapter(folder: Path) -> tuple[str, dict[str, Any]]:
+    """Return a plain one, and write an IP-Adapter and its image encoder into `folder`."""
+    from safetensors.torch import save_file
+
+    class_name, parts = _sd_v(folder)
+    _, seeing = _variation(folder)
+    seeing["image_encoder"].save_pretrained(folder / "image_encoder")
+    random = torch.Generator().manual_seed(11)
+    shapes = {"image_proj.proj.weight": (64, 16), "image_proj.proj.bias": (64,)}
+    crossing = [name for name in parts["unet"].attn_processors if name.endswith("attn2.processor")]
+    for k in range(len(crossing)):
+        width = parts["unet"].get_submodule(crossing[k].removesuffix(".processor")).to_k.out_features
+        for product in ("k", "v"):
+            shapes[f"ip_adapter.{2 * k + 1}.to_{product}_ip.weight"] = (width, 16)
+    tensors = {name: torch.randn(shape, generator=random) / 4 for name, shape in shapes.items()}
+    tensors |= {"image_proj.norm.weight": torch.ones(16), "image_proj.norm.bias": torch.zeros(16)}
+    save_file(tensors, folder / "ip_adapter.safetensors")
+    return class_name, parts
+
+
 PIPELINES |= {"control": _control, "control-two": _control_two, "control-sdxl": _control_sdxl}
+PIPELINES |= {"adapter": _adapter, "ip-adapter": _ip_adapter}

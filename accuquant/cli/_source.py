@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _PLACES = ("network", "pipeline_config")
 #: What the options are called that say how a pipeline is read.
-LOADING = ("variant", "without", *_PLACES, "allow_pickle", "controlnets")
+LOADING = ("variant", "without", *_PLACES, "allow_pickle", "controlnets", "ip_adapters")
 
 
 def loading_options(function: Function) -> Function:
@@ -62,6 +62,13 @@ def network_option(function: Function) -> Function:
 
 
 def _controlnet_option(function: Function) -> Function:
+    function = click.option(
+        "--ip-adapter",
+        "ip_adapters",
+        multiple=True,
+        metavar="FILE[:SCALE]",
+        help="An IP-Adapter to put into the UNet of SOURCE; may be given several times.",
+    )(function)
     return click.option(
         "--controlnet",
         "controlnets",
@@ -79,8 +86,11 @@ def take_loading(options: dict[str, Any], recorded: LoadingFacts | None = None) 
     given = {name: value for name in LOADING if (value := options.pop(name, None))}
     # a recipe that is read elsewhere should name the same place
     places = {name: str(given[name].absolute()) for name in _PLACES if name in given}
-    if controls := given.get("controlnets"):
-        found = [str(Path(name).absolute()) if Path(name).exists() else name for name in controls]
-        places["controlnets"] = tuple(found)
+    for name in ("controlnets", "ip_adapters"):
+        if texts := given.get(name):
+            found = [
+                str(Path(t).absolute()) if Path(t.rpartition(":")[0] or t).exists() else t for t in texts
+            ]
+            places[name] = tuple(found)
     loading = Loading(**{**given, **places})
     return loading if recorded is None else loading.or_recorded(recorded)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _NAMES = (
     "prompts", "negative_prompt", "images", "masks", "guidance_scale", "true_cfg_scale",
     "image_guidance_scale", "guidance_rescale", "strength", "image_size", "control_images", "control_scale",
+    "ip_adapter_images",
 )  # fmt: skip
 
 
@@ -58,6 +59,13 @@ _OPTIONS: tuple[Callable[[Function], Function], ...] = (
         multiple=True,
         metavar="FOLDER",
         help="Images for a control network: edges, poses, depths; once for each control network.",
+    ),
+    click.option(
+        "--ip-adapter-images",
+        type=existing_folder,
+        multiple=True,
+        metavar="FOLDER",
+        help="Images for an IP-Adapter; once for each.",
     ),
     click.option(
         "--control-scale",

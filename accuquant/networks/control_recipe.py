@@ -33,7 +33,7 @@ def part_recipe(recipe: Recipe, part: str, signature: Signature) -> Recipe:
 
 
 def joined_recipe(parts: Mapping[str, Recipe], signature: Signature) -> Recipe:
-    """Undo `part_recipe` for networks by their names; the first is the UNet's, `signature` that of the pair."""
+    """Undo `part_recipe` for networks by their names, the UNet's first; `signature` is the pair's."""
     first = next(iter(parts.values()))
     layers = {
         f"{part}.{name}": replace(layer, name=f"{part}.{name}")

@@ -129,9 +129,10 @@ def side_factor(extent: str, pixels: int) -> tuple[str, int, int] | None:
     return None if found is None else (found[1], 1, int(found[2]))
 
 
-def takes_residuals(signature: Signature) -> bool:
-    """Say whether a network's input holds what a control network computes."""
-    return any(spec.name == MID for spec in signature.conditioning)
+def halvings(signature: Signature) -> int:
+    """Return what sides must be divisible by so that lower levels can have inputs of their own, else 1."""
+    found = [_LEVEL.fullmatch(str(extent)) for spec in signature.conditioning for extent in spec.shape]
+    return max((int(match[2]) for match in found if match), default=1)
 
 
 def part_of_layer(name: str) -> tuple[str, str]:

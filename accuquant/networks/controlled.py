@@ -64,7 +64,7 @@ class ControlledNetwork(nn.Module):
         return control_signature(_config_of(control), self.config)
 
     def forward(self, sample: Tensor, timestep: Tensor | float, **given: Any) -> tuple[Tensor]:
-        """Return the prediction for sample [B, C, H, W]; `given` is the conditioning by the signature's names.
+        """Return the prediction for sample [B, C, H, W]; `given` conditions it, by the signature's names.
 
         The control networks see as many channels of the sample as they take: an inpainting UNet has more.
         """
@@ -117,7 +117,7 @@ def with_residuals(
 def call_control(
     network: nn.Module, sample: Tensor, timestep: Tensor | float, conditioning: Mapping[str, Tensor]
 ) -> tuple[Tensor, ...]:
-    """Run one control network with tensors by the names of its signature -> its residuals, the middle last."""
+    """Run one control network with tensors by its signature's names -> its residuals, the middle's last."""
     given: dict[str, Any] = dict(conditioning)
     added = {name: given.pop(name) for name in ADDED if name in given}
     if added:

@@ -6,21 +6,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from accuquant.errors import UsageError
-from accuquant.networks.control_signature import CONTROL_NET, CONTROLLED, takes_residuals
+from accuquant.networks.control_signature import CONTROL_NET, CONTROLLED, halvings
 from accuquant.networks.signature import Signature
 
 _SIDES = ("height", "width")
 
 
-def side_multiple(architecture: str, config: Mapping[str, Any], *, controlled: bool = False) -> int:
+def side_multiple(architecture: str, config: Mapping[str, Any]) -> int:
     """Return what a network's image sides must be divisible by, where they may vary.
 
     2 for each level but the last in a UNet2DModel, which doubles what it had halved. UNet2DConditionModel
-    upsamples to the size of its skip connections, so every side is right; beside a control network
-    (`controlled`) each level has an input of its own size, and every level halves.
+    upsamples to the size of its skip connections, so every side is right, but beside a control network, where
+    each level has an input of its own size.
     """
     levels = config.get("down_block_types")
-    halves = controlled or architecture in ("UNet2DModel", CONTROLLED, CONTROL_NET)
+    halves = architecture in ("UNet2DModel", CONTROLLED, CONTROL_NET)
     if not halves or not levels:
         return 1
     return int(2 ** (len(levels) - 1))
@@ -28,7 +28,7 @@ def side_multiple(architecture: str, config: Mapping[str, Any], *, controlled: b
 
 def multiple_of(signature: Signature, config: Mapping[str, Any]) -> int:
     """Return what the image sides of a network with `signature` must be divisible by."""
-    return side_multiple(signature.architecture, config, controlled=takes_residuals(signature))
+    return max(side_multiple(signature.architecture, config), halvings(signature))
 
 
 def check_sample(

@@ -83,7 +83,7 @@ class ControlCalls:
 
 
 def _shortened(value: Any, like: Any) -> Any:
-    """Return a sample with as many channels as `like`: an inpainting UNet has more than its control network."""
+    """Return a sample with the channels of `like`: an inpainting UNet has more than its control network."""
     if isinstance(value, Tensor) and isinstance(like, Tensor) and value.ndim == like.ndim == 4:
         return value[:, : like.shape[1]]
     return value

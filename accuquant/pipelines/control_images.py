@@ -15,39 +15,53 @@ from accuquant.pipelines.task import Task
 def control_argument(pipe: Any) -> str | None:
     """Return the argument that holds control images: `image` where the pipeline starts from noise.
 
-    None for a pipeline without control networks.
+    None for a pipeline without control networks and T2I-Adapters.
     """
-    if getattr(pipe, "controlnet", None) is None:
+    if _reader(pipe) is None:
         return None
     accepted = inspect.signature(pipe.__call__).parameters
     return "control_image" if "control_image" in accepted else "image"
 
 
 def control_images(pipe: Any, task: Task, indices: Sequence[int], size: tuple[int, int]) -> Any:
-    """Return the control images of the images `indices`, [B, 3, H, W] in [0, 1], one tensor a control network.
+    """Return the control images of the images `indices`, a tensor [B, C, H, W] in [0, 1] for each network.
 
     Raises UsageError where there are none, for another number of folders than control networks, and for a
     size that a control network does not halve to that of the latents.
     """
-    controls = getattr(pipe.controlnet, "nets", None)
-    nets = [pipe.controlnet] if controls is None else list(controls)
+    nets, several = _nets(pipe)
     _check_counts(type(pipe).__name__, task, len(nets))
     for net in nets:
-        _check_pixels(net, int(pipe.vae_scale_factor))
-    stacks = [_stack(paths, indices, size) for paths in task.control_images]
-    return stacks[0] if controls is None else stacks
+        if hasattr(net.config, "conditioning_embedding_out_channels"):
+            _check_pixels(net, int(pipe.vae_scale_factor))
+    modes = ["L" if getattr(net.config, "in_channels", 3) == 1 else "RGB" for net in nets]
+    paired = zip(task.control_images, modes, strict=True)
+    stacks = [_stack(paths, indices, size, mode) for paths, mode in paired]
+    return stacks if several else stacks[0]
 
 
 def control_scales(pipe: Any, task: Task) -> dict[str, Any]:
     """Return the argument with what residuals are multiplied by, where it was chosen."""
     if task.control_scale is None:
         return {}
-    several = getattr(pipe.controlnet, "nets", None)
-    count = 1 if several is None else len(several)
-    scales = list(task.control_scale) * (count if len(task.control_scale) == 1 else 1)
-    if len(scales) != count:
-        raise _another_number("--control-scale", len(scales), "numbers", count)
-    return {"controlnet_conditioning_scale": scales[0] if several is None else scales}
+    nets, several = _nets(pipe)
+    scales = list(task.control_scale) * (len(nets) if len(task.control_scale) == 1 else 1)
+    if len(scales) != len(nets):
+        raise _another_number("--control-scale", len(scales), "numbers", len(nets))
+    name = "controlnet" if getattr(pipe, "controlnet", None) is not None else "adapter"
+    return {f"{name}_conditioning_scale": scales if several else scales[0]}
+
+
+def _reader(pipe: Any) -> Any:
+    """Return what reads a pipeline's control images, None where nothing does."""
+    return getattr(pipe, "controlnet", None) or getattr(pipe, "adapter", None)
+
+
+def _nets(pipe: Any) -> tuple[list[Any], bool]:
+    """Return the control networks or adapters of a pipeline, and whether it has a list of them."""
+    reader = _reader(pipe)
+    several = getattr(reader, "nets", None) or getattr(reader, "adapters", None)
+    return ([reader], False) if several is None else (list(several), True)
 
 
 def _check_counts(name: str, task: Task, count: int) -> None:
@@ -82,9 +96,10 @@ def _check_pixels(net: Any, pixels: int) -> None:
         )
 
 
-def _stack(paths: Sequence[str], indices: Sequence[int], size: tuple[int, int]) -> Any:
+def _stack(paths: Sequence[str], indices: Sequence[int], size: tuple[int, int], mode: str) -> Any:
     import numpy as np
     import torch
 
-    pictures = [np.asarray(open_picture(paths[k % len(paths)], "RGB", size), np.float32) for k in indices]
-    return torch.from_numpy(np.stack(pictures).transpose(0, 3, 1, 2) / 255.0)
+    pictures = [open_picture(paths[k % len(paths)], mode, size) for k in indices]
+    pixels = np.stack([np.asarray(picture, np.float32) for picture in pictures]) / np.float32(255)
+    return torch.from_numpy(pixels[:, None] if mode == "L" else pixels.transpose(0, 3, 1, 2).copy())

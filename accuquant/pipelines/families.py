@@ -10,6 +10,7 @@ from typing import Any
 
 from accuquant.errors import UsageError
 from accuquant.pipelines.control_images import control_argument, control_images, control_scales
+from accuquant.pipelines.image_adapters import image_adapters, image_embeds
 from accuquant.pipelines.picture import open_picture
 from accuquant.pipelines.task import Task, option
 
@@ -66,6 +67,8 @@ FAMILIES: dict[str, Family] = {
     "FluxPipeline": _FLUX,
     "FluxImg2ImgPipeline": _FLUX,
     "FluxInpaintPipeline": _FLUX,
+    "StableDiffusionAdapterPipeline": Family(),
+    "StableDiffusionXLAdapterPipeline": Family(),
     "StableDiffusionControlNetPipeline": Family(),
     "StableDiffusionControlNetImg2ImgPipeline": Family(),
     "StableDiffusionControlNetInpaintPipeline": Family(),
@@ -81,7 +84,6 @@ _ARGUMENTS = {
     "images": "image",
     "masks": "mask_image",
     "image_size": "height",
-    "control_scale": "controlnet_conditioning_scale",
 }
 
 
@@ -117,6 +119,10 @@ def call_arguments(pipe: Any, task: Task, indices: Sequence[int], num_steps: int
     if (control := control_argument(pipe)) is not None:
         arguments[control] = control_images(pipe, task, indices, _image_size(pipe, task))
         arguments |= control_scales(pipe, task)
+    if image_adapters(pipe):
+        scale = task.guidance_scale
+        guided = default_of(pipe, "guidance_scale", 1.0) if scale is None else scale
+        arguments["ip_adapter_image_embeds"] = image_embeds(pipe, task, indices, guided=guided > 1)
     if "mask_image" in accepted:
         size = _image_size(pipe, task)
         masks = [_nth(name, "masks", task.masks, k) for k in indices]
@@ -170,7 +176,10 @@ def takes_images(pipe: Any) -> bool:
 def _check_choices(pipe: Any, task: Task, accepted: Any) -> None:
     name = type(pipe).__name__
     takes = set(accepted) | ({"height"} if "image" in accepted else set())
-    takes |= {"control_images"} if control_argument(pipe) is not None else set()
+    if control_argument(pipe) is not None:
+        takes |= {"control_images", "control_scale"}
+    if image_adapters(pipe):
+        takes |= {"ip_adapter_images"}
     takes -= set() if takes_images(pipe) else {"image"}
     refused = [choice for choice in task.given() if _ARGUMENTS.get(choice, choice) not in takes]
     if refused:

@@ -25,7 +25,8 @@ class Loading:
     pipeline without its T5. `network` is a folder or file whose network takes the place of the pipeline's
     own, `pipeline_config` a folder that says what pipeline a single file of weights is. With `allow_pickle`
     files that are pickles are read too, of which tensors and numbers alone are taken. `controlnets` are
-    folders or Hub ids of control networks that are put beside the pipeline's UNet.
+    folders or Hub ids of control networks that are put beside the pipeline's UNet, `ip_adapters` files of
+    IP-Adapters ("FILE[:SCALE]") that are put into it.
     """
 
     variant: str | None = None
@@ -34,6 +35,7 @@ class Loading:
     pipeline_config: str | None = None
     allow_pickle: bool = False
     controlnets: tuple[str, ...] = ()
+    ip_adapters: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for option, name in (("variant", self.variant or "fp16"), *(("without", n) for n in self.without)):
@@ -52,6 +54,7 @@ class Loading:
             "network": self.network,
             "pipeline_config": self.pipeline_config,
             "controlnets": list(self.controlnets) or None,
+            "ip_adapters": list(self.ip_adapters) or None,
         }
         found = {name: place for name, place in places.items() if place is not None}
         return {"variant": self.variant, "without": list(self.without), **found}
@@ -65,6 +68,7 @@ class Loading:
             self.pipeline_config or recorded.pipeline_config,
             self.allow_pickle,
             self.controlnets or recorded.controlnets,
+            self.ip_adapters or recorded.ip_adapters,
         )
 
     def nothing_for_left_out(self) -> dict[str, None]:

@@ -17,6 +17,7 @@ from accuquant.pipelines.diffusers_internals import check_version
 from accuquant.pipelines.families import family_of, takes_images
 from accuquant.pipelines.fuse_lora import fuse_into_text_encoders
 from accuquant.pipelines.half_storage import half_type_of_part
+from accuquant.pipelines.image_adapters import image_encoder_parts, let_rows_differ
 from accuquant.pipelines.loading import Loading, variant_of
 from accuquant.pipelines.look_alikes import check_part
 from accuquant.pipelines.model_index import check_classes, read_index
@@ -42,6 +43,7 @@ def open_pipeline(
     _check_transformers(source, index)
     parts: dict[str, Any] = {**source.parts, "scheduler": source.scheduler}
     parts |= _left_out(source, index) | dict(given or {})
+    parts |= image_encoder_parts(source.folder, index, source.loading.ip_adapters, parts)
     unchecked = {"safety_checker": None, "requires_safety_checker": False}
     parts |= {k: v for k, v in unchecked.items() if k in inspect.signature(cls.__init__).parameters}
     _check_parts(source, {part: entry for part, entry in index.items() if part not in parts})
@@ -75,6 +77,7 @@ def open_pipeline(
     pipe.set_progress_bar_config(disable=True)
     changed = _for_task(pipe, task)
     changed.set_progress_bar_config(disable=True)
+    let_rows_differ(changed)
     return changed.to(device)
 
 

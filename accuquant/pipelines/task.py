@@ -13,6 +13,8 @@ from accuquant.errors import RecipeError, UsageError
 from accuquant.pipelines.prompt_file import read_prompts
 
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+#: Images with a tuple for each network that reads them.
+_OF_ADAPTERS = ("control_images", "ip_adapter_images")
 #: name -> (lowest, highest) value
 _RANGES = {
     "guidance_scale": (0.0, 1000.0),
@@ -32,7 +34,7 @@ class Task:
     Image k takes prompt k, image k and mask k, counted from the start again where there are fewer.
     `image_size` is the side of a square image in pixels, or width and height. `control_images` has a tuple of
     images for each control network, and `control_scale` what its residuals are multiplied by: one number for
-    all, or one for each.
+    all, or one for each. `ip_adapter_images` has a tuple of images for each IP-Adapter.
     """
 
     prompts: tuple[str, ...] = ()
@@ -47,6 +49,7 @@ class Task:
     image_size: int | tuple[int, int] | None = None
     control_images: tuple[tuple[str, ...], ...] = ()
     control_scale: tuple[float, ...] | None = None
+    ip_adapter_images: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("prompts", "images", "masks"):
@@ -57,13 +60,14 @@ class Task:
                     expected="a tuple of texts",
                     remedy=f"Write Task({name}=(text,))",
                 )
-        if isinstance(self.control_images, str) or any(isinstance(k, str) for k in self.control_images):
-            raise UsageError(
-                "Task.control_images",
-                got="texts",
-                expected="a tuple of paths for each control network",
-                remedy="Write Task(control_images=((path, path),))",
-            )
+        for name in ("control_images", "ip_adapter_images"):
+            if any(isinstance(paths, str) for paths in getattr(self, name)):
+                raise UsageError(
+                    f"Task.{name}",
+                    got="texts",
+                    expected="a tuple of paths for each network that reads them",
+                    remedy=f"Write Task({name}=((path, path),))",
+                )
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             for number in value if isinstance(value, tuple) else (value,):
@@ -89,11 +93,12 @@ class Task:
         images: Path | None = None,
         masks: Path | None = None,
         control_images: Sequence[Path] = (),
+        ip_adapter_images: Sequence[Path] = (),
         **choices: Any,
     ) -> Task:
         """Read the prompts of a file (text, JSON, COCO captions), and list the images of folders.
 
-        `control_images` are a folder for each control network.
+        `control_images` are a folder for each control network, `ip_adapter_images` one for each IP-Adapter.
 
         Raises UsageError for a file without a prompt and a folder without an image.
         """
@@ -102,6 +107,9 @@ class Task:
             images=() if images is None else _list_images("--images", images),
             masks=() if masks is None else _list_images("--masks", masks),
             control_images=tuple(_list_images("--control-images", folder) for folder in control_images),
+            ip_adapter_images=tuple(
+                _list_images("--ip-adapter-images", folder) for folder in ip_adapter_images
+            ),
             **choices,
         )
 
@@ -115,11 +123,12 @@ class Task:
         values["prompts"] = _summary(text.encode() for text in self.prompts)
         values["images"] = _summary(Path(path).read_bytes() for path in self.images)
         values["masks"] = _summary(Path(path).read_bytes() for path in self.masks)
-        controls = (path for paths in self.control_images for path in paths)
-        values["control_images"] = _summary(Path(path).read_bytes() for path in controls)
-        if not self.control_images:  # what other pipelines are asked for stays as it was
-            del values["control_images"], values["control_scale"]
-        return values
+        for name in _OF_ADAPTERS:
+            paths = [path for paths in getattr(self, name) for path in paths]
+            values[name] = _summary(Path(path).read_bytes() for path in paths)
+        # what other pipelines are asked for stays as it was
+        left = {name for name in (*_OF_ADAPTERS, "control_scale") if values[name] is None}
+        return {name: value for name, value in values.items() if name not in left}
 
     def with_defaults(self, recorded: TaskFacts) -> Task:
         """Fill what was not chosen with the recorded numbers and negative prompt.
@@ -138,7 +147,7 @@ class Task:
                 expected=fault.expected,
                 remedy="The file is damaged. Run `accuquant calibrate` again",
             ) from fault
-        for kind in ("images", "masks", "control_images"):
+        for kind in ("images", "masks", *_OF_ADAPTERS):
             if getattr(recorded, kind) and not getattr(self, kind):
                 raise UsageError(
                     option(kind),

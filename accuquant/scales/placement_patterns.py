@@ -38,6 +38,7 @@ DEFAULT_EXCLUDE = (
     # text enters once, in its encoder's range, which has outliers
     "context_embedder",
     "caption_projection.*",
+    "encoder_hid_proj.*",  # and an IP-Adapter's image
     # a control network's image enters, and its residuals leave in 1x1 convolutions: first and last layers
     "controlnet_cond_embedding.conv_in",
     "controlnet_down_blocks.*",

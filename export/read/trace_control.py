@@ -23,9 +23,7 @@ class _Positional(nn.Module):
 
     def forward(self, sample: Tensor, timestep: Tensor, *conditioning: Tensor) -> tuple[Tensor, ...]:
         first = timestep[:1] if timestep.ndim else timestep
-        return call_control(
-            self.network, sample, first, dict(zip(self.names, conditioning, strict=True))
-        )
+        return call_control(self.network, sample, first, dict(zip(self.names, conditioning, strict=True)))
 
 
 def trace_control(

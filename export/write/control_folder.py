@@ -1,4 +1,4 @@
-"""Write the graphs of a pipeline's control networks: each a folder with manifest, recipe and configuration."""
+"""Write a pipeline's control networks, each into a folder with manifest, recipe and configuration."""
 
 from __future__ import annotations
 

@@ -76,7 +76,8 @@ def layer_parity(
     the same `sample` [B, C, H, W]; behind each comparison it goes on with the graph's levels, so that one
     value that float rounding put on the next level counts once, and not in every later layer as well. With
     the lowering "per-group", `onnx_path` is the graph of the timestep's group. `invoke` calls the
-    simulation, where that is no denoising network. Raises VerificationError where the graph does not hold a layer of the recipe.
+    simulation, where that is no denoising network. Raises VerificationError where the graph does not hold
+    a layer of the recipe.
     """
     levels = _graph_levels(Path(onnx_path), recipe, sample, timestep, conditioning or {}, engine)
     group = recipe.groups.find(timestep)
