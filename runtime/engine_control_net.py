@@ -38,10 +38,12 @@ class EngineControlNet(FixedNetwork, ControlNetModel):  # type: ignore[misc]  # 
     """
 
     def __init__(self, model: EngineModel, config: Mapping[str, Any]) -> None:
-        ModelMixin.__init__(self)  # that of ControlNetModel makes its layers
+        # that of ControlNetModel makes its layers
+        ModelMixin.__init__(self)  # type: ignore[no-untyped-call]
         self.engine_model = model
         self._forward_signature = inspect.signature(ControlNetModel.forward)
-        self._config: Any = FrozenDict({**defaults_of(ControlNetModel), **config})
+        known = {**defaults_of(ControlNetModel), **config}
+        self._config: Any = FrozenDict(known)  # type: ignore[no-untyped-call]
         # Follows pipe.to(device, dtype) as a weight would; accelerate's offloading asks for a parameter.
         self._anchor = nn.Parameter(torch.empty(0), requires_grad=False)
 
@@ -118,11 +120,10 @@ class EngineControlNet(FixedNetwork, ControlNetModel):  # type: ignore[misc]  # 
         found = call_engine(
             model, sample, timestep, {**self._given(arguments), SCALE: scale.to(sample.device)}, ()
         )
-        count = len(found) - 1
-        down, mid = [found[f"{DOWN_OUT}_{k}"] for k in range(count)], found[MID_OUT]
+        down: Any = tuple(found[f"{DOWN_OUT}_{k}"] for k in range(len(found) - 1))
         if not return_dict:
-            return down, mid
-        return ControlNetOutput(down_block_res_samples=tuple(down), mid_block_res_sample=mid)
+            return list(down), found[MID_OUT]
+        return ControlNetOutput(down_block_res_samples=down, mid_block_res_sample=found[MID_OUT])
 
     def _given(self, arguments: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         names = [spec.name for spec in self.engine_model.manifest.signature.conditioning]

@@ -461,7 +461,7 @@ ENTERED = tuple(PIPELINES)
 PIPELINES |= {"chroma": _chroma, "aura-flow": _aura_flow, "sana": _sana, "lumina": _lumina}
 
 
-def control_net(seed: int = 7, **changes: Any) -> nn.Module:
+def control_net(seed: int = 7, **changes: Any) -> Any:
     """Return a ControlNetModel for `text_unet`; its residuals are not zero, as before any training."""
     config = {
         "in_channels": 4,
@@ -473,12 +473,12 @@ def control_net(seed: int = 7, **changes: Any) -> nn.Module:
         "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
         "conditioning_embedding_out_channels": (8, 8),
     }
-    net: nn.Module = seeded(seed, diffusers.ControlNetModel, **(config | changes))
-    zeros = [*net.controlnet_down_blocks, net.controlnet_mid_block, net.controlnet_cond_embedding.conv_out]  # type: ignore[misc, union-attr]
+    net: Any = seeded(seed, diffusers.ControlNetModel, **(config | changes))
+    zeros = [*net.controlnet_down_blocks, net.controlnet_mid_block, net.controlnet_cond_embedding.conv_out]
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for layer in zeros:
-            layer.weight.normal_(std=0.2, generator=random)  # type: ignore[union-attr, operator]
+            layer.weight.normal_(std=0.2, generator=random)
     return net
 
 

@@ -114,11 +114,11 @@ def call_arguments(pipe: Any, task: Task, indices: Sequence[int], num_steps: int
         arguments["prompt"] = [_nth(name, "prompts", task.prompts, k) for k in indices]
     if task.negative_prompt is not None:
         arguments["negative_prompt"] = [task.negative_prompt] * len(indices)
-    if takes_images(pipe):
-        arguments["image"] = _images(pipe, task, indices)
     if (control := control_argument(pipe)) is not None:
         arguments[control] = control_images(pipe, task, indices, _image_size(pipe, task))
         arguments |= control_scales(pipe, task)
+    if takes_images(pipe):
+        arguments["image"] = _images(pipe, task, indices)
     if image_adapters(pipe):
         scale = task.guidance_scale
         guided = default_of(pipe, "guidance_scale", 1.0) if scale is None else scale

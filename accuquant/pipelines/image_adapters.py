@@ -6,6 +6,7 @@ to_v_ip), and their attention, times a scale, is added to the text's. They are l
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,8 +99,7 @@ def image_encoder_parts(
     """
     if not adapters or _ENCODER in given or (index.get(_ENCODER) or [None])[0] is not None:
         return {}
-    from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
-
+    kit: Any = importlib.import_module("transformers")
     place = _file_of(_split(adapters[0])[0]).parent / _ENCODER
     if not (place / "config.json").is_file():
         raise SourceError(
@@ -108,9 +108,9 @@ def image_encoder_parts(
             expected="the encoder that its images are read by",
             remedy=f"Put it there: '{place}'",
         )
-    encoder = CLIPVisionModelWithProjection.from_pretrained(place, local_files_only=True)
+    encoder = kit.CLIPVisionModelWithProjection.from_pretrained(place, local_files_only=True)
     side = int(encoder.config.image_size)
-    return {_ENCODER: encoder.eval(), _EXTRACTOR: CLIPImageProcessor(size=side, crop_size=side)}
+    return {_ENCODER: encoder.eval(), _EXTRACTOR: kit.CLIPImageProcessor(size=side, crop_size=side)}
 
 
 def _split(text: str) -> tuple[str, float]:

@@ -40,7 +40,7 @@ def controlled_branch(unet: EngineModel, controls: Sequence[EngineModel]) -> Bra
         images = [arrays.pop(name) for name in names]
         sums: dict[str, Any] = {}
         for k, (control, image) in enumerate(zip(controls, images, strict=True)):
-            channels = control.manifest.signature.sample.shape[1]
+            channels = int(control.manifest.signature.sample.shape[1])
             given = {**arrays, IMAGE: image, SCALE: scales[k : k + 1]}
             for name, residual in control.outputs(noisy[:, :channels], at, given).items():
                 sums[name] = sums[name] + residual if name in sums else residual

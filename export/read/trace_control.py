@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import onnx_ir as ir
 from torch import Tensor, nn
 
@@ -34,8 +36,8 @@ def trace_control(
     Its outputs are `down_block_res_samples_0` and so on, and `mid_block_res_sample`. Raises ExportError where
     torch cannot trace it.
     """
-    sizes = example_sizes(signature, network.config) if dynamic else dict(signature.sizes)
-    config: dict[str, object] = dict(network.config)  # type: ignore[call-overload]
+    config: Any = network.config
+    sizes = example_sizes(signature, config) if dynamic else dict(signature.sizes)
     outputs = residual_specs(config, DOWN_OUT, MID_OUT)
     model = trace_module(
         _Positional(widened(network), signature),

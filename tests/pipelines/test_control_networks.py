@@ -38,7 +38,7 @@ def task(picture_folder: Path) -> Task:
 def test_a_control_network_from_elsewhere_makes_the_pipeline_that_takes_it(
     tiny_text_pipeline: Give, tmp_path: Path
 ) -> None:
-    control_net().save_pretrained(tmp_path / "edges")  # type: ignore[operator]
+    control_net().save_pretrained(tmp_path / "edges")
     plain = tiny_text_pipeline("control-two")
     found = load_source(plain, controlnets=(str(tmp_path / "edges"),))
     assert found.pipeline_class == "StableDiffusionControlNetPipeline"
@@ -57,7 +57,7 @@ def test_several_control_networks_are_read_from_their_folders(tiny_text_pipeline
 def test_a_control_network_is_refused_beside_a_network_that_is_no_unet(
     tiny_text_pipeline: Give, tmp_path: Path
 ) -> None:
-    control_net().save_pretrained(tmp_path)  # type: ignore[operator]
+    control_net().save_pretrained(tmp_path)
     with pytest.raises(UsageError, match="--controlnet: got a PixArtSigmaPipeline"):
         load_source(tiny_text_pipeline("pixart"), controlnets=(str(tmp_path),))
 
@@ -72,7 +72,7 @@ def test_a_folder_without_a_control_network_is_refused(tiny_text_pipeline: Give,
 
 
 def test_a_pooling_control_network_is_refused(tiny_text_pipeline: Give, tmp_path: Path) -> None:
-    control_net(global_pool_conditions=True).save_pretrained(tmp_path)  # type: ignore[operator]
+    control_net(global_pool_conditions=True).save_pretrained(tmp_path)
     with pytest.raises(SourceError, match="global_pool_conditions"):
         load_source(tiny_text_pipeline("control"), controlnets=(str(tmp_path),))
 
@@ -87,11 +87,11 @@ def test_a_pooling_control_network_is_refused(tiny_text_pipeline: Give, tmp_path
     ],
 )
 def test_what_does_not_fit_the_control_networks_is_refused_before_anything_runs(
-    source: Source, task: Task, changes: dict[str, Any], match: str
+    source: Source, task: Task, changes: dict[str, Any], match: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong = replace(task, **changes)
     pipe = open_pipeline(source, wrong)
-    pipe.unet.forward = None  # nothing may be called
+    monkeypatch.setattr(pipe.unet, "forward", None)  # nothing may be called
     with pytest.raises(UsageError, match=match):
         call_arguments(pipe, wrong, range(1), 2)
 
@@ -99,7 +99,7 @@ def test_what_does_not_fit_the_control_networks_is_refused_before_anything_runs(
 def test_a_control_network_for_another_autoencoder_is_refused(
     tiny_text_pipeline: Give, task: Task, tmp_path: Path
 ) -> None:
-    control_net(conditioning_embedding_out_channels=(8, 8, 8)).save_pretrained(tmp_path)  # type: ignore[operator]
+    control_net(conditioning_embedding_out_channels=(8, 8, 8)).save_pretrained(tmp_path)
     other = load_source(tiny_text_pipeline("control"), controlnets=(str(tmp_path),))
     with pytest.raises(UsageError, match="got one that makes a latent of 4x4 pixels, expected 2x2"):
         call_arguments(open_pipeline(other, task), task, range(1), 2)
