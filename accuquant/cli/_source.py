@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from accuquant.cli._options import Function, existing_folder, existing_path
+from accuquant.cli._options import Function, Source, existing_folder, existing_path
 
 if TYPE_CHECKING:
     from accuquant.calibration_facts import LoadingFacts
@@ -65,6 +65,7 @@ def _controlnet_option(function: Function) -> Function:
     function = click.option(
         "--ip-adapter",
         "ip_adapters",
+        type=Source(),
         multiple=True,
         metavar="FILE[:SCALE]",
         help="An IP-Adapter to put into the UNet of SOURCE; may be given several times.",
@@ -72,6 +73,7 @@ def _controlnet_option(function: Function) -> Function:
     return click.option(
         "--controlnet",
         "controlnets",
+        type=Source(),
         multiple=True,
         metavar="FOLDER|HUB_ID",
         show_default="the pipeline's own",
