@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "AccuQuantError": "accuquant.errors",
     "CalibrationSettings": "accuquant.calibration.calibration_settings",
+    "EngineControlNet": "accuquant.runtime.engine_control_net",
     "EngineUNet": "accuquant.runtime.engine_unet",
     "EvaluationSettings": "accuquant.evaluation.evaluation_settings",
     "ExportOptions": "accuquant.export.export_options",
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from accuquant.pipelines.source import feed_forward_source, load_source
     from accuquant.pipelines.task import Task
     from accuquant.recipe import Recipe
+    from accuquant.runtime.engine_control_net import EngineControlNet
     from accuquant.runtime.engine_parts import engine_parts
     from accuquant.runtime.engine_unet import EngineUNet
     from accuquant.runtime.loop_profile import LoopProfile
@@ -80,6 +82,7 @@ def __dir__() -> list[str]:
 __all__ = [
     "AccuQuantError",
     "CalibrationSettings",
+    "EngineControlNet",
     "EngineUNet",
     "EvaluationSettings",
     "ExportOptions",

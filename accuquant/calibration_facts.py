@@ -69,7 +69,7 @@ class LoraFacts:
 
 @dataclass(frozen=True)
 class InputFacts:
-    """Of prompts, images or masks: how many there were, and a digest over all."""
+    """Of prompts, images, masks or control images: how many there were, and a digest over all."""
 
     count: Count
     sha256: Sha256
@@ -83,6 +83,9 @@ class TaskFacts:
     negative_prompt: _Prompt | None = None
     images: InputFacts | None = None
     masks: InputFacts | None = None
+    control_images: InputFacts | None = None
+    control_scale: tuple[Real, ...] | None = None
+    ip_adapter_images: InputFacts | None = None
     guidance_scale: Real | None = None
     true_cfg_scale: Real | None = None
     image_guidance_scale: Real | None = None
@@ -99,6 +102,8 @@ class LoadingFacts:
     without: tuple[Name, ...] = ()
     network: LongName | None = None
     pipeline_config: LongName | None = None
+    controlnets: tuple[LongName, ...] = ()
+    ip_adapters: tuple[LongName, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from accuquant._util.named_file import name_fault, named_file
 from accuquant.errors import AccuQuantError, EngineError, UsageError
 from accuquant.export_choice import ExportChoice
 from accuquant.groups import StepGroups
+from accuquant.networks.control_signature import CONTROL_NET
 from accuquant.networks.signature import Signature
 
 MANIFEST_NAME = "accuquant.json"
@@ -36,7 +37,8 @@ class Manifest:
     the recipe was made without a sampler. `files` maps each relative path to its SHA-256. `choice` says why
     lowering and precision are what they are, where the user did not name both. `text_weights` is how the
     text encoders' weights are stored, where the folder holds them. `decoder` is what the autoencoder's
-    decoder computes in: "int8" or "fp8" where it was exported with a recipe of its own.
+    decoder computes in: "int8" or "fp8" where it was exported with a recipe of its own. `controls` are the folders inside with the
+    graphs of control networks, in the pipeline's order, each with a manifest of its own.
     """
 
     pipeline_class: str
@@ -55,6 +57,7 @@ class Manifest:
     choice: ExportChoice | None = None
     text_weights: str = "fp32"
     decoder: str = "fp32"
+    controls: tuple[str, ...] = ()
 
     def save(self, folder: Path) -> None:
         """Write accuquant.json into `folder`, atomically."""
@@ -110,8 +113,17 @@ class Manifest:
         return tuple(self._named(folder, graph) for graph in self.graphs)
 
     def config_path(self, folder: Path) -> Path:
-        """Return the path of the network's config.json. Raises EngineError where it leads out of `folder`."""
+        """Return the path of the network's config.json. Raises EngineError where it leads out of `folder`.
+
+        A control network's folder is its own: its configuration lies beside its graph.
+        """
+        if self.signature.architecture == CONTROL_NET:
+            return self._named(folder, "config.json")
         return self._named(folder, f"{self.component}/config.json")
+
+    def control_folders(self, folder: Path) -> tuple[Path, ...]:
+        """Return the folder of each control network's graphs. Raises EngineError where one leads out."""
+        return tuple(self._named(folder, f"{name}/{MANIFEST_NAME}").parent for name in self.controls)
 
     def steps(self, given: int | None = None) -> int:
         """Return the number of sampler steps: `given`, else the calibrated one. Raises UsageError."""
@@ -142,7 +154,7 @@ class Manifest:
                 remedy=f"Upgrade AccuQuant. Or: {_REMEDY.lower()}",
             )
         facts = as_facts(data, _ManifestFacts)
-        for name in (*facts.graphs, *facts.files, f"{facts.component}/config.json"):
+        for name in (*facts.graphs, *facts.files, *facts.controls, f"{facts.component}/config.json"):
             if name_fault(name):
                 raise FactsError(f"'{name}', {name_fault(name)}")
         signature = Signature.from_dict(facts.signature)
@@ -181,3 +193,4 @@ class _ManifestFacts:
     choice: Any = None
     text_weights: Text = "fp32"
     decoder: Text = "fp32"
+    controls: Annotated[tuple[Text, ...], Meta(max_length=64)] = ()

@@ -20,15 +20,18 @@ from accuquant.errors import SourceError, UsageError
 from accuquant.manifest import RECIPE_NAME, Manifest
 from accuquant.networks.device import CPU
 from accuquant.pipeline_profile import profiled
+from accuquant.pipelines.control_networks import CONTROLLED_CLASSES, CONTROLNET, load_controls
 from accuquant.pipelines.decoder_source import AUTOENCODERS
 from accuquant.pipelines.diffusers_internals import replaced
 from accuquant.pipelines.families import call_arguments, no_step_left, refusals_of
 from accuquant.pipelines.loading import Loading
 from accuquant.pipelines.lora import Lora, check_loras, loras_of_recipe
+from accuquant.pipelines.model_index import read_index
 from accuquant.pipelines.real_pipeline import open_pipeline
 from accuquant.pipelines.source import Source, folder_of_pipeline, load_component
 from accuquant.pipelines.task import Task
 from accuquant.recipe import Recipe
+from accuquant.runtime.engine_control_net import EngineControlNet
 from accuquant.runtime.engine_parts import engine_decoder, engine_parts, holds_decoder, holds_parts
 from accuquant.runtime.engine_unet import EngineUNet
 from accuquant.runtime.loop_profile import LoopProfile, counted
@@ -87,6 +90,8 @@ def sample_pipeline(
         else:
             found = _named(manifest, pipeline, read_as)
             loras = loras_of_recipe(calibrated.loras, loras)
+        whole_export = bool(given)
+        given |= _controls(root, manifest, found[1], read_as, engine, options)
         scheduler = load_component(root, "scheduler")
         check_prediction(scheduler)
         source = Source(
@@ -104,7 +109,7 @@ def sample_pipeline(
     size = min(batch_size or _DEFAULT_BATCH, num_images)
     watch = _Ticker(pipe, progress, -(-num_images // size))
     batches = []
-    decoder = None if given else _decoder(root, manifest, parts, engine, device, _of_parts(options))
+    decoder = None if whole_export else _decoder(root, manifest, parts, engine, device, _of_parts(options))
     with nullcontext() if profile is None else profiled(pipe, profile), _decoding_with(pipe, decoder):
         for first in range(0, num_images, size):
             members = range(first, min(first + size, num_images))
@@ -138,6 +143,17 @@ def _decoding_with(pipe: Any, decoder: Any) -> Iterator[None]:
 
     with replaced(found, "decode", decode):
         yield
+
+
+def _controls(
+    root: Path, manifest: Manifest, pipeline: Path, loading: Loading, engine: str, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the control networks: those of the folder, else in float those that were calibrated with."""
+    if manifest.controls:
+        return {CONTROLNET: EngineControlNet.from_pretrained(root, engine, **options)}
+    if manifest.pipeline_class not in CONTROLLED_CLASSES:
+        return {}
+    return {CONTROLNET: load_controls(pipeline, read_index(pipeline), loading, as_stored=False)}
 
 
 def _of_parts(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -92,6 +92,12 @@ class EngineModel:
         and is cut off again; a larger one than the engine's is refused. The result is a new array. Raises
         UsageError outside the calibrated timesteps.
         """
+        return self._output_of(self.outputs(sample, timestep, conditioning))
+
+    def outputs(
+        self, sample: Array, timestep: float, conditioning: Mapping[str, Array] | None = None
+    ) -> dict[str, Array]:
+        """Return every output of the graph by its name, as a call returns the one of the signature."""
         runner = self._active(timestep)
         signature = self.manifest.signature
         given = {signature.sample.name: sample, **(conditioning or {})}
@@ -104,9 +110,9 @@ class EngineModel:
         feeds.update(given)  # what no input takes: the runner refuses it with the names it has
         missing = missing_rows(signature, runner.input_specs, np.shape(sample))
         if not missing:
-            return self._output_of(self._infer(runner, feeds))
-        padded = pad_rows(feeds, batched_names(signature), missing)
-        return self._output_of(self._infer(runner, padded))[: len(sample)]
+            return self._infer(runner, feeds)
+        padded = self._infer(runner, pad_rows(feeds, batched_names(signature), missing))
+        return {name: array[: len(sample)] for name, array in padded.items()}
 
     @property
     def runs_on_device(self) -> bool:

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import diffusers
 import torch
 from diffusers.configuration_utils import FrozenDict
+from diffusers.models.embeddings import ImageProjection
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import nn
 
-from accuquant._util.facts import read_facts
 from accuquant.errors import EngineError, UsageError
 from accuquant.hub.fetch import local_folder
 from accuquant.manifest import Manifest
@@ -28,10 +27,9 @@ from accuquant.networks.call_form import CallForm
 from accuquant.networks.call_tensors import bound_arguments, tensors_of_call
 from accuquant.networks.image_sides import check_sample
 from accuquant.networks.signature import Signature, TensorSpec
-from accuquant.runtime.device_memory import DeviceArray
+from accuquant.runtime.engine_call import call_engine, defaults_of, read_config, single_timestep
 from accuquant.runtime.engine_model import EngineModel
 from accuquant.runtime.fixed_network import FixedNetwork
-from accuquant.runtime.static_batch import batched_names
 
 #: Transformers have one class of output.
 _OUTPUTS = {"UNet2DModel": UNet2DOutput, "UNet2DConditionModel": UNet2DConditionOutput}
@@ -55,9 +53,12 @@ class EngineUNet(FixedNetwork, ModelMixin):
         self._output = _OUTPUTS.get(original.__name__, Transformer2DModelOutput)
         self._forward_signature = inspect.signature(original.forward)
         self._conditioning_specs = {spec.name: spec for spec in model.manifest.signature.conditioning}
-        self._config: Any = FrozenDict({**_defaults(original), **config})  # type: ignore[no-untyped-call]
+        self._config: Any = FrozenDict({**defaults_of(original), **config})  # type: ignore[no-untyped-call]
         # Follows pipe.to(device, dtype) as a weight would; accelerate's offloading asks for a parameter.
         self._anchor = nn.Parameter(torch.empty(0), requires_grad=False)
+        embeds = [s for name, s in self._conditioning_specs.items() if name.startswith("image_embeds_")]
+        if embeds:
+            self.encoder_hid_proj = _image_projections(embeds)
         width = self._config.get("projection_class_embeddings_input_dim")
         # SDXL pipelines ask the network for this extent before they build time_ids.
         self.add_embedding = SimpleNamespace(linear_1=SimpleNamespace(in_features=width))
@@ -79,7 +80,7 @@ class EngineUNet(FixedNetwork, ModelMixin):
         """
         root = local_folder(folder, revision=revision)
         model = EngineModel.from_folder(root, engine, **options)
-        return cls(model, _load_config(model.manifest, root))
+        return cls(model, read_config(_original(model.manifest), model.manifest.config_path(root)))
 
     @property
     def config(self) -> Any:
@@ -111,14 +112,14 @@ class EngineUNet(FixedNetwork, ModelMixin):
         sample, timestep = arguments.pop(signature.sample.name), arguments.pop("timestep")
         check_sample(signature, self._config, sample.shape)
         return_dict = arguments.pop("return_dict", True)
-        value = _single_timestep(timestep) * signature.timestep_divisor
+        value = single_timestep(timestep) * signature.timestep_divisor
         output = self._predict(sample, value, self._conditioning(arguments))
         return self._output(sample=output) if return_dict else (output,)
 
     def _forward_as_seen(self, signature: Signature, form: CallForm, arguments: dict[str, Any]) -> Any:
         """Predict as a network that is called as its pipeline was seen to call it."""
         tensors = tensors_of_call(form, arguments)
-        value = form.graph_timestep(_single_timestep(tensors.pop(signature.timestep.name)))
+        value = form.graph_timestep(single_timestep(tensors.pop(signature.timestep.name)))
         sample = tensors.pop(signature.sample.name)
         check_sample(signature, self._config, sample.shape)
         output = self._predict(sample, value * signature.timestep_divisor, tensors)
@@ -130,17 +131,8 @@ class EngineUNet(FixedNetwork, ModelMixin):
         self, sample: torch.Tensor, timestep: float, conditioning: dict[str, torch.Tensor]
     ) -> torch.Tensor:
         """Return the prediction at the scheduler's `timestep` with the sample's type and device."""
-        if sample.is_cuda and self.engine_model.runs_on_device:
-            return self._predict_on_device(sample, timestep, conditioning)
-        prediction = self.engine_model(
-            _to_numpy(sample, self.engine_model.manifest.signature.sample),
-            timestep,
-            {
-                name: _to_numpy(tensor, self._conditioning_specs[name])
-                for name, tensor in conditioning.items()
-            },
-        )
-        return torch.from_numpy(prediction).to(sample.device, sample.dtype)
+        name = self.engine_model.manifest.signature.output.name
+        return call_engine(self.engine_model, sample, timestep, conditioning, (name,))[name]
 
     @contextmanager
     def cache_context(self, name: str) -> Iterator[None]:
@@ -173,42 +165,6 @@ class EngineUNet(FixedNetwork, ModelMixin):
             expected="one EngineUNet that pipelines share, or a second one from the folder",
             remedy="Call EngineUNet.from_pretrained(folder) again",
         )
-
-    def _predict_on_device(
-        self, sample: torch.Tensor, timestep: float, conditioning: dict[str, torch.Tensor]
-    ) -> torch.Tensor:
-        """Predict without a value passing the host, but for the timestep, which finds the step group."""
-        if sample.device.index != torch.cuda.current_device():
-            raise UsageError(
-                "sample",
-                got=f"a tensor on {sample.device}",
-                expected=f"one on cuda:{torch.cuda.current_device()}, where the engine is",
-                remedy="Choose the GPU for the whole process: CUDA_VISIBLE_DEVICES=1, for example",
-            )
-        signature = self.engine_model.manifest.signature
-        array = self.engine_model.timestep_array(timestep)
-        # A fill is a kernel: a copy from the host could wait for the steps before.
-        at = torch.full(array.shape, array.flat[0].item(), device=sample.device, dtype=torch.float64)
-        tensors = {
-            signature.sample.name: _on_device(sample, signature.sample, sample.device),
-            signature.timestep.name: _on_device(at, signature.timestep, sample.device),
-        }
-        for name, tensor in conditioning.items():
-            tensors[name] = _on_device(tensor, self._conditioning_specs[name], sample.device)
-        missing = self.engine_model.missing_rows(sample.shape, timestep)
-        if missing:
-            names = batched_names(signature)
-            tensors = {n: _pad_rows(t, missing) if n in names else t for n, t in tensors.items()}
-        outputs: dict[str, torch.Tensor] = {}
-
-        def allocate(name: str, shape: tuple[int, ...], dtype: str) -> DeviceArray:
-            outputs[name] = torch.empty(shape, dtype=getattr(torch, dtype), device=sample.device)
-            return _device_array(outputs[name])
-
-        stream = torch.cuda.current_stream(sample.device).cuda_stream
-        feeds = {name: _device_array(tensor) for name, tensor in tensors.items()}
-        self.engine_model.predict_on_device(feeds, timestep, allocate, stream)
-        return outputs[signature.output.name][: len(sample)].to(sample.dtype)
 
     def _conditioning(self, arguments: dict[str, Any]) -> dict[str, torch.Tensor]:
         """Return what conditions the network, by the graph's names. Raises UsageError for anything else."""
@@ -249,57 +205,15 @@ def _original(manifest: Manifest) -> Any:
     return found
 
 
-def _load_config(manifest: Manifest, root: Path) -> dict[str, Any]:
-    path = manifest.config_path(root)
-    try:
-        read_facts(path, dict[str, Any])  # diffusers' own reader has no limits
-        config: dict[str, Any] = _original(manifest).load_config(path.parent)
-        return config
-    except (OSError, ValueError) as fault:
-        raise EngineError(
-            f"configuration '{path}'",
-            got=f"{type(fault).__name__}: {(str(fault).splitlines() or [''])[0]}",
-            expected="the JSON that diffusers writes",
-            remedy="Copy the whole exported folder, or run `accuquant export` again",
-        ) from fault
+def _image_projections(embeds: Sequence[TensorSpec]) -> SimpleNamespace:
+    """Return what a pipeline looks up before it encodes images: the number and the kind of IP-Adapters.
 
-
-def _defaults(original: type) -> dict[str, Any]:
-    """Return the constructor's defaults: an older config.json lacks keys that pipelines read."""
-    parameters = inspect.signature(original).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
-
-
-def _single_timestep(timestep: torch.Tensor | float) -> float:
-    if not isinstance(timestep, torch.Tensor):
-        return timestep
-    values = set(timestep.flatten().cpu().tolist())
-    if len(values) != 1:
-        raise UsageError(
-            "timestep",
-            got=f"{len(values)} different values in one batch",
-            expected="one timestep for the whole batch: step groups have their own scales",
-            remedy="Call the network once for each timestep",
-        )
-    value: float = values.pop()
-    return value
-
-
-def _to_numpy(tensor: torch.Tensor, spec: TensorSpec) -> Any:
-    # numpy has no bfloat16: convert in torch.
-    return tensor.detach().to("cpu", getattr(torch, spec.dtype)).numpy()
-
-
-def _on_device(tensor: torch.Tensor, spec: TensorSpec, device: torch.device) -> torch.Tensor:
-    return tensor.detach().to(device, getattr(torch, spec.dtype)).contiguous()
-
-
-def _pad_rows(tensor: torch.Tensor, missing: int) -> torch.Tensor:
-    return torch.cat([tensor, tensor[-1:].expand(missing, *tensor.shape[1:])])
-
-
-def _device_array(tensor: torch.Tensor) -> DeviceArray:
-    return DeviceArray(tensor.data_ptr(), tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+    An ImageProjection takes an image's embedding [B, N, D], others the encoder's hidden states.
+    """
+    pooled = ImageProjection(1, 1, 1)
+    return SimpleNamespace(
+        image_projection_layers=[pooled if len(spec.shape) == 3 else nn.Identity() for spec in embeds]
+    )
 
 
 def _listed(names: Mapping[str, object]) -> str:

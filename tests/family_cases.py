@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,12 @@ CASES: dict[str, dict[str, Any]] = {
     "aura-flow": {"prompts": True, "image_size": 16},
     "sana": {"prompts": True, "image_size": 32},
     "chroma": {"prompts": True, "image_size": 16},
+    "control": {"prompts": True, "control_images": 1},
+    "control-two": {"prompts": True, "control_images": 2, "control_scale": (0.5, 1.0)},
+    "control-image": {"prompts": True, "images": True, "strength": 0.8, "control_images": 1},
+    "control-sdxl": {"prompts": True, "control_images": 1},
+    "adapter": {"prompts": True, "control_images": 1},
+    "ip-adapter": {"prompts": True, "ip_adapter_images": 1},
 }
 
 
@@ -67,7 +73,8 @@ class Exported:
 
 def export_case(kind: str, pipeline: Path, pictures: Path, folder: Path) -> Exported:
     """Calibrate and export a case into `folder`."""
-    source, task = load_source(pipeline), make_task(CASES[kind], pictures)
+    adapters = [str(file) for file in pipeline.parent.glob("ip_adapter.safetensors")]
+    source, task = load_source(pipeline, ip_adapters=adapters), make_task(CASES[kind], pictures)
     recipe = calibrate(source, SETTINGS, output=folder / "recipe.safetensors", task=task)
     write_pipeline(source, recipe, folder / "out")
     return Exported(source, task, recipe, folder / "out")
@@ -80,7 +87,10 @@ def saved_pipeline(kind: str) -> str:
 
 def make_task(choices: dict[str, Any], pictures: Path) -> Task:
     """Return the task of a case; `pictures` has the folders images/ and masks/."""
-    numbers = {k: v for k, v in choices.items() if v is not True}
-    read = Task.read(**{k: pictures / k for k in ("images", "masks") if k in choices})
+    several = ("control_images", "ip_adapter_images")
+    numbers = {k: v for k, v in choices.items() if v is not True and k not in several}
+    folders: dict[str, Any] = {k: pictures / k for k in ("images", "masks") if k in choices}
+    folders |= {k: [pictures / "images"] * choices.get(k, 0) for k in several}
+    read = Task.read(**folders)
     prompts = ("a cat", "two dogs") if "prompts" in choices else ()
-    return Task(prompts=prompts, images=read.images, masks=read.masks, **numbers)
+    return replace(read, prompts=prompts, **numbers)

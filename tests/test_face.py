@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 NAMES = {
     "AccuQuantError",
     "CalibrationSettings",
+    "EngineControlNet",
     "EngineUNet",
     "EvaluationSettings",
     "ExportOptions",

@@ -216,3 +216,15 @@ def test_graphs_and_configuration_are_found_inside_alone(manifest: Manifest, tmp
     for find in (made.graph_paths, made.config_path):
         with pytest.raises(EngineError, match="points outside the folder"):
             find(tmp_path)
+
+
+def test_the_folders_of_control_networks_are_inside(manifest: Manifest, tmp_path: Path) -> None:
+    paired = dataclasses.replace(manifest, controls=("controlnet", "controlnet_1"))
+    paired.save(tmp_path)
+    assert Manifest.load(tmp_path) == paired
+    assert paired.control_folders(tmp_path) == (tmp_path / "controlnet", tmp_path / "controlnet_1")
+    with pytest.raises(EngineError, match="points outside the folder"):
+        dataclasses.replace(manifest, controls=("../elsewhere",)).control_folders(tmp_path)
+    dataclasses.replace(manifest, controls=("../elsewhere",)).save(tmp_path)
+    with pytest.raises(EngineError, match="elsewhere"):
+        Manifest.load(tmp_path)

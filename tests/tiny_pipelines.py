@@ -459,3 +459,83 @@ PIPELINES: dict[str, Callable[[Path], tuple[str, dict[str, Any]]]] = {
 #: Those whose network has an entry in accuquant/networks/architectures.py.
 ENTERED = tuple(PIPELINES)
 PIPELINES |= {"chroma": _chroma, "aura-flow": _aura_flow, "sana": _sana, "lumina": _lumina}
+
+
+def control_net(seed: int = 7, **changes: Any) -> Any:
+    """Return a ControlNetModel for `text_unet`; its residuals are not zero, as before any training."""
+    config = {
+        "in_channels": 4,
+        "layers_per_block": 1,
+        "block_out_channels": (8, 16),
+        "norm_num_groups": 4,
+        "attention_head_dim": 2,
+        "cross_attention_dim": 16,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "conditioning_embedding_out_channels": (8, 8),
+    }
+    net: Any = seeded(seed, diffusers.ControlNetModel, **(config | changes))
+    zeros = [*net.controlnet_down_blocks, net.controlnet_mid_block, net.controlnet_cond_embedding.conv_out]
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for layer in zeros:
+            layer.weight.normal_(std=0.2, generator=random)
+    return net
+
+
+#: Two levels, so that residuals have two sizes.
+_TWO_LEVELS: dict[str, Any] = {
+    "block_out_channels": (8, 16),
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+}
+
+
+def _control(folder: Path) -> tuple[str, dict[str, Any]]:
+    scheduler = diffusers.DDIMScheduler(**SD_NOISE, clip_sample=False)
+    parts = _stable_diffusion(folder, scheduler, **_TWO_LEVELS)
+    return "StableDiffusionControlNetPipeline", parts | {"controlnet": control_net()}
+
+
+def _control_two(folder: Path) -> tuple[str, dict[str, Any]]:
+    class_name, parts = _control(folder)
+    return class_name, parts | {"controlnet": [control_net(), control_net(seed=8)]}
+
+
+def _control_sdxl(folder: Path) -> tuple[str, dict[str, Any]]:
+    _, parts = _sdxl(folder)
+    unet = text_unet(**_SDXL_CHANGES, **_TWO_LEVELS)
+    return "StableDiffusionXLControlNetPipeline", parts | {
+        "unet": unet,
+        "controlnet": control_net(**_SDXL_CHANGES),
+    }
+
+
+def _adapter(folder: Path) -> tuple[str, dict[str, Any]]:
+    scheduler = diffusers.DDIMScheduler(**SD_NOISE, clip_sample=False)
+    parts = _stable_diffusion(folder, scheduler, **_TWO_LEVELS)
+    adapter = seeded(9, diffusers.T2IAdapter, 3, [8, 16], 1, 2, "full_adapter")
+    return "StableDiffusionAdapterPipeline", parts | {"adapter": adapter}
+
+
+def _ip_adapter(folder: Path) -> tuple[str, dict[str, Any]]:
+    """Return a plain one, and write an IP-Adapter and its image encoder into `folder`."""
+    from safetensors.torch import save_file
+
+    class_name, parts = _sd_v(folder)
+    _, seeing = _variation(folder)
+    seeing["image_encoder"].save_pretrained(folder / "image_encoder")
+    random = torch.Generator().manual_seed(11)
+    shapes = {"image_proj.proj.weight": (64, 16), "image_proj.proj.bias": (64,)}
+    crossing = [name for name in parts["unet"].attn_processors if name.endswith("attn2.processor")]
+    for k in range(len(crossing)):
+        width = parts["unet"].get_submodule(crossing[k].removesuffix(".processor")).to_k.out_features
+        for product in ("k", "v"):
+            shapes[f"ip_adapter.{2 * k + 1}.to_{product}_ip.weight"] = (width, 16)
+    tensors = {name: torch.randn(shape, generator=random) / 4 for name, shape in shapes.items()}
+    tensors |= {"image_proj.norm.weight": torch.ones(16), "image_proj.norm.bias": torch.zeros(16)}
+    save_file(tensors, folder / "ip_adapter.safetensors")
+    return class_name, parts
+
+
+PIPELINES |= {"control": _control, "control-two": _control_two, "control-sdxl": _control_sdxl}
+PIPELINES |= {"adapter": _adapter, "ip-adapter": _ip_adapter}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from accuquant.cli._options import Function, existing_folder, existing_path
+from accuquant.cli._options import Function, Source, existing_folder, existing_path
 
 if TYPE_CHECKING:
     from accuquant.calibration_facts import LoadingFacts
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 _PLACES = ("network", "pipeline_config")
 #: What the options are called that say how a pipeline is read.
-LOADING = ("variant", "without", *_PLACES, "allow_pickle")
+LOADING = ("variant", "without", *_PLACES, "allow_pickle", "controlnets", "ip_adapters")
 
 
 def loading_options(function: Function) -> Function:
@@ -57,6 +58,26 @@ def network_option(function: Function) -> Function:
         show_default="the pipeline's own",
         help="The network to take instead, such as a fine-tune or a merge: its folder, that of a pipeline, "
         "or a .safetensors file.",
+    )(_controlnet_option(function))
+
+
+def _controlnet_option(function: Function) -> Function:
+    function = click.option(
+        "--ip-adapter",
+        "ip_adapters",
+        type=Source(),
+        multiple=True,
+        metavar="FILE[:SCALE]",
+        help="An IP-Adapter to put into the UNet of SOURCE; may be given several times.",
+    )(function)
+    return click.option(
+        "--controlnet",
+        "controlnets",
+        type=Source(),
+        multiple=True,
+        metavar="FOLDER|HUB_ID",
+        show_default="the pipeline's own",
+        help="A control network to put beside the UNet of SOURCE; may be given several times.",
     )(function)
 
 
@@ -67,5 +88,11 @@ def take_loading(options: dict[str, Any], recorded: LoadingFacts | None = None) 
     given = {name: value for name in LOADING if (value := options.pop(name, None))}
     # a recipe that is read elsewhere should name the same place
     places = {name: str(given[name].absolute()) for name in _PLACES if name in given}
+    for name in ("controlnets", "ip_adapters"):
+        if texts := given.get(name):
+            found = [
+                str(Path(t).absolute()) if Path(t.rpartition(":")[0] or t).exists() else t for t in texts
+            ]
+            places[name] = tuple(found)
     loading = Loading(**{**given, **places})
     return loading if recorded is None else loading.or_recorded(recorded)

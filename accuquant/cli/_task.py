@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 _NAMES = (
     "prompts", "negative_prompt", "images", "masks", "guidance_scale", "true_cfg_scale",
-    "image_guidance_scale", "guidance_rescale", "strength", "image_size",
+    "image_guidance_scale", "guidance_rescale", "strength", "image_size", "control_images", "control_scale",
+    "ip_adapter_images",
 )  # fmt: skip
 
 
@@ -51,6 +52,27 @@ _OPTIONS: tuple[Callable[[Function], Function], ...] = (
     ),
     click.option(
         "--masks", type=existing_folder, metavar="FOLDER", help="Masks to inpaint, white where it is painted."
+    ),
+    click.option(
+        "--control-images",
+        type=existing_folder,
+        multiple=True,
+        metavar="FOLDER",
+        help="Images for a control network: edges, poses, depths; once for each control network.",
+    ),
+    click.option(
+        "--ip-adapter-images",
+        type=existing_folder,
+        multiple=True,
+        metavar="FOLDER",
+        help="Images for an IP-Adapter; once for each.",
+    ),
+    click.option(
+        "--control-scale",
+        type=click.FloatRange(0),
+        multiple=True,
+        metavar="NUMBER",
+        help="What a control network's residuals are multiplied by; for all, or once for each.",
     ),
     click.option(
         "--guidance-scale", type=click.FloatRange(0), help="Scale of the guidance; 1 or less switches it off."

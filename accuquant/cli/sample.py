@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from accuquant.runtime.loop_profile import LoopProfile
 
 
+#: What says how the network was read, which is in the engine.
+_OF_NETWORK = ("network", "controlnets", "ip_adapters")
+
+
 @click.command("sample", cls=Command)
 @click.argument("folder", type=exported_folder, metavar="OUT")
 @engine_option
@@ -106,7 +110,7 @@ def run(
     from accuquant.sample_folder import sample
 
     task, loading = take_task(options), take_loading(options)
-    options |= {name: value for name, value in vars(loading).items() if name != "network"}
+    options |= {name: value for name, value in vars(loading).items() if name not in _OF_NETWORK}
     options |= precision_options(options.get("engine", "openvino"), options.pop("engine_precision", "auto"))
     _check_channels(folder)
     with Bars() as progress:

@@ -18,7 +18,7 @@ from accuquant.pipelines.starts import Starter, open_starter
 from accuquant.pipelines.task import Task
 from accuquant.runtime.engine_model import EngineModel
 from accuquant.runtime.open_runner import precision_options
-from accuquant.verification.branch_functions import engine_branch, torch_branch
+from accuquant.verification.branch_functions import export_branch, torch_branch
 from accuquant.verification.measure.decoder import Decode, load_decoder
 from accuquant.verification.measure.exported_decoder import engine_decode
 from accuquant.verification.measure.rollout import BranchFn
@@ -72,7 +72,15 @@ class Tools:
                 )
                 opening.enter_context(model)
                 model.activate()
-                branches[name] = engine_branch(model)
+                branches[name] = export_branch(
+                    folder,
+                    model,
+                    shop.reference.network,
+                    opening,
+                    settings.engine,
+                    trust_engines=settings.trust_engines,
+                    **precision_options(settings.engine, settings.engine_precision),
+                )
             decode = load_decoder(shop.reference)
             found = {
                 name: engine_decode(folder, shop.reference, settings.engine)

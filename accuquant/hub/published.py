@@ -34,9 +34,15 @@ def published_files(folder: Path, manifest: Manifest) -> dict[str, Path | bytes]
     digests = {name: manifest.files[name] for name in files}
     if RECIPE_NAME in files:
         recipe = published_recipe(Recipe.load(folder / RECIPE_NAME))
-        content = recipe.to_bytes()
-        files[RECIPE_NAME] = content
-        digests[RECIPE_NAME] = hashlib.sha256(content).hexdigest()
+        written = recipe.to_bytes()
+        files[RECIPE_NAME] = written
+        digests[RECIPE_NAME] = hashlib.sha256(written).hexdigest()
+    for name in manifest.controls:  # each has a manifest and a recipe of its own
+        inside = folder / name
+        for path, content in published_files(inside, Manifest.load(inside)).items():
+            files[f"{name}/{path}"] = content
+            if isinstance(content, bytes):
+                digests[f"{name}/{path}"] = hashlib.sha256(content).hexdigest()
     public = replace(manifest, source=published_name(manifest.source), files=digests)
     files[MANIFEST_NAME] = public.to_json().encode()
     _check_no_home(files)
@@ -53,6 +59,11 @@ def published_recipe(recipe: Recipe) -> Recipe:
         calibration["loras"] = [
             {**lora.to_dict(), "name": _published_lora(lora.name)} for lora in recipe.facts.loras
         ]
+    loading = calibration.get("loading")
+    if isinstance(loading, dict):
+        named = {key: loading[key] for key in ("controlnets", "ip_adapters") if key in loading}
+        public = {key: [_published_lora(name) for name in names] for key, names in named.items()}
+        calibration["loading"] = {**loading, **public}
     return replace(recipe, calibration=calibration)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from accuquant.errors import UsageError
+from accuquant.networks.control_signature import CONTROL_NET, CONTROLLED, halvings
 from accuquant.networks.signature import Signature
 
 _SIDES = ("height", "width")
@@ -15,12 +16,19 @@ def side_multiple(architecture: str, config: Mapping[str, Any]) -> int:
     """Return what a network's image sides must be divisible by, where they may vary.
 
     2 for each level but the last in a UNet2DModel, which doubles what it had halved. UNet2DConditionModel
-    upsamples to the size of its skip connections, so every side is right.
+    upsamples to the size of its skip connections, so every side is right, but beside a control network, where
+    each level has an input of its own size.
     """
     levels = config.get("down_block_types")
-    if architecture != "UNet2DModel" or not levels:
+    halves = architecture in ("UNet2DModel", CONTROLLED, CONTROL_NET)
+    if not halves or not levels:
         return 1
     return int(2 ** (len(levels) - 1))
+
+
+def multiple_of(signature: Signature, config: Mapping[str, Any]) -> int:
+    """Return what the image sides of a network with `signature` must be divisible by."""
+    return max(side_multiple(signature.architecture, config), halvings(signature))
 
 
 def check_sample(
@@ -31,7 +39,7 @@ def check_sample(
     `option` is what the error names: sizes are counted as the network sees them, in latents.
     """
     expected = signature.sample.shape
-    multiple = side_multiple(signature.architecture, config)
+    multiple = multiple_of(signature, config)
     fits = len(shape) == len(expected) and all(
         given == extent if isinstance(extent, int) else extent not in _SIDES or given % multiple == 0
         for extent, given in zip(expected, shape, strict=True)

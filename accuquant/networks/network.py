@@ -23,7 +23,7 @@ LAYER_KINDS: dict[type[nn.Module], str] = {
     nn.ConvTranspose2d: "conv_transpose2d",
 }
 #: Conditioning that diffusers passes inside `added_cond_kwargs` (SDXL; PixArt).
-_ADDED = ("text_embeds", "time_ids", "resolution", "aspect_ratio")
+ADDED = ("text_embeds", "time_ids", "resolution", "aspect_ratio")
 #: Networks of this kind want one timestep a sample; UNets take one for the batch.
 _TRANSFORMER = "Transformer2DModel"
 #: What a captured signature calls the timestep, whatever the network's argument is called.
@@ -66,7 +66,7 @@ def call_directly(
     if form is not None:
         return _call_as_seen(network, form, sample, timestep, conditioning or {}, shared)
     arguments: dict[str, Any] = dict(conditioning or {})
-    added = {name: arguments.pop(name) for name in _ADDED if name in arguments}
+    added = {name: arguments.pop(name) for name in ADDED if name in arguments}
     if added:
         arguments["added_cond_kwargs"] = added
     if type(network).__name__.endswith(_TRANSFORMER):
@@ -195,6 +195,9 @@ def signature_of(network: nn.Module) -> Signature:
     Of a class without an entry it is what a pipeline's calls have told, or else Uncaptured. Raises
     SourceError for a variant of a class that is not supported.
     """
+    own: object = getattr(network, "signature", None)  # a ControlledNetwork makes its own
+    if isinstance(own, Signature):
+        return own
     remembered: Signature | None = vars(network).get(_REMEMBERED)
     name = type(network).__name__
     if remembered is not None or name not in SUPPORTED:

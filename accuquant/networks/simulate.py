@@ -190,7 +190,9 @@ def quantize_network(network: nn.Module, layers: Iterable[LayerQParams], groups:
     memo |= {id(buffer): buffer for buffer in network.buffers()}
     quantized = copy.deepcopy(network, memo)
     _tie_scales(quantized_layers(quantized).values())
-    quantized.register_forward_pre_hook(_select_group, with_kwargs=True)
+    parts: dict[str, nn.Module] = getattr(quantized, "parts", {})  # a pipeline calls these by themselves
+    for called in (quantized, *parts.values()):
+        called.register_forward_pre_hook(_select_group, with_kwargs=True)
     return quantized.eval()
 
 
@@ -209,8 +211,9 @@ def quantized_layers(network: nn.Module) -> dict[str, QuantizedLayer]:
 
 def _select_group(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Choose the step group of a call; looked up in the network, so that a deep copy uses its own."""
-    first = next(module for module in network.modules() if isinstance(module, QuantizedLayer))
-    first.active.select(_timestep_of(network, args, kwargs))
+    first = next((module for module in network.modules() if isinstance(module, QuantizedLayer)), None)
+    if first is not None:
+        first.active.select(_timestep_of(network, args, kwargs))
 
 
 def _timestep_of(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -77,9 +77,9 @@ def _steps(pipe: Any, network: Any, arguments: Mapping[str, Any]) -> list[SeenSt
     seen: list[SeenStep] = []
 
     def note_call(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        output = forward(*args, **kwargs)
-        calls.append((bound_arguments(inspect.signature(forward), args, kwargs), output))
-        return output
+        given = _kept(bound_arguments(inspect.signature(forward), args, kwargs))
+        calls.append((given, forward(*args, **kwargs)))
+        return calls[-1][1]
 
     def note_step(
         step: Callable[..., Any], prediction: Any, timestep: Any, sample: Any, *args: Any, **kw: Any
@@ -111,13 +111,18 @@ def _first_call(pipe: Any, network: Any, arguments: Mapping[str, Any]) -> Argume
         seen.append(bound_arguments(inspect.signature(forward), args, kwargs))
         raise _EnoughSeen
 
-    count = max((len(v) for k, v in arguments.items() if k in ("prompt", "image", "class_labels")), default=1)
-    count = int(arguments.get("batch_size", count))
+    told = [len(arguments[name]) for name in ("prompt", "class_labels", "image") if name in arguments]
+    count = int(arguments.get("batch_size", told[0] if told else 1))
     with replaced(network, "forward", note), refusals_of(pipe), suppress(_EnoughSeen):
         pipe(**arguments, generator=seeded_generators(range(count)))
     if not seen:
         raise no_step_left(pipe)
     return seen[0]
+
+
+def _kept(arguments: Arguments) -> dict[str, Any]:
+    """Return the arguments of a call with lists of their own: UNets take features off theirs."""
+    return {name: list(value) if isinstance(value, list) else value for name, value in arguments.items()}
 
 
 def _other_sizes(pipe: Any, task: Task, steps: int) -> Iterator[dict[str, Any]]:

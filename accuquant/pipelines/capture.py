@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,8 +16,10 @@ from accuquant.denoising.process import seeded_generators
 from accuquant.errors import CalibrationError
 from accuquant.networks.call_form import value_at
 from accuquant.networks.call_tensors import bound_arguments, tensors_of_call, undressed
+from accuquant.networks.control_signature import CONTROLLED
 from accuquant.networks.network import TIMESTEP
 from accuquant.networks.signature import Signature
+from accuquant.pipelines.control_calls import ControlCalls
 from accuquant.pipelines.diffusers_internals import copy_without, first_step, remembered, replaced
 
 
@@ -106,6 +108,7 @@ class _Recorder:
         # a pipeline that calls its network several times a step has these equal in all calls
         self.shared = {spec.name for spec in signature.conditioning if spec.shape[0] != "batch"}
         self.check = check
+        self.controls = ControlCalls.of(pipe) if signature.architecture == CONTROLLED else None
         self.calls: list[Step] = []
         self.prepared: tuple[list[Any], list[Any]] = ([], [])
 
@@ -114,6 +117,7 @@ class _Recorder:
         """Stand in for the network's forward and the scheduler's step."""
         with (
             replaced(self.network, "forward", self._network_call),
+            self.controls.watching(real=self.real) if self.controls else nullcontext(),
             replaced(self.pipe.scheduler, "step", self._scheduler_step),
             remembered(self.pipe, "prepare_latents") as latents,
             remembered(self.pipe, "prepare_mask_latents") as masks,
@@ -143,6 +147,8 @@ class _Recorder:
             given = tensors_of_call(form, bound)
             del given[TIMESTEP]
             return given.pop(name), given
+        if self.controls is not None:
+            bound = self.controls.as_one_call(bound)
         sample = bound.pop(name)
         for known in (TIMESTEP, "return_dict"):
             bound.pop(known, None)

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from accuquant.errors import UsageError
+from accuquant.pipelines.control_images import control_argument, control_images, control_scales
+from accuquant.pipelines.image_adapters import image_adapters, image_embeds
+from accuquant.pipelines.picture import open_picture
 from accuquant.pipelines.task import Task, option
 
 
@@ -64,11 +67,24 @@ FAMILIES: dict[str, Family] = {
     "FluxPipeline": _FLUX,
     "FluxImg2ImgPipeline": _FLUX,
     "FluxInpaintPipeline": _FLUX,
+    "StableDiffusionAdapterPipeline": Family(),
+    "StableDiffusionXLAdapterPipeline": Family(),
+    "StableDiffusionControlNetPipeline": Family(),
+    "StableDiffusionControlNetImg2ImgPipeline": Family(),
+    "StableDiffusionControlNetInpaintPipeline": Family(),
+    "StableDiffusionXLControlNetPipeline": Family(),
+    "StableDiffusionXLControlNetImg2ImgPipeline": Family(),
+    "StableDiffusionXLControlNetInpaintPipeline": Family(),
 }
 #: Pipelines that start from noise alone, or from noise and a class label.
 SEEDED = ("DDIMPipeline", "DDPMPipeline", "LDMPipeline")
 #: Choice of a Task -> argument of a pipeline's __call__, where the names differ.
-_ARGUMENTS = {"prompts": "prompt", "images": "image", "masks": "mask_image", "image_size": "height"}
+_ARGUMENTS = {
+    "prompts": "prompt",
+    "images": "image",
+    "masks": "mask_image",
+    "image_size": "height",
+}
 
 
 def family_of(pipeline_class: str) -> Family:
@@ -83,7 +99,7 @@ def call_arguments(pipe: Any, task: Task, indices: Sequence[int], num_steps: int
     """
     accepted = inspect.signature(pipe.__call__).parameters
     name = type(pipe).__name__
-    _check_choices(name, task, accepted)
+    _check_choices(pipe, task, accepted)
     arguments: dict[str, Any] = {"num_inference_steps": num_steps}
     for choice in (
         "guidance_scale", "true_cfg_scale", "image_guidance_scale", "guidance_rescale", "strength",
@@ -98,12 +114,19 @@ def call_arguments(pipe: Any, task: Task, indices: Sequence[int], num_steps: int
         arguments["prompt"] = [_nth(name, "prompts", task.prompts, k) for k in indices]
     if task.negative_prompt is not None:
         arguments["negative_prompt"] = [task.negative_prompt] * len(indices)
-    if "image" in accepted:
+    if (control := control_argument(pipe)) is not None:
+        arguments[control] = control_images(pipe, task, indices, _image_size(pipe, task))
+        arguments |= control_scales(pipe, task)
+    if takes_images(pipe):
         arguments["image"] = _images(pipe, task, indices)
+    if image_adapters(pipe):
+        scale = task.guidance_scale
+        guided = default_of(pipe, "guidance_scale", 1.0) if scale is None else scale
+        arguments["ip_adapter_image_embeds"] = image_embeds(pipe, task, indices, guided=guided > 1)
     if "mask_image" in accepted:
         size = _image_size(pipe, task)
         masks = [_nth(name, "masks", task.masks, k) for k in indices]
-        arguments["mask_image"] = [_open(mask, "L", size) for mask in masks]
+        arguments["mask_image"] = [open_picture(mask, "L", size) for mask in masks]
     if "class_labels" in accepted:
         classes = int(pipe.transformer.config.num_embeds_ada_norm)
         arguments["class_labels"] = [k % classes for k in indices]
@@ -145,8 +168,19 @@ def default_of(pipe: Any, name: str, otherwise: float) -> float:
     return otherwise if missing or parameter is None else float(parameter.default)
 
 
-def _check_choices(name: str, task: Task, accepted: Any) -> None:
+def takes_images(pipe: Any) -> bool:
+    """Say whether a pipeline starts from images, or edits some."""
+    return "image" in inspect.signature(pipe.__call__).parameters and control_argument(pipe) != "image"
+
+
+def _check_choices(pipe: Any, task: Task, accepted: Any) -> None:
+    name = type(pipe).__name__
     takes = set(accepted) | ({"height"} if "image" in accepted else set())
+    if control_argument(pipe) is not None:
+        takes |= {"control_images", "control_scale"}
+    if image_adapters(pipe):
+        takes |= {"ip_adapter_images"}
+    takes -= set() if takes_images(pipe) else {"image"}
     refused = [choice for choice in task.given() if _ARGUMENTS.get(choice, choice) not in takes]
     if refused:
         raise UsageError(
@@ -197,7 +231,7 @@ def pixels(pipe: Any, task: Task) -> tuple[int, int] | None:
 
 def _images(pipe: Any, task: Task, indices: Sequence[int]) -> Any:
     name, size = type(pipe).__name__, _image_size(pipe, task)
-    images = [_open(_nth(name, "images", task.images, k), "RGB", size) for k in indices]
+    images = [open_picture(_nth(name, "images", task.images, k), "RGB", size) for k in indices]
     if not family_of(name).stacked_images:
         return images
     import numpy as np
@@ -216,18 +250,3 @@ def _image_size(pipe: Any, task: Task) -> tuple[int, int]:
     height, width = (size, size) if isinstance(size, int) else size
     factor = 1 if family_of(type(pipe).__name__).low_resolution else int(pipe.vae_scale_factor)
     return width * factor, height * factor
-
-
-def _open(path: str, mode: str, size: tuple[int, int]) -> Any:
-    from PIL import Image, ImageOps
-
-    try:
-        image = ImageOps.exif_transpose(Image.open(path)).convert(mode)  # as diffusers.utils.load_image
-    except Exception as fault:  # Pillow raises many unrelated kinds for damaged and for huge files
-        raise UsageError(
-            f"image '{path}'",
-            got=f"{type(fault).__name__}: {(str(fault).splitlines() or [''])[0]}",
-            expected="an image that can be read",
-            remedy="Remove the file, or save it again",
-        ) from fault
-    return ImageOps.fit(image, size, Image.Resampling.LANCZOS)

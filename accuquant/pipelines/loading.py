@@ -24,7 +24,9 @@ class Loading:
     `Loading("fp16", ("text_encoder_3",))` reads what `save_pretrained(variant="fp16")` wrote of an SD 3
     pipeline without its T5. `network` is a folder or file whose network takes the place of the pipeline's
     own, `pipeline_config` a folder that says what pipeline a single file of weights is. With `allow_pickle`
-    files that are pickles are read too, of which tensors and numbers alone are taken.
+    files that are pickles are read too, of which tensors and numbers alone are taken. `controlnets` are
+    folders or Hub ids of control networks that are put beside the pipeline's UNet, `ip_adapters` files of
+    IP-Adapters ("FILE[:SCALE]") that are put into it.
     """
 
     variant: str | None = None
@@ -32,6 +34,8 @@ class Loading:
     network: str | None = None
     pipeline_config: str | None = None
     allow_pickle: bool = False
+    controlnets: tuple[str, ...] = ()
+    ip_adapters: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for option, name in (("variant", self.variant or "fp16"), *(("without", n) for n in self.without)):
@@ -46,7 +50,12 @@ class Loading:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values for a recipe."""
-        places = {"network": self.network, "pipeline_config": self.pipeline_config}
+        places = {
+            "network": self.network,
+            "pipeline_config": self.pipeline_config,
+            "controlnets": list(self.controlnets) or None,
+            "ip_adapters": list(self.ip_adapters) or None,
+        }
         found = {name: place for name, place in places.items() if place is not None}
         return {"variant": self.variant, "without": list(self.without), **found}
 
@@ -58,6 +67,8 @@ class Loading:
             self.network or recorded.network,
             self.pipeline_config or recorded.pipeline_config,
             self.allow_pickle,
+            self.controlnets or recorded.controlnets,
+            self.ip_adapters or recorded.ip_adapters,
         )
 
     def nothing_for_left_out(self) -> dict[str, None]:

@@ -14,9 +14,10 @@ from accuquant.errors import CalibrationError, SourceError, UsageError
 from accuquant.networks.device import CPU
 from accuquant.networks.stored_weights import compute_in_float32, is_offloaded, offload
 from accuquant.pipelines.diffusers_internals import check_version
-from accuquant.pipelines.families import family_of
+from accuquant.pipelines.families import family_of, takes_images
 from accuquant.pipelines.fuse_lora import fuse_into_text_encoders
 from accuquant.pipelines.half_storage import half_type_of_part
+from accuquant.pipelines.image_adapters import image_encoder_parts, let_rows_differ
 from accuquant.pipelines.loading import Loading, variant_of
 from accuquant.pipelines.look_alikes import check_part
 from accuquant.pipelines.model_index import check_classes, read_index
@@ -40,8 +41,9 @@ def open_pipeline(
     index = read_index(source.folder)
     check_classes(source.folder, index)
     _check_transformers(source, index)
-    parts: dict[str, Any] = {source.component: source.network, "scheduler": source.scheduler}
+    parts: dict[str, Any] = {**source.parts, "scheduler": source.scheduler}
     parts |= _left_out(source, index) | dict(given or {})
+    parts |= image_encoder_parts(source.folder, index, source.loading.ip_adapters, parts)
     unchecked = {"safety_checker": None, "requires_safety_checker": False}
     parts |= {k: v for k, v in unchecked.items() if k in inspect.signature(cls.__init__).parameters}
     _check_parts(source, {part: entry for part, entry in index.items() if part not in parts})
@@ -75,6 +77,7 @@ def open_pipeline(
     pipe.set_progress_bar_config(disable=True)
     changed = _for_task(pipe, task)
     changed.set_progress_bar_config(disable=True)
+    let_rows_differ(changed)
     return changed.to(device)
 
 
@@ -152,7 +155,7 @@ def _of_transformers(index: dict[str, Any]) -> list[str]:
 def _for_task(pipe: Any, task: Task) -> Any:
     import diffusers
 
-    if not task.images or "image" in inspect.signature(pipe.__call__).parameters:
+    if not task.images or takes_images(pipe):
         return pipe
     auto = diffusers.AutoPipelineForInpainting if task.masks else diffusers.AutoPipelineForImage2Image
     try:

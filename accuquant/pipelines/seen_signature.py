@@ -23,6 +23,8 @@ from accuquant.networks.signature import Dim, Signature, TensorSpec
 
 #: Names of the sample's axes behind batch and channels, by its rank; packed patches have their axis before.
 _AXES = {3: {1: "patches"}, 4: {2: "height", 3: "width"}, 5: {2: "frames", 3: "height", 4: "width"}}
+#: No UNet has more levels.
+_DEEPEST = 8
 _WHOLE = {torch.int64: "int64", torch.int32: "int32", torch.bool: "bool"}
 #: What the runs differ in whose first calls are compared.
 BATCH, SIZE, TOKENS = "batch", "size", "tokens"
@@ -126,12 +128,25 @@ class _Extents:
         column = tuple(shape[axis] for shape in shapes)
         if len(set(column)) == 1:
             return column[0]
+        if column not in self._names and (side := self._level_of(column)) is not None:
+            self._names[column] = side  # a T2I-Adapter's features of a lower level
+            self.sizes[side] = column[0]
         if column not in self._names:
             plain = column[: self._sizes + 1]  # the numbers of tokens are the only difference
             name = self._next("tokens") if len(set(plain)) == 1 else otherwise
             self._names[column] = name
             self.sizes[name] = column[0]
         return self._names[column]
+
+    def _level_of(self, column: tuple[int, ...]) -> str | None:
+        """Return `height_4` for what is a quarter of the sample's height in every run."""
+        for whole, name in self._names.items():
+            if name not in ("height", "width"):
+                continue
+            for level in range(1, _DEEPEST):
+                if tuple(extent * 2**level for extent in column) == whole:
+                    return f"{name}_{2**level}"
+        return None
 
     def _next(self, name: str) -> str:
         taken = sum(known.startswith(name) for known in self._names.values())

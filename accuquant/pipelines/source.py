@@ -11,15 +11,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from accuquant.errors import SourceError
+from accuquant.errors import SourceError, UsageError
 from accuquant.hub.repository import Repository
 from accuquant.manifest import FEED_FORWARD
+from accuquant.networks.controlled import ControlledNetwork, controlled
 from accuquant.networks.image_sides import side_multiple
 from accuquant.networks.network import model_hash, remember_call, signature_of
 from accuquant.networks.signature import Signature, Uncaptured
 from accuquant.networks.stored_weights import compute_in_float32, named_weights
 from accuquant.networks.stored_weights import offload as offload_weights
 from accuquant.pipelines.config_limits import check_numbers
+from accuquant.pipelines.control_networks import CONTROLNET, controlled_class, load_controls
 from accuquant.pipelines.diffusers_internals import check_version
 from accuquant.pipelines.feed_forward import (
     COMPONENT,
@@ -30,6 +32,7 @@ from accuquant.pipelines.feed_forward import (
 )
 from accuquant.pipelines.fuse_lora import fuse_into_network
 from accuquant.pipelines.half_storage import half_type_of_part
+from accuquant.pipelines.image_adapters import put_into
 from accuquant.pipelines.loading import Loading, variant_of
 from accuquant.pipelines.look_alikes import check_file, check_folder, check_part
 from accuquant.pipelines.lora import Lora
@@ -38,6 +41,8 @@ from accuquant.pipelines.single_file import folder_of_file, is_single_file
 from accuquant.pipelines.swapped_network import load_swapped
 
 _CONFIGS = ("config.json", "scheduler_config.json")
+#: Pipelines whose UNet gets features of a T2I-Adapter.
+ADAPTED_CLASSES = ("StableDiffusionAdapterPipeline", "StableDiffusionXLAdapterPipeline")
 #: Pipeline attributes that hold the denoising network.
 COMPONENTS = ("unet", "transformer")
 
@@ -63,6 +68,13 @@ class Source:
     def model_hash(self) -> str:
         """The SHA-256 that names the network's weights, computed once."""
         return model_hash(self.network)
+
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """The network, by the pipeline's name for it; beside control networks both."""
+        if isinstance(self.network, ControlledNetwork):
+            return {self.component: self.network.unet, CONTROLNET: self.network.controlnet}
+        return {self.component: self.network}
 
     def called_as(self, signature: Signature) -> Source:
         """Return this source with a captured `signature`, itself where its network's class has an entry."""
@@ -91,6 +103,8 @@ def load_source(
     network: str | None = None,
     pipeline_config: str | None = None,
     allow_pickle: bool = False,
+    controlnets: Sequence[str] = (),
+    ip_adapters: Sequence[str] = (),
     revision: str | None = None,
     as_stored: bool = False,
     signature: Signature | None = None,
@@ -101,7 +115,9 @@ def load_source(
     or `revision` pin what is fetched from there. `variant` is that of the weights' files, such as "fp16";
     `without` names parts that are not loaded, such as "text_encoder_3". `network`, a folder or a file, takes
     the place of the pipeline's own network; `pipeline_config` is the folder of a pipeline of the same kind,
-    where `source` is a file, and `allow_pickle` reads files that are pickles. `as_stored` keeps the network's
+    where `source` is a file, and `allow_pickle` reads files that are pickles. `controlnets` are folders or
+    Hub ids of control networks to put beside the UNet, `ip_adapters` files of IP-Adapters ("FILE[:SCALE]") to
+    put into it. `as_stored` keeps the network's
     weights in half precision where its files have them so and no LoRA changes them: half of the memory, and
     the same products bit for bit.
     `signature` is a recipe's, for a network whose class has no entry in architectures.py.
@@ -109,7 +125,15 @@ def load_source(
     fit it.
     """
     check_version()
-    loading = Loading(variant, tuple(without), network, pipeline_config, allow_pickle)
+    loading = Loading(
+        variant,
+        tuple(without),
+        network,
+        pipeline_config,
+        allow_pickle,
+        tuple(controlnets),
+        tuple(ip_adapters),
+    )
     repository = Repository.find(str(source), revision)
     folder = (
         folder_of_pipeline(str(source), loading) if repository is None else _download(repository, loading)
@@ -141,6 +165,22 @@ def load_source(
     own = signature_of(found)
     _check_own_size(own, found)
     fuse_into_network(found, component, pipeline_class, loras)
+    if loading.ip_adapters:
+        put_into(found, loading.ip_adapters)
+    if loading.ip_adapters or pipeline_class in ADAPTED_CLASSES:
+        own = Uncaptured(type(found).__name__)  # its entry does not know what adapters add
+    controls = load_controls(folder, index, loading, as_stored=as_stored)
+    if controls is not None:
+        if loading.ip_adapters:
+            raise UsageError(
+                "--ip-adapter",
+                got="an IP-Adapter beside a control network",
+                expected="one of the two",
+                remedy="Leave --ip-adapter out, or take a pipeline without control networks",
+            )
+        pipeline_class = controlled_class(pipeline_class)
+        found = controlled(found, controls)
+        own = found.signature
     _check_finite(str(source), component, found)
     loaded = Source(
         name=_name_of(source) if repository is None else str(repository),

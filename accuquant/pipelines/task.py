@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from accuquant.errors import RecipeError, UsageError
 from accuquant.pipelines.prompt_file import read_prompts
 
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+#: Images with a tuple for each network that reads them.
+_OF_ADAPTERS = ("control_images", "ip_adapter_images")
 #: name -> (lowest, highest) value
 _RANGES = {
     "guidance_scale": (0.0, 1000.0),
@@ -21,6 +23,7 @@ _RANGES = {
     "guidance_rescale": (0.0, 1.0),
     "strength": (0.01, 1.0),
     "image_size": (8, 65536),
+    "control_scale": (0.0, 1000.0),
 }
 
 
@@ -29,7 +32,9 @@ class Task:
     """What a pipeline is asked for; None leaves the choice to the pipeline's own default.
 
     Image k takes prompt k, image k and mask k, counted from the start again where there are fewer.
-    `image_size` is the side of a square image in pixels, or width and height.
+    `image_size` is the side of a square image in pixels, or width and height. `control_images` has a tuple of
+    images for each control network, and `control_scale` what its residuals are multiplied by: one number for
+    all, or one for each. `ip_adapter_images` has a tuple of images for each IP-Adapter.
     """
 
     prompts: tuple[str, ...] = ()
@@ -42,6 +47,9 @@ class Task:
     guidance_rescale: float | None = None
     strength: float | None = None
     image_size: int | tuple[int, int] | None = None
+    control_images: tuple[tuple[str, ...], ...] = ()
+    control_scale: tuple[float, ...] | None = None
+    ip_adapter_images: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("prompts", "images", "masks"):
@@ -51,6 +59,14 @@ class Task:
                     got="one text",
                     expected="a tuple of texts",
                     remedy=f"Write Task({name}=(text,))",
+                )
+        for name in ("control_images", "ip_adapter_images"):
+            if any(isinstance(paths, str) for paths in getattr(self, name)):
+                raise UsageError(
+                    f"Task.{name}",
+                    got="texts",
+                    expected="a tuple of paths for each network that reads them",
+                    remedy=f"Write Task({name}=((path, path),))",
                 )
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
@@ -76,9 +92,13 @@ class Task:
         prompts: Path | None = None,
         images: Path | None = None,
         masks: Path | None = None,
+        control_images: Sequence[Path] = (),
+        ip_adapter_images: Sequence[Path] = (),
         **choices: Any,
     ) -> Task:
-        """Read the prompts of a file (text, JSON, COCO captions), and list the images of two folders.
+        """Read the prompts of a file (text, JSON, COCO captions), and list the images of folders.
+
+        `control_images` are a folder for each control network, `ip_adapter_images` one for each IP-Adapter.
 
         Raises UsageError for a file without a prompt and a folder without an image.
         """
@@ -86,6 +106,10 @@ class Task:
             prompts=() if prompts is None else read_prompts(prompts),
             images=() if images is None else _list_images("--images", images),
             masks=() if masks is None else _list_images("--masks", masks),
+            control_images=tuple(_list_images("--control-images", folder) for folder in control_images),
+            ip_adapter_images=tuple(
+                _list_images("--ip-adapter-images", folder) for folder in ip_adapter_images
+            ),
             **choices,
         )
 
@@ -99,7 +123,12 @@ class Task:
         values["prompts"] = _summary(text.encode() for text in self.prompts)
         values["images"] = _summary(Path(path).read_bytes() for path in self.images)
         values["masks"] = _summary(Path(path).read_bytes() for path in self.masks)
-        return values
+        for name in _OF_ADAPTERS:
+            paths = [path for paths in getattr(self, name) for path in paths]
+            values[name] = _summary(Path(path).read_bytes() for path in paths)
+        # what other pipelines are asked for stays as it was
+        left = {name for name in (*_OF_ADAPTERS, "control_scale") if values[name] is None}
+        return {name: value for name, value in values.items() if name not in left}
 
     def with_defaults(self, recorded: TaskFacts) -> Task:
         """Fill what was not chosen with the recorded numbers and negative prompt.
@@ -118,7 +147,7 @@ class Task:
                 expected=fault.expected,
                 remedy="The file is damaged. Run `accuquant calibrate` again",
             ) from fault
-        for kind in ("images", "masks"):
+        for kind in ("images", "masks", *_OF_ADAPTERS):
             if getattr(recorded, kind) and not getattr(self, kind):
                 raise UsageError(
                     option(kind),
@@ -128,7 +157,7 @@ class Task:
                 )
         chosen = {name: getattr(self, name) for name in names}
         filled = {name: numbers[name] if value is None else value for name, value in chosen.items()}
-        return Task(prompts=self.prompts, images=self.images, masks=self.masks, **filled)
+        return replace(self, **filled)
 
 
 def option(name: str) -> str:

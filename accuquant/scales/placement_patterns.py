@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
+from accuquant.networks.control_signature import part_of_layer
+
 #: Layers that stay float unless --include names them. A name without * is a whole name: blocks inside a
 #: network have a `proj_out` too.
 DEFAULT_EXCLUDE = (
@@ -39,16 +41,22 @@ DEFAULT_EXCLUDE = (
     # text enters once, in its encoder's range, which has outliers
     "context_embedder",
     "caption_projection.*",
+    "encoder_hid_proj.*",  # and an IP-Adapter's image
+    # a control network's image enters, and its residuals leave in 1x1 convolutions: first and last layers
+    "controlnet_cond_embedding.conv_in",
+    "controlnet_down_blocks.*",
+    "controlnet_mid_block",
 )
 
 
 def stays_float(name: str, include: Sequence[str], exclude: Sequence[str], ends: Sequence[str] = ()) -> bool:
     """Say whether layer `name` stays float: `exclude` first, then `include`, then DEFAULT_EXCLUDE.
 
-    `ends` are names of first and last layers, where a network has names of its own.
+    `ends` are names of first and last layers, where a network has names of its own. The defaults are names inside a network: `unet.conv_in` beside a control network is `conv_in`.
     """
     if any(fnmatchcase(name, pattern) for pattern in exclude):
         return True
     if any(fnmatchcase(name, pattern) for pattern in include):
         return False
-    return name in ends or any(fnmatchcase(name, pattern) for pattern in DEFAULT_EXCLUDE)
+    inside = part_of_layer(name)[1]
+    return name in ends or any(fnmatchcase(inside, pattern) for pattern in DEFAULT_EXCLUDE)

@@ -19,7 +19,7 @@ from accuquant.runtime.open_runner import precision_options
 from accuquant.units.per_worker import PerWorker
 from accuquant.units.tensor_tree import Tree
 from accuquant.units.units import Engine
-from accuquant.verification.branch_functions import engine_branch, torch_branch
+from accuquant.verification.branch_functions import export_branch, torch_branch
 from accuquant.verification.measure.decoder import Decode, blank_end, load_decoder, unpacked
 from accuquant.verification.measure.exported_decoder import exported_decoders
 from accuquant.verification.measure.feature_networks import FeatureNetwork
@@ -88,7 +88,10 @@ class Networks:
                 EngineModel.from_folder(subject.folder, engine, trust_engines=trust_engines, **around)
             )
             model.activate()
-            branches = Branches(torch_branch(network), torch_branch(simulated), engine_branch(model))
+            branch = export_branch(
+                subject.folder, model, network, opening, engine, trust_engines=trust_engines, **around
+            )
+            branches = Branches(torch_branch(network), torch_branch(simulated), branch)
             return cls(branches, simulated, model, opening.pop_all())
 
     def close(self) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 
@@ -25,13 +26,14 @@ from accuquant.networks.network import ConditioningTensors
 from accuquant.pipelines.source import Source
 from accuquant.pipelines.source_job import source_job, source_roots
 from accuquant.pipelines.task import Task
+from accuquant.runtime.engine_model import EngineModel
 from accuquant.runtime.openvino_runner import OpenVinoRunner
 from accuquant.units.cluster import Cluster, engine_of
 from accuquant.units.job import Job
 from accuquant.units.per_worker import PerWorker
 from accuquant.units.tensor_tree import Tree
 from accuquant.verification.batches import SMALL_BATCH, Batches, BatchStarts, Networks, Viewer, compute
-from accuquant.verification.branch_functions import engine_branch
+from accuquant.verification.branch_functions import export_branch
 from accuquant.verification.measure.decoder import Decode, unpacked
 from accuquant.verification.measure.embeddings import embedding_notes
 from accuquant.verification.measure.engine_precision import judge_bfloat16
@@ -144,10 +146,16 @@ def verify(
             notes += opened.model.chosen
         if engine == OpenVinoRunner.engine and engine_precision == "auto":
             show = viewer.get().decode
-            notes += judge_bfloat16(
-                subject.folder, process, first, opened.branches.reference, engine_branch,
-                lambda latents: show(unpacked(latents, first.conditioning)),
-            )  # fmt: skip
+            with ExitStack() as around:
+
+                def branch_of(model: EngineModel) -> BranchFn:
+                    network, fresh = subject.reference.network, {"check_hashes": False}
+                    return export_branch(subject.folder, model, network, around, engine, **fresh)
+
+                notes += judge_bfloat16(
+                    subject.folder, process, first, opened.branches.reference, branch_of,
+                    lambda latents: show(unpacked(latents, first.conditioning)),
+                )  # fmt: skip
         compared = _layers(subject, opened.simulated, process, calls, shown) if layers else None
     return assemble(
         subject,
@@ -205,22 +213,29 @@ def _layers(
     The exported graph runs in ONNX Runtime: this checks the lowering. What the chosen engine adds shows in
     the lowering loss, since outputs added to a graph change what OpenVINO fuses and so its very levels.
     """
-    graphs, last = subject.manifest.graph_paths(subject.folder), len(process) - 1
+    last = len(process) - 1
     chosen = sorted({0, last // 2, last})
+    pieces = subject.pieces()
     shown.stage("layer by layer", len(chosen))
     measured = []
     for step in chosen:
         timestep = process.timesteps[step]
         sample, conditioning = calls.at(step)
-        graph = graphs[subject.recipe.groups.find(timestep) if len(graphs) > 1 else 0]
-        parity = layer_parity(
-            real_model(graph),
-            simulated,
-            subject.recipe,
-            sample,
-            timestep,
-            conditioning=conditioning,
-        )
-        measured.append(parity)
+        found: list[LayerParity] = []
+        for piece in pieces:
+            called = piece.called(simulated, sample, timestep, conditioning)
+            found += [
+                replace(parity, name=piece.whole_name(parity.name))
+                for parity in layer_parity(
+                    real_model(piece.graph(timestep)),
+                    called.network,
+                    piece.recipe,
+                    called.sample,
+                    timestep,
+                    conditioning=called.conditioning,
+                    invoke=called.invoke,
+                )
+            ]
+        measured.append(tuple(found))
         shown.advance()
     return tuple(reduce(LayerParity.merge, same) for same in zip(*measured, strict=True))

@@ -14,6 +14,7 @@ from accuquant.export.for_target.candidates import FloatGraph
 from accuquant.export.for_target.settle import keep, settle
 from accuquant.export.read.trace import trace
 from accuquant.export.write import pipeline_folder
+from accuquant.export.write.control_folder import denoising_part
 from accuquant.export.write.decoder_part import check_decoder_recipe
 from accuquant.manifest import Manifest
 from accuquant.networks.network import float_weights
@@ -40,6 +41,7 @@ def export_pipeline(
     output, shown = Path(output), progress or Silent()
     original = source.called_as(recipe.signature)
     source = pipeline_folder.folded_source(original, recipe)
+    network, own = denoising_part(source, recipe)
     options = options or ExportOptions()
     opset, dynamic = options.written_opset, options.dynamic
     pipeline_folder.check_output(output)
@@ -51,7 +53,7 @@ def export_pipeline(
     def traced() -> ir.Model:
         recipe.check_weights(float_weights(source.network))
         shown.stage(f"tracing {source.name}", 0)
-        return trace(source.network, source.signature, opset=opset, dynamic=dynamic)
+        return trace(network, own.signature, opset=opset, dynamic=dynamic)
 
     graph = FloatGraph(
         lambda: traced().clone(),
@@ -60,7 +62,7 @@ def export_pipeline(
         external_data=options.external_data,
     )
     with scratch_beside(output) as scratch:
-        settled, chosen = settle(graph, recipe, options, scratch, shown)
+        settled, chosen = settle(graph, own, options, scratch, shown)
         shown.stage(f"exporting {source.name}", 100)
         manifest = pipeline_folder.write_pipeline(
             original,

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from accuquant.errors import ExportError
 from accuquant.export.read.small_addends import small_addends_kept
 from accuquant.graph.vocabulary import SIGNATURE_KEY
-from accuquant.networks.image_sides import side_multiple
+from accuquant.networks.control_signature import side_factor
+from accuquant.networks.image_sides import multiple_of
 from accuquant.networks.network import call_directly
 from accuquant.networks.signature import Signature, TensorSpec
 from accuquant.networks.stored_weights import widened
@@ -52,29 +53,30 @@ def trace(network: nn.Module, signature: Signature, *, opset: int = 21, dynamic:
     network.
     """
     config = getattr(network, "config", {})
-    sizes = _example_sizes(signature, config) if dynamic else dict(signature.sizes)
-    example = tuple(_example(spec, sizes) for spec in signature.inputs)
-    multiple = side_multiple(type(network).__name__, config)
+    sizes = example_sizes(signature, config) if dynamic else dict(signature.sizes)
+    example = tuple(example_of(spec, sizes) for spec in signature.inputs)
+    multiple = multiple_of(signature, config)
 
     def traced(*, shared: bool = False) -> ir.Model:
         return trace_module(
             _Positional(widened(network), signature, shared=shared),
             example,
-            _dynamic_shapes(signature, multiple) if dynamic else None,
+            dynamic_shapes(signature, multiple) if dynamic else None,
             inputs=[spec.name for spec in signature.inputs],
             outputs=[signature.output.name],
             opset=opset,
             name=type(network).__name__,
         )
 
-    with every_size(network) if dynamic else nullcontext():
+    # beside a control network, each level has an input of its own size: all sides are halved evenly
+    with every_size(network) if dynamic and multiple == 1 else nullcontext():
         model = traced()
         if dynamic and "batch" in _fixed(model.graph, signature):
             # Chroma makes a list of as many numbers as the timestep has rows: one row is one for every batch
             model = traced(shared=True)
     if dynamic and signature.call is not None:
         signature = model.graph.meta[SIGNATURE_KEY] = _as_traced(model.graph, signature, sizes)
-    _declare(model.graph, signature, sizes, dynamic=dynamic)
+    declare(model.graph, [*signature.inputs, signature.output], sizes, dynamic=dynamic)
     return model
 
 
@@ -164,45 +166,62 @@ def _drop_idle_squeezes(program: torch.export.ExportedProgram) -> None:
             program.graph.erase_node(node)
 
 
-def _example_sizes(signature: Signature, config: Any) -> dict[str, int]:
+def example_sizes(signature: Signature, config: Any) -> dict[str, int]:
     """Return the default sizes, at least 2 on every level: torch.export takes a 1 for a constant.
 
     Those of a captured signature, but for the batch, are what further arguments of the call were made for.
+    Beside a control network, sides are multiples of what its levels halve.
     """
-    if signature.call is not None:
+    derived = _derived(signature)
+    if signature.call is not None and not derived:
         return signature.sizes | {"batch": 2, "steps": 2}
     deepest = 2 ** max(1, len(config.get("down_block_types") or ()))
-    return {name: max(size, deepest if name in _SPATIAL else 2) for name, size in signature.sizes.items()}
+    sizes = {name: max(size, deepest if name in _SPATIAL else 2) for name, size in signature.sizes.items()}
+    if derived:
+        half = deepest // 2
+        sizes |= {side: -(-sizes[side] // half) * half for side in _SPATIAL}
+        sizes |= {extent: sizes[side] * up // down for extent, (side, up, down) in derived.items()}
+    return sizes
 
 
-def _example(spec: TensorSpec, sizes: dict[str, int]) -> Tensor:
+def _derived(signature: Signature) -> dict[str, tuple[str, int, int]]:
+    """Return the extents that follow from the sample's sides, each with its side and its share of it."""
+    sizes = signature.sizes
+    pixels = sizes["control_height"] // sizes["height"] if "control_height" in sizes else 1
+    found = {extent: side_factor(extent, pixels) for extent in sizes}
+    return {extent: share for extent, share in found.items() if share is not None}
+
+
+def example_of(spec: TensorSpec, sizes: dict[str, int]) -> Tensor:
+    """Return zeros of the shape of `spec`."""
     return torch.zeros(spec.resolve(sizes), dtype=getattr(torch, spec.dtype))
 
 
-def _dynamic_shapes(signature: Signature, multiple: int) -> tuple[Any, ...]:
+def dynamic_shapes(signature: Signature, multiple: int) -> tuple[Any, ...]:
     """Return torch.export's dynamic_shapes for the forward of _Positional; `multiple` divides image sides."""
-    named: dict[str, Any] = {}
+    derived = _derived(signature)
     # torch may make constants of what was only seen to vary in a pipeline
-    vary = torch.export.Dim.DYNAMIC if signature.call is None else torch.export.Dim.AUTO
+    seen = signature.call is not None and not derived
+    vary = torch.export.Dim.AUTO if seen else torch.export.Dim.DYNAMIC
+    blocks = {side: torch.export.Dim(f"{side}_blocks", min=2) for side in _SPATIAL}
+
+    def dim(extent: str) -> Any:
+        side, up, down = derived.get(extent, (extent, 1, 1))
+        if side not in _SPATIAL or (multiple == 1 and not derived):
+            return vary
+        factor = multiple * up // down
+        return blocks[side] if factor == 1 else factor * blocks[side]
 
     def extents(spec: TensorSpec) -> dict[int, Any]:
-        dims: dict[int, Any] = {}
-        for axis, extent in enumerate(spec.shape):
-            if not isinstance(extent, str):
-                continue
-            if extent in _SPATIAL and multiple > 1:
-                named.setdefault(extent, multiple * torch.export.Dim(f"{extent}_blocks", min=2))
-            dims[axis] = named.get(extent, vary)
-        return dims
+        return {axis: dim(extent) for axis, extent in enumerate(spec.shape) if isinstance(extent, str)}
 
     sample, timestep, *conditioning = [extents(spec) for spec in signature.inputs]
     # torch.export names the rest *conditioning as one argument, and wants no entry where it is empty.
     return (sample, timestep, tuple(conditioning)) if conditioning else (sample, timestep)
 
 
-def _declare(graph: ir.Graph, signature: Signature, sizes: dict[str, int], *, dynamic: bool) -> None:
-    """Write the signature's shapes on the inputs and the output, in place of torch's expressions."""
-    specs = [*signature.inputs, signature.output]
+def declare(graph: ir.Graph, specs: Sequence[TensorSpec], sizes: dict[str, int], *, dynamic: bool) -> None:
+    """Write the shapes of `specs` on the inputs and the outputs, in place of torch's expressions."""
     for value, spec in zip([*graph.inputs, *graph.outputs], specs, strict=True):
         value.shape = ir.Shape(spec.shape if dynamic else spec.resolve(sizes))
 

@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
 import accuquant
 from accuquant._util.exchange import replace_folder
-from accuquant._util.files import sha256_of_file
 from accuquant._util.lock import only_writer
 from accuquant._util.progress import Share
 from accuquant._util.scratch import scratch_beside
@@ -22,6 +21,7 @@ from accuquant.errors import ExportError
 from accuquant.export.export_options import ExportChoices, ExportOptions, check_format
 from accuquant.export.passes.lowering import LoweringOptions
 from accuquant.export.read.trace import trace
+from accuquant.export.write.control_folder import denoising_part, digests_of, write_controls
 from accuquant.export.write.decoder_part import check_decoder_recipe, write_decoder
 from accuquant.export.write.lowered_files import write_lowered
 from accuquant.export.write.pipeline_parts import check_parts, write_parts
@@ -75,16 +75,17 @@ def write_pipeline(
     check_loras(recipe.facts.loras, source.loras)
     source = folded_source(source.called_as(recipe.signature), recipe)
     recipe.check_weights(weights_by_layer(source.network))
+    network, own = denoising_part(source, recipe)
     with _staging(output) as folder:
         if graph is None:
             say("tracing the network", 0.05)
-            graph = trace(source.network, source.signature, opset=opset, dynamic=options.dynamic)
-        signature = graph.graph.meta.get(SIGNATURE_KEY, source.signature)
+            graph = trace(network, own.signature, opset=opset, dynamic=options.dynamic)
+        signature = graph.graph.meta.get(SIGNATURE_KEY, own.signature)
         part = folder / source.component
         part.mkdir()
         written = write_lowered(
             graph,
-            recipe,
+            own,
             lowering,
             part,
             "model.onnx",
@@ -113,23 +114,28 @@ def write_pipeline(
                 say=lambda text, _share: say(text, 0.95),
             )
         written.recipe.save(folder / RECIPE_NAME)
+        common: dict[str, Any] = {
+            "pipeline_class": source.pipeline_class,
+            "lowering": lowering.lowering,
+            "precision": lowering.precision,
+            "opset": opset,
+            "groups": recipe.groups,
+            "model_hash": recipe.model_hash,
+            "num_inference_steps": recipe.facts.settings.steps,
+            "accuquant_version": accuquant.__version__,
+            "source": _name_of(source),
+        }
+        controls = write_controls(source, recipe, folder, lowering, options, common)
         manifest = Manifest(
-            pipeline_class=source.pipeline_class,
             component=source.component,
-            lowering=lowering.lowering,
-            precision=lowering.precision,
-            opset=opset,
             graphs=tuple(f"{source.component}/{name}" for name in written.graphs),
-            groups=recipe.groups,
             signature=signature,
-            model_hash=recipe.model_hash,
-            num_inference_steps=recipe.facts.settings.steps,
-            accuquant_version=accuquant.__version__,
-            source=_name_of(source),
-            files=_digests(folder),
+            files=digests_of(folder),
             choice=choice,
             text_weights=options.text_weights,
             decoder="fp32" if decoder is None else decoder.format,
+            controls=controls,
+            **common,
         )
         manifest.save(folder)
     say("done", 1.0)
@@ -194,8 +200,3 @@ def _copy_configuration(source: Source, folder: Path) -> None:
 def _name_of(source: Source) -> str:
     """Return the Hub id of the source, or where its folder lies: the export may be used from anywhere."""
     return str(source.folder.resolve()) if source.folder == Path(source.name) else source.name
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): sha256_of_file(path) for path in files}

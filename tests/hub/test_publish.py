@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,6 +22,7 @@ from accuquant.errors import EngineError, UsageError
 from accuquant.export import write_pipeline
 from accuquant.hub.model_card import CARD_NAME, write_model_card
 from accuquant.hub.publish import push_folder
+from accuquant.hub.published import published_files
 from accuquant.manifest import RECIPE_NAME, Manifest
 from accuquant.pipelines.source import Source
 from accuquant.recipe import Recipe
@@ -172,3 +174,25 @@ def test_a_download_is_not_published_from_the_cache(
     assert "got a download" in capsys.readouterr().err
     assert not (snapshot / CARD_NAME).exists()
     assert api.calls == []
+
+
+def test_the_folders_of_control_networks_name_no_place_either(
+    export: Path, manifest_of: Callable[..., Manifest]
+) -> None:
+    inside = export / "controlnet"
+    inside.mkdir()
+    (inside / "model.onnx").write_bytes(b"control")
+    own = {"model.onnx": sha256_of_file(inside / "model.onnx")}
+    manifest_of(
+        export, component="controlnet", graphs=("model.onnx",), files=own, source="/home/ann/sd"
+    ).save(inside)
+    listed = [export / "unet" / "model.onnx", *inside.iterdir()]
+    files = {path.relative_to(export).as_posix(): sha256_of_file(path) for path in listed}
+    found = published_files(export, manifest_of(export, files=files, controls=("controlnet",)))
+    text = found["controlnet/accuquant.json"]
+    assert isinstance(text, bytes)
+    assert json.loads(text)["source"] == ""
+    whole = found["accuquant.json"]
+    assert isinstance(whole, bytes)
+    assert json.loads(whole)["files"]["controlnet/accuquant.json"] == hashlib.sha256(text).hexdigest()
+    assert found["controlnet/model.onnx"] == inside / "model.onnx"

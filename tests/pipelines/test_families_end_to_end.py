@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,7 +26,8 @@ def test_both_engines_in_the_pipeline_make_the_images_of_the_simulation(
     case = exported_case(kind)
     source, task = case.source, case.task
     pipe = open_pipeline(source, task)
-    setattr(pipe, source.component, simulate(source.network, case.recipe))
+    for name, part in replace(source, network=simulate(source.network, case.recipe)).parts.items():
+        setattr(pipe, name, part)
     arguments = call_arguments(pipe, task, range(2), 4) | {"output_type": "np"}
     simulated = pipe(**arguments, generator=seeded_generators([9, 10])).images
     for engine in ("openvino", "onnxruntime"):

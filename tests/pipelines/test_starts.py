@@ -108,6 +108,14 @@ CASES: dict[str, tuple[str, dict[str, Any], str | None]] = {
     "xl-inpaint": ("sdxl-inpaint", {"images": True, "masks": True, "strength": 0.9}, None),
     "xl-image": ("sdxl", {"images": True, "strength": 0.5}, None),
     "xl-image-dpm": ("sdxl", {"images": True, "strength": 0.5}, "DPMSolverMultistepScheduler"),
+    "control": ("control", {"control_images": 1}, None),
+    "control-two": ("control-two", {"control_images": 2, "control_scale": (0.3, 1.7)}, None),
+    "control-image": ("control", {"control_images": 1, "images": True, "strength": 0.6}, None),
+    "control-paste": ("control", {"control_images": 1, "images": True, "masks": True}, None),
+    "control-xl": ("control-sdxl", {"control_images": 1, "control_scale": (0.7,)}, None),
+    "control-xl-image": ("control-sdxl", {"control_images": 1, "images": True}, None),
+    "adapter": ("adapter", {"control_images": 1, "control_scale": (0.7,)}, None),
+    "ip-adapter": ("ip-adapter", {"ip_adapter_images": 1}, None),
 }
 
 
@@ -117,17 +125,22 @@ def opened(
 ) -> Callable[[str], tuple[Source, Task]]:
     def open_case(name: str) -> tuple[Source, Task]:
         kind, choices, scheduler = CASES[name]
-        source = load_source(tiny_text_pipeline(kind))
+        folder = tiny_text_pipeline(kind)
+        source = load_source(folder, ip_adapters=list(map(str, folder.parent.glob("ip_adapter.safetensors"))))
         if scheduler is not None:
             cls = getattr(diffusers, scheduler)
             changes = {"clip_sample": False} if scheduler == "DDIMScheduler" else {}
             other = cls.from_config(source.scheduler.config, **changes)
             source = dataclasses.replace(source, scheduler=other)
         given = {key: picture_folder / key if value is True else value for key, value in choices.items()}
+        several = {k: given.pop(k) for k in ("control_images", "ip_adapter_images") if k in given}
         texts = () if kind in ("dit", "super-resolution", "variation") else PROMPTS
         prompts = Task(prompts=texts, **{k: v for k, v in given.items() if not isinstance(v, Path)})
         pictures = Task.read(**{k: v for k, v in given.items() if isinstance(v, Path)})
-        return source, Task(**{**vars(prompts), "images": pictures.images, "masks": pictures.masks})
+        read = Task.read(**{k: [picture_folder / "images"] * count for k, count in several.items()})
+        pictured = {"images": pictures.images, "masks": pictures.masks}
+        pictured |= {name: getattr(read, name) for name in several}
+        return source, Task(**{**vars(prompts), **pictured})
 
     return open_case
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -67,14 +68,16 @@ def layer_parity(
     *,
     conditioning: ConditioningTensors | None = None,
     engine: str = "onnxruntime",
+    invoke: Callable[[nn.Module, Tensor, Tensor, ConditioningTensors], object] = call,
 ) -> tuple[LayerParity, ...]:
     """Compare the levels that every quantized layer reads in one network call, in the recipe's order.
 
     A copy of the graph whose QuantizeLinear nodes are outputs runs in `engine`. Then the simulation runs on
     the same `sample` [B, C, H, W]; behind each comparison it goes on with the graph's levels, so that one
     value that float rounding put on the next level counts once, and not in every later layer as well. With
-    the lowering "per-group", `onnx_path` is the graph of the timestep's group. Raises VerificationError
-    where the graph does not hold a layer of the recipe.
+    the lowering "per-group", `onnx_path` is the graph of the timestep's group. `invoke` calls the
+    simulation, where that is no denoising network. Raises VerificationError where the graph does not hold
+    a layer of the recipe.
     """
     levels = _graph_levels(Path(onnx_path), recipe, sample, timestep, conditioning or {}, engine)
     group = recipe.groups.find(timestep)
@@ -100,7 +103,7 @@ def layer_parity(
         with torch.no_grad():
             device = device_of(simulated)
             given = {name: tensor.to(device) for name, tensor in (conditioning or {}).items()}
-            call(simulated, sample.to(device), torch.tensor(timestep), given)
+            invoke(simulated, sample.to(device), torch.tensor(timestep), given)
     finally:
         for hook in hooks:
             hook.remove()

@@ -12,6 +12,7 @@ from accuquant.denoising.guidance import Guidance
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.errors import VerificationError
 from accuquant.manifest import RECIPE_NAME, Manifest
+from accuquant.networks.controlled import ControlledNetwork
 from accuquant.networks.network import ConditioningTensors
 from accuquant.pipelines.lora import check_loras
 from accuquant.pipelines.source import Source
@@ -21,6 +22,7 @@ from accuquant.recipe import Recipe
 from accuquant.runtime.engine_parts import engine_parts
 from accuquant.runtime.parts_choice import ENGINES as PARTS_ENGINES
 from accuquant.units.per_worker import PerWorker
+from accuquant.verification.measure.pieces import Piece, pieces_of, whole_recipe
 from accuquant.verification.measure.scheduler_check import check_scheduler, scheduler_config
 from accuquant.verification.measure.stored_starts import MadeStarts, StoredStarts
 from accuquant.verification.verification_settings import VerificationSettings
@@ -42,9 +44,15 @@ class Subject:
     @classmethod
     def load(cls, folder: Path, reference: Source, settings: VerificationSettings) -> Subject:
         """Read the folder. Raises EngineError or RecipeError where it is missing or damaged."""
-        recipe = Recipe.load(folder / RECIPE_NAME)
-        known = reference.called_as(recipe.signature)
-        return cls(folder, Manifest.load(folder), recipe, known, settings)
+        manifest, recipe = Manifest.load(folder), Recipe.load(folder / RECIPE_NAME)
+        known, network = reference.called_as(recipe.signature), reference.network
+        if isinstance(network, ControlledNetwork):
+            recipe = whole_recipe(folder, manifest, recipe, network)
+        return cls(folder, manifest, recipe, known, settings)
+
+    def pieces(self) -> tuple[Piece, ...]:
+        """Return the exported networks: one, or the UNet and the control networks beside it."""
+        return pieces_of(self.folder, self.manifest, self.recipe, self.reference.network)
 
     def check(self) -> tuple[str, ...]:
         """Raise VerificationError unless folder and reference belong together; return notes."""
