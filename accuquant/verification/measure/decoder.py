@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import BatchNorm2d
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from accuquant.denoising.conditioning import Conditioning
 from accuquant.errors import VerificationError
@@ -47,18 +49,26 @@ def _decoder(source: Source, part: str) -> Decode:
     factor = float(getattr(config, "scaling_factor", 1.0)) if scaled else 1.0
     shift = float(getattr(config, "shift_factor", None) or 0.0) if scaled else 0.0
     mean, std = (_statistics(config, name) for name in ("latents_mean", "latents_std"))
+    # FLUX.2 normalizes patches of 2x2 latents; Qwen-Image's autoencoder is one of videos, with one frame
+    normalization = getattr(network, "bn", None)
+    of_frames = hasattr(config, "temperal_downsample")
 
     @torch.no_grad()
     def decode(latents: Tensor) -> Tensor:
-        if mean is not None and std is not None:  # SDXL variants; AutoencoderKL's formula
+        if normalization is not None:
+            prepared = _denormalized(latents, normalization, float(config.batch_norm_eps))
+        elif mean is not None and std is not None:  # SDXL variants; AutoencoderKL's formula
             prepared = latents * std / factor + mean
         else:
             prepared = latents / factor + shift
+        if of_frames:
+            prepared = prepared.unsqueeze(2)
         images = [
             network.decode(batch.to(device), return_dict=False)[0].to(latents.device)
             for batch in torch.split(prepared, _BATCH)
         ]
-        return to_images(torch.cat(images))
+        made = torch.cat(images)
+        return to_images(made[:, :, 0] if of_frames else made)
 
     return decode
 
@@ -66,21 +76,36 @@ def _decoder(source: Source, part: str) -> Decode:
 def unpacked(latents: Tensor, conditioning: Conditioning) -> Tensor:
     """Undo Flux's packing of 2x2 latents into patches: [N, P, 4 C] -> [N, C, H, W]; others are returned.
 
-    The network is told where the patches stand: `img_ids` [P, 3] holds row and column behind a zero.
+    The network is told where the patches stand: `img_ids` [P, 3], or [N, copies, P, 4], holds row and column
+    behind the number of the image.
     """
     if latents.ndim != 3:
         return latents
-    if "img_ids" not in conditioning.shared:
+    rowed = conditioning.tensors.get("img_ids")
+    ids = conditioning.shared.get("img_ids") if rowed is None else rowed[0, 0]
+    if ids is None:
         raise VerificationError(
             f"latents {list(latents.shape)}",
             got="patches that nothing says how to unpack",
             expected="latents [N, C, H, W], or patches whose network is told their places (img_ids)",
             remedy="Call accuquant.verification.verify from Python with decode=function",
         )
-    rows, columns = (int(n) + 1 for n in conditioning.shared["img_ids"][:, 1:].amax(0))
-    count, _, channels = latents.shape
+    count, patches, channels = latents.shape
+    # behind the image's own patches are those of images that the prompt refers to
+    places = ids[:patches, 1:3]
+    rows, columns = (int(n) + 1 for n in places.amax(0) - places.amin(0))
     grid = latents.reshape(count, rows, columns, channels // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
     return grid.reshape(count, channels // 4, 2 * rows, 2 * columns)
+
+
+def _denormalized(latents: Tensor, normalization: BatchNorm2d, eps: float) -> Tensor:
+    """Undo a batch normalization of 2x2 latents as one patch: [N, C, H, W] -> the same."""
+    mean, variance = normalization.running_mean, normalization.running_var
+    assert mean is not None
+    assert variance is not None
+    deviation = (variance + eps).sqrt().reshape(-1, 1, 1)
+    patches = pixel_unshuffle(latents, 2)
+    return pixel_shuffle(patches * deviation.to(latents) + mean.reshape(-1, 1, 1).to(latents), 2)
 
 
 def _statistics(config: object, name: str) -> Tensor | None:
