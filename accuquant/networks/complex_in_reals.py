@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -38,12 +37,22 @@ def _to_last_axis(values: Any) -> Tensor:
     return torch.stack([values.real, values.imag], dim=-1)
 
 
+#: Functions of torch that make complex tensors, or take them apart.
+_STAND_INS: dict[str, Callable[..., Any]] = {
+    "complex": ComplexPair,
+    "view_as_complex": _from_last_axis,
+    "view_as_real": _to_last_axis,
+}
+
+
 @contextmanager
 def complex_in_reals() -> Iterator[None]:
     """Let torch.complex, view_as_complex and view_as_real work on pairs of real tensors inside the block."""
-    with (
-        patch.object(torch, "complex", ComplexPair),
-        patch.object(torch, "view_as_complex", _from_last_axis),
-        patch.object(torch, "view_as_real", _to_last_axis),
-    ):
+    own = {name: getattr(torch, name) for name in _STAND_INS}
+    try:
+        for name, stand_in in _STAND_INS.items():
+            setattr(torch, name, stand_in)
         yield
+    finally:
+        for name, function in own.items():
+            setattr(torch, name, function)

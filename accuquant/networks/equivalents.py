@@ -27,13 +27,14 @@ class Equivalent:
 
     `arguments` makes those of `forward` of the pipeline's own. `masks`: tensor -> its mask [batch, tokens];
     rows behind the mask are padding, so prompts of several lengths are one batch. `one_size`: a graph is
-    made for one size of the image.
+    made for one size of the image. `idle`: the layers whose outputs nothing reads; a graph has none of them.
     """
 
     forward: Callable[..., Tensor]
     arguments: Callable[[Arguments], Arguments] = lambda given: given
     masks: Mapping[str, str] = field(default_factory=dict)
     one_size: bool = False
+    idle: Callable[[Any], frozenset[str]] = lambda _network: frozenset()
 
     @property
     def padded(self) -> frozenset[str]:
@@ -50,11 +51,18 @@ EQUIVALENTS: dict[str, Equivalent] = {
         qwen_image_forward.forward,
         qwen_image_forward.arguments,
         {"encoder_hidden_states": "encoder_hidden_states_mask"},
+        idle=qwen_image_forward.idle_layers,
     ),
     "ZImageTransformer2DModel": Equivalent(
         z_image_forward.forward, z_image_forward.arguments, {"cap_feats": "cap_feats_mask"}, one_size=True
     ),
 }
+
+
+def idle_layers(network: nn.Module) -> frozenset[str]:
+    """Return the names of the layers of a network whose outputs nothing reads."""
+    known = EQUIVALENTS.get(type(network).__name__)
+    return frozenset() if known is None else known.idle(network)
 
 
 def equivalent_arguments(architecture: str, given: Arguments) -> Arguments:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from accuquant.networks.architectures import SUPPORTED, read_signature, timestep_divisor
 from accuquant.networks.call_form import CallForm, value_at
 from accuquant.networks.call_tensors import undressed
-from accuquant.networks.equivalents import fixed_shapes
+from accuquant.networks.equivalents import fixed_shapes, idle_layers
 from accuquant.networks.signature import Signature, Uncaptured
 from accuquant.networks.stored_weights import StoredLayer, named_weights
 from accuquant.qparams import FloatArray
@@ -123,8 +123,12 @@ def layer_kind(module: nn.Module) -> str | None:
 
 
 def quantizable_layers(network: nn.Module) -> dict[str, nn.Module]:
-    """Return every Conv2d, Linear and ConvTranspose2d of `network` by module name, in order."""
-    return {name: m for name, m in network.named_modules() if layer_kind(m) is not None}
+    """Return every Conv2d, Linear and ConvTranspose2d of `network` by module name, in order.
+
+    Layers whose outputs nothing reads (networks/equivalents.py) are none: no graph has them.
+    """
+    idle = idle_layers(network)
+    return {n: m for n, m in network.named_modules() if layer_kind(m) is not None and n not in idle}
 
 
 @contextmanager

@@ -84,6 +84,13 @@ def forward(
     return predicted
 
 
+def idle_layers(network: Any) -> frozenset[str]:
+    """Return the layers behind the last attention that compute its text, which nothing reads."""
+    last = len(network.transformer_blocks) - 1
+    names = ("attn.to_add_out", "txt_mlp.net.0.proj", "txt_mlp.net.2")
+    return frozenset(f"transformer_blocks.{last}.{name}" for name in names)
+
+
 def _places(images: list[tuple[int, int, int]]) -> Tensor:
     """Return image, row and column of every patch, in float32 as Flux's: rows and columns from the middle."""
     places = [

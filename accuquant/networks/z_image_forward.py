@@ -61,8 +61,8 @@ def forward(
     image_turns, caption_turns = _turns(network.rope_embedder, grid, lengths, cap_feats.shape[1])
 
     image = network.all_x_embedder[key](patches)
-    filling = network.x_pad_token.expand(count, image_turns.shape[1] - image.shape[1], -1)
-    image = torch.cat([image, filling], dim=1)
+    if missing := image_turns.shape[1] - image.shape[1]:
+        image = torch.cat([image, network.x_pad_token.expand(count, missing, -1)], dim=1)
     for layer in network.noise_refiner:
         image = layer(image, None, rotations(image_turns), temb)
 
@@ -111,6 +111,6 @@ def _turns(embedder: Any, grid: tuple[int, int, int], lengths: Tensor, tokens: i
     at = torch.cartesian_prod(*(torch.arange(extent, device=device) for extent in grid))
     offset = (lengths + 1)[:, None, None] * torch.tensor([1, 0, 0], device=device)
     image = at[None] + offset
-    filling = image.new_zeros((1, -at.shape[0] % MULTIPLE, 3)).expand(count, -1, -1)
-    image = torch.cat([image, filling], dim=1)
+    if missing := -at.shape[0] % MULTIPLE:
+        image = torch.cat([image, image.new_zeros((1, missing, 3)).expand(count, -1, -1)], dim=1)
     return looked_up(tables, image), looked_up(tables, caption)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from accuquant.errors import SourceError, UsageError
 from accuquant.networks.call_tensors import bound_arguments
 from accuquant.networks.complex_in_reals import ComplexPair, complex_in_reals
-from accuquant.networks.equivalents import EQUIVALENTS, fixed_shapes
+from accuquant.networks.equivalents import EQUIVALENTS, fixed_shapes, idle_layers
+from accuquant.networks.network import quantizable_layers
 
 
 def predicted(network: nn.Module, given: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -73,6 +74,20 @@ def test_z_image_on_a_batch_predicts_what_it_does_on_lists(lengths: list[int], h
     }  # fmt: skip
     ours, own = predicted(z_image_network(), given)
     torch.testing.assert_close(ours, own, rtol=0, atol=5e-6)
+
+
+def test_layers_are_idle_whose_weights_the_prediction_does_not_depend_on() -> None:
+    network = qwen_network()
+    given = {
+        "hidden_states": some(1, 24, 16), "timestep": torch.full((1,), 0.3),
+        "encoder_hidden_states": some(1, 9, 16), "img_shapes": [[(1, 4, 6)]],
+    }  # fmt: skip
+    linear = {name: m for name, m in network.named_modules() if isinstance(m, nn.Linear)}
+    weights = [layer.weight for layer in linear.values()]
+    gradients = torch.autograd.grad(network(**given).sample.sum(), weights, allow_unused=True)
+    unread = {name for name, gradient in zip(linear, gradients, strict=True) if gradient is None}
+    assert unread == idle_layers(network) != set()
+    assert set(quantizable_layers(network)) == set(linear) - unread
 
 
 def test_images_of_several_sizes_in_a_batch_are_refused() -> None:
