@@ -165,7 +165,7 @@ def pipeline_run(source: Source, task: Task, members: range, seed: int) -> tuple
     arguments = call_arguments(pipe, task, members, STEPS)
     made = pipe(**arguments, generator=seeded_generators([seed + k for k in members]))
     del pipe.scheduler.step
-    if arguments.get("output_type") == "latent" and isinstance(made.images, Tensor):
+    if isinstance(made.images, Tensor) and made.images.shape == seen[-1].shape:  # FLUX.2 [klein] unpacks them
         seen[-1] = made.images
     return seen, timesteps
 
