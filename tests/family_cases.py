@@ -58,7 +58,7 @@ CASES: dict[str, dict[str, Any]] = {
     "flux-fill": {"prompts": True, "images": True, "masks": True, "image_size": (16, 24)},
     "flux-kontext": {"prompts": True, "images": True, "image_size": (16, 24)},
     "flux2": {"prompts": True, "image_size": 16},
-    "flux2-reference": {"prompts": True, "images": True, "image_size": 16},
+    "flux2-reference": {"prompts": True, "images": True, "image_size": 64},
     "flux2-klein": {"prompts": True, "image_size": 16},
     "qwen": {"prompts": True, "image_size": (16, 24)},
     "qwen-true": {"prompts": True, "image_size": 16, "negative_prompt": "blurred", "true_cfg_scale": 4.0},
