@@ -54,7 +54,7 @@ CASES: dict[str, dict[str, Any]] = {
     "aura-flow": {"prompts": True, "image_size": 16},
     "sana": {"prompts": True, "image_size": 32},
     "chroma": {"prompts": True, "image_size": 16},
-    "lumina": {"prompts": True, "image_size": 16},
+    "lumina": {"prompts": True, "image_size": (64, 96)},  # its pipeline divides by 8
     "flux-fill": {"prompts": True, "images": True, "masks": True, "image_size": (16, 24)},
     "flux-kontext": {"prompts": True, "images": True, "image_size": (16, 24)},
     "flux2": {"prompts": True, "image_size": 16},

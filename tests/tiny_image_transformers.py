@@ -28,11 +28,11 @@ _ROPE = {"rope_type": "default", "mrope_section": [1, 1, 2], "type": "default"}
 def byte_tokenizer(max_length: int = 1024) -> Any:
     """Return a Qwen2 tokenizer of single bytes, with a chat template."""
     from tokenizers.pre_tokenizers import ByteLevel
-    from transformers import Qwen2TokenizerFast
+    from transformers import Qwen2Tokenizer
 
     words = {letter: k for k, letter in enumerate(sorted(ByteLevel.alphabet()))}
     words |= {word: 256 + k for k, word in enumerate(_SPECIAL)}
-    tokenizer = Qwen2TokenizerFast(
+    tokenizer = Qwen2Tokenizer(
         vocab=words, merges=[], model_max_length=max_length,
         extra_special_tokens={"image_token": "<|image_pad|>"},
     )  # fmt: skip

@@ -47,7 +47,8 @@ def forward(
 
     tokens = network.norm_out(joint, temb)[:, places.shape[0] :]
     tokens = tokens.reshape(count, rows, columns, patch, patch, network.out_channels)
-    return tokens.permute(0, 5, 1, 3, 2, 4).reshape(count, network.out_channels, height, width)
+    predicted: Tensor = tokens.permute(0, 5, 1, 3, 2, 4).reshape(count, -1, height, width)
+    return predicted
 
 
 def _turns(embedder: Any, places: Tensor, lengths: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
