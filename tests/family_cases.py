@@ -58,11 +58,9 @@ CASES: dict[str, dict[str, Any]] = {
     "flux-fill": {"prompts": True, "images": True, "masks": True, "image_size": (16, 24)},
     "flux-kontext": {"prompts": True, "images": True, "image_size": (16, 24)},
     "flux2": {"prompts": True, "image_size": 16},
-    "flux2-reference": {"prompts": True, "images": True, "image_size": 64},
     "flux2-klein": {"prompts": True, "image_size": 16},
     "qwen": {"prompts": True, "image_size": (16, 24)},
     "qwen-true": {"prompts": True, "image_size": 16, "negative_prompt": "blurred", "true_cfg_scale": 4.0},
-    "qwen-edit": {"prompts": True, "images": True, "image_size": 256},
     "zimage": {"prompts": True, "image_size": (16, 24), "negative_prompt": "blurred"},
     "hunyuan-dit": {"prompts": True, "image_size": 64},
 }
@@ -86,7 +84,7 @@ def export_case(kind: str, pipeline: Path, pictures: Path, folder: Path) -> Expo
 
 def saved_pipeline(kind: str) -> str:
     """Return the name in `tiny_pipelines` of the pipeline that a case starts from."""
-    return re.sub("-(image|paste|true|reference)$", "", kind)
+    return re.sub("-(image|paste|true)$", "", kind)
 
 
 def make_task(choices: dict[str, Any], pictures: Path) -> Task:

@@ -106,7 +106,6 @@ CASES: dict[str, tuple[str, dict[str, Any], str | None]] = {
     "kontext": ("flux-kontext", {"image_size": (24, 16), "images": True}, None),
     "kontext-without-image": ("flux-kontext", {"image_size": 16}, None),
     "flux2": ("flux2", {"image_size": (24, 16)}, None),
-    "flux2-reference": ("flux2", {"image_size": 64, "images": True}, None),
     "klein": ("flux2-klein", {"image_size": 16}, None),
     "klein-without-guidance": ("flux2-klein", {"image_size": 16, "guidance_scale": 1.0}, None),
     "qwen": ("qwen", {"image_size": (24, 16)}, None),
