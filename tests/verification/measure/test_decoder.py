@@ -23,7 +23,6 @@ from accuquant.pipelines.task import Task
 from accuquant.verification.measure.decoder import load_decoder, unpacked
 from accuquant.verification.measure.metrics import to_images
 
-
 PACKED = ("flux", "flux-kontext", "flux2", "qwen")
 NEW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("flux-kontext", "flux2", "qwen", "zimage")]
 
