@@ -37,8 +37,9 @@ class Manifest:
     the recipe was made without a sampler. `files` maps each relative path to its SHA-256. `choice` says why
     lowering and precision are what they are, where the user did not name both. `text_weights` is how the
     text encoders' weights are stored, where the folder holds them. `decoder` is what the autoencoder's
-    decoder computes in: "int8" or "fp8" where it was exported with a recipe of its own. `controls` are the folders inside with the
-    graphs of control networks, in the pipeline's order, each with a manifest of its own.
+    decoder computes in: "int8" or "fp8" where it was exported with a recipe of its own. `controls` are the
+    folders inside with the graphs of control networks, in the pipeline's order, each with a manifest of
+    its own.
     """
 
     pipeline_class: str

@@ -62,6 +62,10 @@ class EngineUNet(FixedNetwork, ModelMixin):
         width = self._config.get("projection_class_embeddings_input_dim")
         # SDXL pipelines ask the network for this extent before they build time_ids.
         self.add_embedding = SimpleNamespace(linear_1=SimpleNamespace(in_features=width))
+        # Z-Image's and HunyuanDiT's pipelines ask the network itself for these.
+        heads, width = (self._config.get(name) for name in ("num_attention_heads", "attention_head_dim"))
+        self.in_channels, self.num_heads = self._config.get("in_channels"), heads
+        self.inner_dim = heads * width if isinstance(heads, int) and isinstance(width, int) else None
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -105,7 +109,7 @@ class EngineUNet(FixedNetwork, ModelMixin):
         calibrated range or an argument that the exported graph has no input for.
         """
         signature = self.engine_model.manifest.signature
-        arguments = bound_arguments(self._forward_signature, (self, *args), kwargs)
+        arguments = bound_arguments(self._forward_signature, (self, *args), kwargs, signature.architecture)
         arguments.pop("self")
         if signature.call is not None:
             return self._forward_as_seen(signature, signature.call, arguments)

@@ -60,6 +60,15 @@ CASES: dict[str, dict[str, Any]] = {
     "control-sdxl": {"prompts": True, "control_images": 1},
     "adapter": {"prompts": True, "control_images": 1},
     "ip-adapter": {"prompts": True, "ip_adapter_images": 1},
+    "lumina": {"prompts": True, "image_size": (64, 96)},  # its pipeline divides by 8
+    "flux-fill": {"prompts": True, "images": True, "masks": True, "image_size": (16, 24)},
+    "flux-kontext": {"prompts": True, "images": True, "image_size": (16, 24)},
+    "flux2": {"prompts": True, "image_size": 16},
+    "flux2-klein": {"prompts": True, "image_size": 16},
+    "qwen": {"prompts": True, "image_size": (16, 24)},
+    "qwen-true": {"prompts": True, "image_size": 16, "negative_prompt": "blurred", "true_cfg_scale": 4.0},
+    "zimage": {"prompts": True, "image_size": (16, 24), "negative_prompt": "blurred"},
+    "hunyuan-dit": {"prompts": True, "image_size": 64},
 }
 
 

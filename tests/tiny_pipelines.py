@@ -102,7 +102,9 @@ def t5(width: int = 16) -> tuple[Any, Any]:
 
 def save_pipeline(kind: str, folder: Path) -> Path:
     """Build the pipeline called `kind`, save it inside `folder` and return where."""
-    class_name, parts = PIPELINES[kind](folder)
+    from tiny_image_transformers import IMAGE_TRANSFORMERS  # which imports this module
+
+    class_name, parts = (PIPELINES | IMAGE_TRANSFORMERS)[kind](folder)
     path = folder / "pipeline"
     getattr(diffusers, class_name)(**parts).save_pretrained(path)
     return path
@@ -402,16 +404,20 @@ def _sana(folder: Path) -> tuple[str, dict[str, Any]]:
     }
 
 
-def _lumina(folder: Path) -> tuple[str, dict[str, Any]]:
-    tokenizer, _ = t5()
-    transformer = seeded(
+def lumina_network() -> Any:
+    """Return a Lumina2Transformer2DModel."""
+    return seeded(
         0, diffusers.Lumina2Transformer2DModel, sample_size=8, patch_size=2, in_channels=4, hidden_size=16,
         num_layers=1, num_refiner_layers=1, num_attention_heads=2, num_kv_heads=1, multiple_of=16,
         ffn_dim_multiplier=1.0, norm_eps=1e-5, scaling_factor=1.0, axes_dim_rope=(4, 2, 2),
         axes_lens=(512, 64, 64), cap_feat_dim=16,
     )  # fmt: skip
+
+
+def _lumina(folder: Path) -> tuple[str, dict[str, Any]]:
+    tokenizer, _ = t5()
     return "Lumina2Pipeline", {
-        "transformer": transformer,
+        "transformer": lumina_network(),
         "vae": vae(shift_factor=0.06),
         "text_encoder": gemma(),
         "tokenizer": tokenizer,

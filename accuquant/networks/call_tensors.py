@@ -11,13 +11,15 @@ from torch import Tensor
 
 from accuquant.errors import SourceError, UsageError
 from accuquant.networks.call_form import CallForm, Place, is_tensor, leaves, value_at
+from accuquant.networks.equivalents import equivalent_arguments
 
 
 def bound_arguments(
-    signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]
+    signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any], architecture: str
 ) -> dict[str, Any]:
     """Return the arguments of a call by the names of a forward, those of its **kwargs among them.
 
+    Of a network with an equivalent (networks/equivalents.py) they are those of the equivalent.
     Raises SourceError for arguments that have no name.
     """
     bound = dict(signature.bind(*args, **kwargs).arguments)
@@ -31,7 +33,7 @@ def bound_arguments(
                 expected="arguments that have names",
                 remedy="Give them names in the network's forward",
             )
-    return bound
+    return equivalent_arguments(architecture, bound)
 
 
 def undressed(value: Any, place: Place) -> Tensor:
@@ -39,14 +41,14 @@ def undressed(value: Any, place: Place) -> Tensor:
 
     Raises UsageError for a list whose tensors have several shapes.
     """
-    if place.rows and len({tuple(row.shape) for row in value}) > 1:
+    if place.rows and not is_tensor(value) and len({tuple(row.shape) for row in value}) > 1:
         raise UsageError(
             f"argument '{place.path[0]}' of the network",
             got="rows of several lengths in one batch",
             expected="rows of one shape: a graph has rectangular inputs",
             remedy="Give prompts of as many tokens each, or one image a batch without guidance",
         )
-    tensor: Tensor = torch.stack(list(value)) if place.rows else value
+    tensor: Tensor = torch.stack(list(value)) if place.rows and not is_tensor(value) else value
     return tensor if place.unit_axis is None else tensor.squeeze(place.unit_axis)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from accuquant.networks.architectures import SUPPORTED, read_signature, timestep_divisor
 from accuquant.networks.call_form import CallForm, value_at
 from accuquant.networks.call_tensors import undressed
+from accuquant.networks.equivalents import fixed_shapes, idle_layers
 from accuquant.networks.signature import Signature, Uncaptured
 from accuquant.networks.stored_weights import StoredLayer, named_weights
 from accuquant.qparams import FloatArray
@@ -83,14 +84,19 @@ def _call_as_seen(
     conditioning: ConditioningTensors,
     shared: bool,
 ) -> Tensor:
-    value = form.network_timestep(torch.as_tensor(timestep, device=sample.device)).reshape(-1)[:1]
+    at = torch.as_tensor(timestep, device=sample.device)
+    # a graph's timestep is no integer, and HunyuanDiT computes in the type that it is given
+    at = at if at.is_floating_point() else at.float()
+    value = form.network_timestep(at).reshape(-1)[:1]
     if not form.per_row:
         value = value.reshape(())
     elif not shared:
         value = value.expand(sample.shape[0])
     (name,) = form.tensors.keys() - conditioning.keys() - {TIMESTEP}
     arguments = form.assemble({name: sample, TIMESTEP: value, **conditioning})
-    return undressed(value_at(network(**arguments), form.output.path), form.output)
+    with fixed_shapes(network):
+        output = network(**arguments)
+    return undressed(value_at(output, form.output.path), form.output)
 
 
 def remember_call(network: nn.Module, signature: Signature) -> None:
@@ -117,8 +123,12 @@ def layer_kind(module: nn.Module) -> str | None:
 
 
 def quantizable_layers(network: nn.Module) -> dict[str, nn.Module]:
-    """Return every Conv2d, Linear and ConvTranspose2d of `network` by module name, in order."""
-    return {name: m for name, m in network.named_modules() if layer_kind(m) is not None}
+    """Return every Conv2d, Linear and ConvTranspose2d of `network` by module name, in order.
+
+    Layers whose outputs nothing reads (networks/equivalents.py) are none: no graph has them.
+    """
+    idle = idle_layers(network)
+    return {n: m for n, m in network.named_modules() if layer_kind(m) is not None and n not in idle}
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import Any
@@ -11,9 +11,12 @@ from typing import Any
 import torch
 
 from accuquant.denoising.process import seeded_generators
-from accuquant.errors import CalibrationError
-from accuquant.networks.call_tensors import bound_arguments
+from accuquant.errors import CalibrationError, SourceError
+from accuquant.networks.call_form import value_at
+from accuquant.networks.call_tensors import bound_arguments, undressed
 from accuquant.networks.device import device_of
+from accuquant.networks.equivalents import EQUIVALENTS, fixed_shapes
+from accuquant.networks.padding import MULTIPLE, filled
 from accuquant.networks.signature import Signature, Uncaptured
 from accuquant.pipelines.diffusers_internals import replaced
 from accuquant.pipelines.families import (
@@ -64,20 +67,45 @@ def captured_signature(source: Source, task: Task, steps: int) -> Signature:
     one = replace(task, prompts=task.prompts[:1])
     variants: dict[str, list[Arguments]] = {
         BATCH: [_first_call(pipe, network, call_arguments(pipe, one, range(2), steps))],
-        SIZE: [_first_call(pipe, network, given) for given in _other_sizes(pipe, task, steps)],
+        SIZE: [_first_call(pipe, network, given) for given in _other_sizes(pipe, network, task, steps)],
         TOKENS: _other_tokens(pipe, network, one, steps),
     }
-    return read_signature_off(type(source.network).__name__, seen, variants)
+    known = EQUIVALENTS.get(type(source.network).__name__)
+    if known:
+        variants[TOKENS].append(_lengthened(seen[0].arguments, known.padded))
+    signature = read_signature_off(type(source.network).__name__, seen, variants)
+    if known:
+        _check_equivalent(network, signature, seen[0])
+    return signature
+
+
+@torch.no_grad()
+def _check_equivalent(network: Any, signature: Signature, step: SeenStep) -> None:
+    """Raise SourceError unless a network's equivalent predicts what the network itself predicted."""
+    assert signature.call is not None
+    with fixed_shapes(network):
+        ours = network(**step.arguments)
+    place = signature.call.output
+    given, expected = (undressed(value_at(output, place.path), place) for output in (ours, step.output))
+    if not torch.allclose(given, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().amax())):
+        raise SourceError(
+            f"network {signature.architecture}",
+            got=f"a prediction that differs by {float((given - expected).abs().amax()):.2g} where its "
+            "forward is computed with fixed shapes",
+            expected="the same prediction: diffusers has changed this network",
+            remedy="Use a release of diffusers in the range that pyproject.toml names",
+        )
 
 
 @torch.no_grad()
 def _steps(pipe: Any, network: Any, arguments: Mapping[str, Any]) -> list[SeenStep]:
     """Return the first call of the network in each of the pipeline's first steps."""
+    name = type(network).__name__
     calls: list[tuple[Arguments, Any]] = []
     seen: list[SeenStep] = []
 
     def note_call(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        given = _kept(bound_arguments(inspect.signature(forward), args, kwargs))
+        given = _kept(bound_arguments(inspect.signature(forward), args, kwargs, name))
         calls.append((given, forward(*args, **kwargs)))
         return calls[-1][1]
 
@@ -108,11 +136,12 @@ def _first_call(pipe: Any, network: Any, arguments: Mapping[str, Any]) -> Argume
     seen: list[Arguments] = []
 
     def note(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        seen.append(bound_arguments(inspect.signature(forward), args, kwargs))
+        seen.append(bound_arguments(inspect.signature(forward), args, kwargs, type(network).__name__))
         raise _EnoughSeen
 
-    told = [len(arguments[name]) for name in ("prompt", "class_labels", "image") if name in arguments]
-    count = int(arguments.get("batch_size", told[0] if told else 1))
+    # a prompt may refer to several images
+    counted = [len(arguments[k]) for k in ("prompt", "image", "class_labels") if k in arguments]
+    count = int(arguments.get("batch_size", (*counted, 1)[0]))
     with replaced(network, "forward", note), refusals_of(pipe), suppress(_EnoughSeen):
         pipe(**arguments, generator=seeded_generators(range(count)))
     if not seen:
@@ -125,9 +154,10 @@ def _kept(arguments: Arguments) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, list) else value for name, value in arguments.items()}
 
 
-def _other_sizes(pipe: Any, task: Task, steps: int) -> Iterator[dict[str, Any]]:
+def _other_sizes(pipe: Any, network: Any, task: Task, steps: int) -> Iterator[dict[str, Any]]:
     """Yield the arguments of a run for an image of other sides, where the pipeline lets them be chosen."""
-    if sides_can_be_chosen(pipe):
+    known = EQUIVALENTS.get(type(network).__name__)
+    if sides_can_be_chosen(pipe) and not (known and known.one_size):
         width, height = pixels(pipe, task) or _SOME
         larger = (width * _SIDES[0], height * _SIDES[1])
         yield call_arguments(pipe, replace(task, image_size=larger), range(1), steps)
@@ -143,6 +173,14 @@ def _other_tokens(pipe: Any, network: Any, task: Task, steps: int) -> list[Argum
     with _half_the_tokens(pipe) as changes:
         seen.append(_first_call(pipe, network, call_arguments(pipe, task, range(1), steps) | changes))
     return seen
+
+
+def _lengthened(arguments: Arguments, padded: Collection[str]) -> Arguments:
+    """Return the arguments of a call with more tokens, where longer prompts may not change their number."""
+    return {
+        name: filled(value, value.shape[1] + MULTIPLE) if name in padded else value
+        for name, value in arguments.items()
+    }
 
 
 @contextmanager

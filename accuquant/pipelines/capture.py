@@ -17,7 +17,9 @@ from accuquant.errors import CalibrationError
 from accuquant.networks.call_form import value_at
 from accuquant.networks.call_tensors import bound_arguments, tensors_of_call, undressed
 from accuquant.networks.control_signature import CONTROLLED
+from accuquant.networks.equivalents import EQUIVALENTS
 from accuquant.networks.network import TIMESTEP
+from accuquant.networks.padding import filled
 from accuquant.networks.signature import Signature
 from accuquant.pipelines.control_calls import ControlCalls
 from accuquant.pipelines.diffusers_internals import copy_without, first_step, remembered, replaced
@@ -105,6 +107,8 @@ class _Recorder:
     ) -> None:
         self.pipe, self.network, self.captured = pipe, network, captured
         self.generators, self.signature, self.steps, self.real = generators, signature, steps, real
+        known = EQUIVALENTS.get(signature.architecture)
+        self.padded: Collection[str] = known.padded if known else ()
         # a pipeline that calls its network several times a step has these equal in all calls
         self.shared = {spec.name for spec in signature.conditioning if spec.shape[0] != "batch"}
         self.check = check
@@ -127,7 +131,9 @@ class _Recorder:
 
     def _network_call(self, forward: Any, *args: Any, **kwargs: Any) -> Any:
         form = self.signature.call
-        sample, given = self._read(bound_arguments(inspect.signature(forward), args, kwargs))
+        sample, given = self._read(
+            bound_arguments(inspect.signature(forward), args, kwargs, self.signature.architecture)
+        )
         if not self.captured.steps and not self.calls:
             self.check(sample)
             self._keep_beginning()
@@ -185,7 +191,7 @@ class _Recorder:
         if "generator" in inspect.signature(step).parameters and len(sample) == count:
             kwargs.setdefault("generator", self.generators)  # some pipelines leave it to the global one
         result = step(model_output, timestep, sample, **kwargs)
-        seen = _one_batch(self.calls, self.shared)
+        seen = _one_batch(_of_one_length(self.calls, self.padded), self.shared)
         self.calls = []
         self.captured.steps.append(seen)
         seen.timestep = float(timestep)
@@ -194,6 +200,15 @@ class _Recorder:
         if len(self.captured.steps) >= self.steps:
             raise _EnoughSeen
         return result
+
+
+def _of_one_length(calls: list[Step], padded: Collection[str]) -> list[Step]:
+    """Fill what has a mask up to the longest prompt of a step: behind the mask's ones is padding."""
+    for name in padded:
+        longest = max(call.arguments[name].shape[1] for call in calls)
+        for call in calls:
+            call.arguments[name] = filled(call.arguments[name], longest)
+    return calls
 
 
 def _one_batch(calls: list[Step], shared: Collection[str]) -> Step:

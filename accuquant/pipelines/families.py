@@ -78,6 +78,9 @@ FAMILIES: dict[str, Family] = {
 }
 #: Pipelines that start from noise alone, or from noise and a class label.
 SEEDED = ("DDIMPipeline", "DDPMPipeline", "LDMPipeline")
+#: Pipelines whose prompts may refer to images, all of them in every call, and those that need none.
+_REFERENCES = ("Flux2Pipeline", "Flux2KleinPipeline")
+_WITH_OR_WITHOUT_IMAGES = (*_REFERENCES, "FluxKontextPipeline")
 #: Choice of a Task -> argument of a pipeline's __call__, where the names differ.
 _ARGUMENTS = {
     "prompts": "prompt",
@@ -108,6 +111,9 @@ def call_arguments(pipe: Any, task: Task, indices: Sequence[int], num_steps: int
             arguments[choice] = getattr(task, choice)
     if task.size is not None and "height" in accepted:
         arguments["width"], arguments["height"] = task.size
+        # Flux Kontext makes every image one of a million pixels, of what is given and of what comes out
+        sized = {"max_area": task.size[0] * task.size[1], "_auto_resize": False}
+        arguments |= {name: value for name, value in sized.items() if name in accepted}
     if "batch_size" in accepted:  # pipelines that start from noise alone
         arguments["batch_size"] = len(indices)
     if "prompt" in accepted:
@@ -117,12 +123,13 @@ def call_arguments(pipe: Any, task: Task, indices: Sequence[int], num_steps: int
     if (control := control_argument(pipe)) is not None:
         arguments[control] = control_images(pipe, task, indices, _image_size(pipe, task))
         arguments |= control_scales(pipe, task)
-    if takes_images(pipe):
-        arguments["image"] = _images(pipe, task, indices)
     if image_adapters(pipe):
         scale = task.guidance_scale
         guided = default_of(pipe, "guidance_scale", 1.0) if scale is None else scale
         arguments["ip_adapter_image_embeds"] = image_embeds(pipe, task, indices, guided=guided > 1)
+    if takes_images(pipe) and (task.images or name not in _WITH_OR_WITHOUT_IMAGES):
+        # a list of images is FLUX.2's way to say that each of them is for every prompt
+        arguments["image"] = _images(pipe, task, range(len(task.images)) if name in _REFERENCES else indices)
     if "mask_image" in accepted:
         size = _image_size(pipe, task)
         masks = [_nth(name, "masks", task.masks, k) for k in indices]

@@ -52,7 +52,8 @@ DEFAULT_EXCLUDE = (
 def stays_float(name: str, include: Sequence[str], exclude: Sequence[str], ends: Sequence[str] = ()) -> bool:
     """Say whether layer `name` stays float: `exclude` first, then `include`, then DEFAULT_EXCLUDE.
 
-    `ends` are names of first and last layers, where a network has names of its own. The defaults are names inside a network: `unet.conv_in` beside a control network is `conv_in`.
+    `ends` are names of first and last layers, where a network has names of its own. The defaults are names
+    inside a network: `unet.conv_in` beside a control network is `conv_in`.
     """
     if any(fnmatchcase(name, pattern) for pattern in exclude):
         return True

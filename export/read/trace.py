@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from accuquant.errors import ExportError
 from accuquant.export.read.small_addends import small_addends_kept
 from accuquant.graph.vocabulary import SIGNATURE_KEY
+from accuquant.networks.complex_in_reals import complex_in_reals
 from accuquant.networks.control_signature import side_factor
 from accuquant.networks.image_sides import multiple_of
 from accuquant.networks.network import call_directly
@@ -69,7 +70,7 @@ def trace(network: nn.Module, signature: Signature, *, opset: int = 21, dynamic:
         )
 
     # beside a control network, each level has an input of its own size: all sides are halved evenly
-    with every_size(network) if dynamic and multiple == 1 else nullcontext():
+    with every_size(network) if dynamic and multiple == 1 else nullcontext(), complex_in_reals():
         model = traced()
         if dynamic and "batch" in _fixed(model.graph, signature):
             # Chroma makes a list of as many numbers as the timestep has rows: one row is one for every batch

@@ -14,7 +14,8 @@ from accuquant.engines import Target
 COMPILED = (
     "sd", "sd-v", "inpaint", "pix2pix", "upscale", "lcm", "sdxl", "sdxl-inpaint", "sdxl-pix2pix", "ldm",
     "ldm-text", "super-resolution", "dit", "pixart", "pixart-alpha", "sd3", "flux", "aura-flow",
-    "sana", "chroma", "control", "control-sdxl",
+    "sana", "chroma", "lumina", "flux-fill", "flux2", "flux2-klein", "qwen", "zimage", "hunyuan-dit",
+    "control", "control-sdxl",
 )  # fmt: skip
 
 

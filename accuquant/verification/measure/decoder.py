@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import BatchNorm2d
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from accuquant.denoising.conditioning import Conditioning
 from accuquant.denoising.one_step import OneStepScheduler
@@ -60,21 +62,32 @@ def _decoder(source: Source, part: str) -> Decode:
     network = load_component(source.folder, part, source.loading).to(device)
     return decode_with(
         lambda latents: network.decode(latents.to(device), return_dict=False)[0],
-        preparation(source, network.config),
+        preparation(source, network.config, getattr(network, "bn", None)),
     )
 
 
-def preparation(source: Source, config: Any) -> Callable[[Tensor], Tensor]:
-    """Return what the pipeline of `source` does to latents before its autoencoder decodes them."""
+def preparation(
+    source: Source, config: Any, normalization: BatchNorm2d | None = None
+) -> Callable[[Tensor], Tensor]:
+    """Return what the pipeline of `source` does to latents before its autoencoder decodes them.
+
+    FLUX.2's autoencoder has a `normalization` of patches of 2x2 latents.
+    """
     scaled = not FAMILIES.get(source.pipeline_class, Family()).unscaled_latents
     factor = float(getattr(config, "scaling_factor", 1.0)) if scaled else 1.0
     shift = float(getattr(config, "shift_factor", None) or 0.0) if scaled else 0.0
     mean, std = (_statistics(config, name) for name in ("latents_mean", "latents_std"))
+    # Qwen-Image's autoencoder is one of videos, with one frame
+    of_frames = hasattr(config, "temperal_downsample")
 
     def prepare(latents: Tensor) -> Tensor:
-        if mean is not None and std is not None:  # SDXL variants; AutoencoderKL's formula
-            return latents * std / factor + mean
-        return latents / factor + shift
+        if normalization is not None:
+            prepared = _denormalized(latents, normalization, float(config.batch_norm_eps))
+        elif mean is not None and std is not None:  # SDXL variants; AutoencoderKL's formula
+            prepared = latents * std / factor + mean
+        else:
+            prepared = latents / factor + shift
+        return prepared.unsqueeze(2) if of_frames else prepared
 
     return prepare
 
@@ -85,7 +98,8 @@ def decode_with(network: Callable[[Tensor], Tensor], prepare: Callable[[Tensor],
     @torch.no_grad()
     def decode(latents: Tensor) -> Tensor:
         batches = torch.split(prepare(latents), _BATCH)
-        return to_images(torch.cat([network(batch).to(latents.device) for batch in batches]))
+        made = torch.cat([network(batch).to(latents.device) for batch in batches])
+        return to_images(made[:, :, 0] if made.ndim == 5 else made)
 
     return decode
 
@@ -93,21 +107,36 @@ def decode_with(network: Callable[[Tensor], Tensor], prepare: Callable[[Tensor],
 def unpacked(latents: Tensor, conditioning: Conditioning) -> Tensor:
     """Undo Flux's packing of 2x2 latents into patches: [N, P, 4 C] -> [N, C, H, W]; others are returned.
 
-    The network is told where the patches stand: `img_ids` [P, 3] holds row and column behind a zero.
+    The network is told where the patches stand: `img_ids` [P, 3], or [N, copies, P, 4], holds row and column
+    behind the number of the image.
     """
     if latents.ndim != 3:
         return latents
-    if "img_ids" not in conditioning.shared:
+    rowed = conditioning.tensors.get("img_ids")
+    ids = conditioning.shared.get("img_ids") if rowed is None else rowed[0, 0]
+    if ids is None:
         raise VerificationError(
             f"latents {list(latents.shape)}",
             got="patches that nothing says how to unpack",
             expected="latents [N, C, H, W], or patches whose network is told their places (img_ids)",
             remedy="Call accuquant.verification.verify from Python with decode=function",
         )
-    rows, columns = (int(n) + 1 for n in conditioning.shared["img_ids"][:, 1:].amax(0))
-    count, _, channels = latents.shape
+    count, patches, channels = latents.shape
+    # behind the image's own patches are those of images that the prompt refers to
+    places = ids[:patches, 1:3]
+    rows, columns = (int(n) + 1 for n in places.amax(0) - places.amin(0))
     grid = latents.reshape(count, rows, columns, channels // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
     return grid.reshape(count, channels // 4, 2 * rows, 2 * columns)
+
+
+def _denormalized(latents: Tensor, normalization: BatchNorm2d, eps: float) -> Tensor:
+    """Undo a batch normalization of 2x2 latents as one patch: [N, C, H, W] -> the same."""
+    mean, variance = normalization.running_mean, normalization.running_var
+    assert mean is not None
+    assert variance is not None
+    deviation = (variance + eps).sqrt().reshape(-1, 1, 1)
+    patches = pixel_unshuffle(latents, 2)
+    return pixel_shuffle(patches * deviation.to(latents) + mean.reshape(-1, 1, 1).to(latents), 2)
 
 
 def _statistics(config: object, name: str) -> Tensor | None:

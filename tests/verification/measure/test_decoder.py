@@ -14,6 +14,7 @@ from torch import Tensor
 
 from accuquant.denoising.conditioning import Conditioning
 from accuquant.denoising.process import seeded_generators
+from accuquant.pipelines.called_source import called_source
 from accuquant.pipelines.families import call_arguments
 from accuquant.pipelines.real_pipeline import open_pipeline
 from accuquant.pipelines.source import Source, load_source
@@ -22,17 +23,22 @@ from accuquant.pipelines.task import Task
 from accuquant.verification.measure.decoder import load_decoder, unpacked
 from accuquant.verification.measure.metrics import to_images
 
+PACKED = ("flux", "flux-kontext", "flux2", "qwen")
+NEW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("flux-kontext", "flux2", "qwen", "zimage")]
 
-@pytest.mark.parametrize("kind", ["sd", "sdxl", "ldm", "super-resolution", "dit", "sd3", "flux"])
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl", "ldm", "super-resolution", "dit", "sd3", "flux", *NEW])
 def test_latents_become_the_pipelines_images(
     kind: str, tiny_text_pipeline: Callable[[str], Path], picture_folder: Path
 ) -> None:
-    source = load_source(tiny_text_pipeline(kind))
+    source, size = load_source(tiny_text_pipeline(kind)), (24, 16) if kind in PACKED else None
     prompts = () if kind in ("ldm", "super-resolution", "dit") else ("a cat", "dog")
-    pictures = Task.read(images=picture_folder / "images").images if kind == "super-resolution" else ()
-    task = Task(prompts=prompts, images=pictures, image_size=(24, 16) if kind == "flux" else None)
+    pictured = kind in ("super-resolution", "flux-kontext")
+    pictures = Task.read(images=picture_folder / "images").images if pictured else ()
+    task = Task(prompts=prompts, images=pictures, image_size=16 if kind == "zimage" else size)
     conditioning = Conditioning()
-    if kind == "flux":
+    source = called_source(source, task, 2)
+    if kind in PACKED:
         (start,) = open_starter(source, task, steps=2).starts(1, 1, seed=1)
         conditioning = start.conditioning
     pipe = open_pipeline(source, task)
