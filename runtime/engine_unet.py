@@ -143,8 +143,11 @@ class EngineUNet(FixedNetwork, ModelMixin):
         return torch.from_numpy(prediction).to(sample.device, sample.dtype)
 
     @contextmanager
-    def cache_context(self, name: str) -> Iterator[None]:
-        """Do nothing: transformer pipelines name their calls, for caches that an engine does not have."""
+    def cache_context(self, name: str, **facts: Any) -> Iterator[None]:
+        """Do nothing: transformer pipelines name their calls, for caches that an engine does not have.
+
+        `facts` are what the caches of some pipelines (Wan) are told of the step.
+        """
         yield
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:

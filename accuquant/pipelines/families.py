@@ -87,6 +87,7 @@ def call_arguments(pipe: Any, task: Task, indices: Sequence[int], num_steps: int
     arguments: dict[str, Any] = {"num_inference_steps": num_steps}
     for choice in (
         "guidance_scale", "true_cfg_scale", "image_guidance_scale", "guidance_rescale", "strength",
+        "num_frames",
     ):  # fmt: skip
         if getattr(task, choice) is not None:
             arguments[choice] = getattr(task, choice)
@@ -185,6 +186,14 @@ def _nth(pipeline: str, choice: str, values: Sequence[str], index: int) -> str:
 def sides_can_be_chosen(pipe: Any) -> bool:
     """Say whether a pipeline takes an image's sides, or an image that has some."""
     return bool({"height", "image"} & set(inspect.signature(pipe.__call__).parameters))
+
+
+def frames_of(pipe: Any, task: Task) -> int | None:
+    """Return the number of frames of the videos that a pipeline makes, None where it makes images."""
+    parameter = inspect.signature(pipe.__call__).parameters.get("num_frames")
+    if parameter is None or (task.num_frames is None and not isinstance(parameter.default, int)):
+        return None
+    return int(task.num_frames or parameter.default)
 
 
 def pixels(pipe: Any, task: Task) -> tuple[int, int] | None:

@@ -21,6 +21,7 @@ _RANGES = {
     "guidance_rescale": (0.0, 1.0),
     "strength": (0.01, 1.0),
     "image_size": (8, 65536),
+    "num_frames": (1, 65536),
 }
 
 
@@ -29,7 +30,8 @@ class Task:
     """What a pipeline is asked for; None leaves the choice to the pipeline's own default.
 
     Image k takes prompt k, image k and mask k, counted from the start again where there are fewer.
-    `image_size` is the side of a square image in pixels, or width and height.
+    `image_size` is the side of a square image in pixels, or width and height; `num_frames` are those of a
+    video.
     """
 
     prompts: tuple[str, ...] = ()
@@ -42,6 +44,7 @@ class Task:
     guidance_rescale: float | None = None
     strength: float | None = None
     image_size: int | tuple[int, int] | None = None
+    num_frames: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("prompts", "images", "masks"):
