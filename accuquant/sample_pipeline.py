@@ -56,7 +56,8 @@ def sample_pipeline(
 ) -> npt.NDArray[np.float32]:
     """Sample `num_images` images of an exported folder -> float32 [N, H, W, C] in [0, 1].
 
-    Videos are [N, F, H, W, C]. `parts` says what runs text encoders and decoder: "engine" takes them from the folder, "torch" from the
+    Videos are [N, F, H, W, C].
+    `parts` says what runs text encoders and decoder: "engine" takes them from the folder, "torch" from the
     pipeline that was exported, or `pipeline`, on `device`; "auto" takes the engine where the folder holds
     them, no `pipeline` is named and `device` is the CPU. `loras`, which only change text encoders here, and
     `loading` say how the pipeline is read. What `task` leaves open is as it was calibrated. Image k takes

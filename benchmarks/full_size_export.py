@@ -58,7 +58,7 @@ def prepare(family: Family, folder: Path, blocks: dict[str, int]) -> None:
     write_network(family.network, family.configuration | blocks, folder / _COMPONENT, torch.bfloat16)
     _write_parts(family, folder, {"scheduler": family.parts()["scheduler"]})
     source = load_source(folder, as_stored=True, signature=signature)
-    made_up_recipe(source, num_groups=2).save(folder.with_suffix(".safetensors"))
+    made_up_recipe(source, num_groups=2).save(folder.with_name(f"{folder.name}.safetensors"))
 
 
 def _signature(family: Family, folder: Path) -> Any:
@@ -95,7 +95,7 @@ def measure(name: str, blocks: dict[str, int], folder: Path) -> dict[str, Any]:
     command = [sys.executable, __file__, "--models", name, "--prepare", str(folder), counts]
     subprocess.run(command, check=True)
     output = folder.with_name(f"{folder.name}-int8")
-    recipe = folder.with_suffix(".safetensors")
+    recipe = folder.with_name(f"{folder.name}.safetensors")
     stages = run(["export", str(folder), "--recipe", str(recipe), "-o", str(output)])
     return {
         "model": name,

@@ -82,7 +82,7 @@ def check_task(reference: Source, task: Task, settings: EvaluationSettings) -> N
 
 
 def check_videos(shape: tuple[int, ...], settings: EvaluationSettings) -> None:
-    """Raise UsageError for metrics of images, and for kept PNG files, where samples are videos [F, C, H, W]."""
+    """Raise UsageError for metrics of images and for kept PNG files where samples are videos [F, C, H, W]."""
     if not is_video(shape):
         return
     others = [name for name in settings.metrics if name not in _OF_VIDEOS]

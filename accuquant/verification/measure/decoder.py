@@ -97,7 +97,7 @@ def _check_unpacked(latents: Tensor) -> None:
 
 
 def _statistics(network: Any, name: str) -> Tensor | None:
-    """Return the mean or the deviation of each channel [C], from an autoencoder's configuration or buffers."""
+    """Return the mean or the deviation of each channel [C]: an autoencoder's configuration or buffer."""
     values = getattr(network.config, name, None)
     if values is None:
         values = dict(network.named_buffers()).get(name)
