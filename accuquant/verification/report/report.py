@@ -25,7 +25,8 @@ The JSON object has these keys; a key is added, never renamed or removed, while 
 
 A comparison holds `summary` (psnr, ssim, cosine, latent_mse, and of videos worst_frame_psnr: {median, mean,
 minimum, maximum}), `images` (the same, one value an image or video, in seed order), `latent_mse_by_step`
-({median, mean, p10, p90}, each [T]: the accumulated error) and `step_mse_by_step` (the same, or null: the error that each step alone adds).
+({median, mean, p10, p90}, each [T]: the accumulated error) and `step_mse_by_step` (the same, or null: the
+error that each step alone adds).
 
 `layers` is measured with equal levels in the layers before, and with the graph in ONNX Runtime whatever the
 engine: it judges the lowering of each layer, not how roundings add up through the network.
