@@ -8,7 +8,7 @@ is captured from its real pipeline around one block of it (tiny text encoders an
 The recipe has the default layers in int8, min-max weights and made-up activation scales of two step groups:
 what an export takes does not depend on their values. Then `accuquant export` runs as a process of its own.
 With `--blocks` so many blocks of each kind are exported instead, and what all of them would take is
-extrapolated: the figures are linear in the numbers of blocks.
+extrapolated, where blocks of a kind are alike: linear in their numbers.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory(dir=arguments.work) as temporary:
                 found.append(measure(name, blocks, Path(temporary) / name))
         results += found
-        if len(found) > len(family.blocks):
+        if family.alike and len(found) > len(family.blocks):
             results.append(extrapolated(found, family.blocks))
     print_report(
         "Exports of full-size networks, random weights in bfloat16",

@@ -19,7 +19,8 @@ class Family:
 
     `blocks`: the entries that count blocks, and how many there are. `parts` makes the pipeline's other parts,
     tiny but for the widths that the network is told; a scheduler alone where nothing has to be captured.
-    `task` is what the pipeline is asked for then.
+    `task` is what the pipeline is asked for then. `alike`: blocks of a kind are equal, so that what two of
+    them take tells what all do.
     """
 
     network: type[Any]
@@ -28,6 +29,7 @@ class Family:
     parts: Callable[[], dict[str, Any]]
     configuration: dict[str, Any]
     task: dict[str, Any]
+    alike: bool = True
 
 
 def tokenizer(length: int) -> Any:
@@ -133,6 +135,7 @@ FAMILIES: dict[str, Family] = {
             "num_attention_heads": 24, "caption_projection_dim": 1536, "pos_embed_max_size": 384,
             "dual_attention_layers": tuple(range(13)), "qk_norm": "rms_norm",
         }, {},
+        alike=False,  # the first 13 have a second attention
     ),
     "aura-flow": Family(
         diffusers.AuraFlowTransformer2DModel, "AuraFlowPipeline",

@@ -53,6 +53,14 @@ def _wan_euler(folder: Path) -> tuple[str, dict[str, Any]]:
     return class_name, parts | {"scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)}
 
 
+def _wan_image(folder: Path) -> tuple[str, dict[str, Any]]:
+    _, parts = _wan(folder)
+    transformer = wan_transformer(in_channels=12)
+    return "WanImageToVideoPipeline", parts | {
+        "transformer": transformer, "image_encoder": None, "image_processor": None,
+    }  # fmt: skip
+
+
 def _wan_per_token(folder: Path) -> tuple[str, dict[str, Any]]:
     """Return Wan 2.2's TI2V 5B in small: a timestep for every token, an autoencoder of 16 pixels a side."""
     class_name, parts = _wan(folder)
@@ -98,5 +106,6 @@ PIPELINES |= {
     "wan-euler": _wan_euler,
     "wan-per-token": _wan_per_token,
     "wan-two-networks": _wan_two_networks,
+    "wan-image": _wan_image,
     "ltx": _ltx,
 }

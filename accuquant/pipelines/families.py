@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from accuquant.errors import UsageError
+from accuquant.errors import CalibrationError, UsageError
 from accuquant.pipelines.task import Task, option
 
 
@@ -83,6 +83,7 @@ def call_arguments(pipe: Any, task: Task, indices: Sequence[int], num_steps: int
     """
     accepted = inspect.signature(pipe.__call__).parameters
     name = type(pipe).__name__
+    _check_made_of(name, accepted)
     _check_choices(name, task, accepted)
     arguments: dict[str, Any] = {"num_inference_steps": num_steps}
     for choice in (
@@ -144,6 +145,22 @@ def default_of(pipe: Any, name: str, otherwise: float) -> float:
     parameter = inspect.signature(pipe.__call__).parameters.get(name)
     missing = parameter is None or parameter.default in (None, inspect.Parameter.empty)
     return otherwise if missing or parameter is None else float(parameter.default)
+
+
+def _check_made_of(name: str, accepted: Any) -> None:
+    """Raise CalibrationError for a pipeline that makes videos of images or of videos.
+
+    The pipelines of diffusers for it take one image a call (Wan repeats its embedding for each row of a
+    batch), or keep given frames out of the scheduler's step (LTX).
+    """
+    given = [argument for argument in ("image", "video") if argument in accepted]
+    if "num_frames" in accepted and given:
+        raise CalibrationError(
+            f"pipeline {name}",
+            got=f"videos that are made of its {given[0]}",
+            expected="videos that are made of prompts alone",
+            remedy="Use the text-to-video pipeline of the same family, such as WanPipeline or LTXPipeline",
+        )
 
 
 def _check_choices(name: str, task: Task, accepted: Any) -> None:

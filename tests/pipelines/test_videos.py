@@ -22,7 +22,7 @@ from accuquant.calibration.trajectory import record_from
 from accuquant.denoising.conditioning import Conditioning
 from accuquant.denoising.process import seeded_generators
 from accuquant.engines import Target
-from accuquant.errors import SourceError, UsageError
+from accuquant.errors import CalibrationError, SourceError, UsageError
 from accuquant.export import write_pipeline
 from accuquant.networks.signature import TensorSpec
 from accuquant.networks.simulate import simulate
@@ -103,6 +103,17 @@ def test_two_networks_of_one_trajectory_are_refused_by_name(
 ) -> None:
     with pytest.raises(SourceError, match=r"transformer_2 takes the steps below boundary_ratio \(0.875\)"):
         load_source(tiny_text_pipeline("wan-two-networks"))
+
+
+def test_videos_of_images_are_refused_by_name(
+    tiny_text_pipeline: Callable[[str], Path], picture_folder: Path
+) -> None:
+    images = Task.read(images=picture_folder / "images").images
+    task = Task(prompts=PROMPTS, images=images, image_size=32, num_frames=5)
+    with pytest.raises(
+        CalibrationError, match="WanImageToVideoPipeline: got videos that are made of its image"
+    ):
+        called_source(load_source(tiny_text_pipeline("wan-image")), task, STEPS)
 
 
 def test_a_network_that_needs_every_tokens_timestep_is_refused(
