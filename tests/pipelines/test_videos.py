@@ -5,24 +5,29 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from family_cases import SETTINGS
+from PIL import Image
 from tiny_videos import VIDEOS
 from torch import Tensor
 
 from accuquant.audit.audit_model import audit_model
 from accuquant.calibration import calibrate
 from accuquant.calibration.trajectory import record_from
+from accuquant.cli import sample
 from accuquant.denoising.conditioning import Conditioning
 from accuquant.denoising.process import seeded_generators
 from accuquant.engines import Target
 from accuquant.errors import CalibrationError, SourceError, UsageError
+from accuquant.evaluation.evaluate import evaluate
+from accuquant.evaluation.evaluation_settings import EvaluationSettings
 from accuquant.export import write_pipeline
 from accuquant.networks.signature import TensorSpec
 from accuquant.networks.simulate import simulate
@@ -264,8 +269,28 @@ def test_a_graph_of_ltx_refuses_another_number_of_frames(
 
 
 @pytest.mark.slow
+def test_the_commands_write_videos_and_evaluate_only_what_compares_them(
+    exported: Callable[[str], Exported], tmp_path: Path
+) -> None:
+    case = exported("wan-euler")
+    samples = ["--num-images", "2", "--output-dir", str(tmp_path / "videos"), "--prompt", "a cat"]
+    made = CliRunner().invoke(sample.command, [str(case.folder), *samples])
+    assert made.exit_code == 0, made.output
+    names = sorted(path.name for path in (tmp_path / "videos").iterdir())
+    assert names == ["00000.webp", "00001.webp", "grid.png"]
+    with Image.open(tmp_path / "videos" / "00000.webp") as video:
+        assert (video.n_frames, video.size) == (5, (32, 32))  # type: ignore[attr-defined]
+
+    settings = EvaluationSettings(metrics=("psnr", "ssim"), num_images=2, batch_size=2)
+    result = evaluate(case.folder, case.source, settings, task=case.task)
+    assert {figure.metric for figure in result.figures} >= {"psnr", "ssim"}
+    with pytest.raises(UsageError, match="--metrics fid2fp32: got videos of 5 frames"):
+        evaluate(case.folder, case.source, replace(settings, metrics=("psnr", "fid2fp32")), task=case.task)
+
+
+@pytest.mark.slow
 @pytest.mark.trt
-@pytest.mark.parametrize("kind", ["wan", "ltx"])
+@pytest.mark.parametrize("kind", ["wan", "wan-per-token", "ltx"])
 def test_tensorrt_compiles_the_network_with_its_layers_in_int8(
     kind: str, exported: Callable[[str], Exported]
 ) -> None:

@@ -25,11 +25,12 @@ def unpacked_video(latents: Tensor, signature: Signature, patch: tuple[int, int]
     `patch` has the frames pt and the side p of a patch. How many patches there are along each axis is told
     to the network beside its tensors, so a graph has one size, and its `signature` knows it.
     """
-    sides = None if signature.call is None else [signature.call.constants.get((name,)) for name in _SIDES]
-    if latents.ndim != 3 or sides is None or None in sides:
+    told = {} if signature.call is None else signature.call.constants
+    if latents.ndim != 3 or any(told.get((name,)) is None for name in _SIDES):
         return latents
+    count, height, width = (int(told[name,]) for name in _SIDES)
     frames, size = patch
-    grid = latents.reshape(len(latents), *sides, -1, frames, size, size)
+    grid = latents.reshape(len(latents), count, height, width, -1, frames, size, size)
     return grid.permute(0, 4, 1, 5, 2, 6, 3, 7).flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
 
