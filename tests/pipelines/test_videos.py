@@ -279,7 +279,7 @@ def test_the_commands_write_videos_and_evaluate_only_what_compares_them(
     names = sorted(path.name for path in (tmp_path / "videos").iterdir())
     assert names == ["00000.webp", "00001.webp", "grid.png"]
     with Image.open(tmp_path / "videos" / "00000.webp") as video:
-        assert (video.n_frames, video.size) == (5, (32, 32))  # type: ignore[attr-defined]
+        assert (video.n_frames, video.size) == (5, (32, 32))
 
     settings = EvaluationSettings(metrics=("psnr", "ssim"), num_images=2, batch_size=2)
     result = evaluate(case.folder, case.source, settings, task=case.task)
