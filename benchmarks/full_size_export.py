@@ -138,6 +138,7 @@ def main() -> None:
         for blocks in chosen:
             with tempfile.TemporaryDirectory(dir=arguments.work) as temporary:
                 found.append(measure(name, blocks, Path(temporary) / name))
+            print(*_row(found[-1]), sep="  ", file=sys.stderr)  # a run that is stopped has told so much
         results += found
         if family.alike and len(found) > len(family.blocks):
             results.append(extrapolated(found, family.blocks))
