@@ -92,6 +92,7 @@ class TaskFacts:
     guidance_rescale: Real | None = None
     strength: Real | None = None
     image_size: _Pixels | _TwoPixels | None = None
+    num_frames: _Pixels | None = None
 
 
 @dataclass(frozen=True)

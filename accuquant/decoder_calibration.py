@@ -49,7 +49,7 @@ def calibrate_decoder(
     decoder = decoder_source(source)
     with repeatable(device_of(source.network), tf32=tf32):
         latents = last_latents(source, settings, task or Task(), shown)
-    prepared = preparation(source, decoder.autoencoder.config)(latents)
+    prepared = preparation(source, decoder.autoencoder)(latents)
     one = replace(settings, steps=1, calibration_steps=None, group_size=1)
     return calibrate(
         decoder.of_size(prepared.shape[2:]),

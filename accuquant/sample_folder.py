@@ -47,7 +47,8 @@ def sample(
 ) -> npt.NDArray[np.float32]:
     """Sample `num_images` images of an exported folder -> float32 [N, H, W, C] in [0, 1].
 
-    Image k comes from seed + k. Pixel pipelines with DDIM or DDPM run without torch, from seeds alone, and
+    A pipeline of videos makes `num_images` of them, [N, F, H, W, C]. Image k comes from seed + k.
+    Pixel pipelines with DDIM or DDPM run without torch, from seeds alone, and
     class-conditional ones from `class_labels`, from the first again where there are fewer. Others run in
     diffusers: image k takes prompt k of `task` as well, and what `task` leaves open is as it was calibrated;
     `pipeline` is where text encoders and decoder come from, `loras` ("PATH_OR_HUB_ID[:SCALE]") change them,

@@ -60,6 +60,7 @@ def sample_pipeline(
 ) -> npt.NDArray[np.float32]:
     """Sample `num_images` images of an exported folder -> float32 [N, H, W, C] in [0, 1].
 
+    Videos are [N, F, H, W, C].
     `parts` says what runs text encoders and decoder: "engine" takes them from the folder, "torch" from the
     pipeline that was exported, or `pipeline`, on `device`; "auto" takes the engine where the folder holds
     them, no `pipeline` is named and `device` is the CPU. `loras`, which only change text encoders here, and
@@ -116,7 +117,7 @@ def sample_pipeline(
             arguments = call_arguments(pipe, whole, members, count) | {"output_type": "np"}
             generators = seeded_generators([seed + k for k in members])
             with replaced(pipe.scheduler, "step", watch), refusals_of(pipe):
-                batches.append(np.asarray(pipe(**arguments, generator=generators).images, np.float32))
+                batches.append(pictures_of(pipe(**arguments, generator=generators)))
             if not watch.done:
                 raise no_step_left(pipe)
     return np.concatenate(batches)
@@ -154,6 +155,11 @@ def _controls(
     if manifest.pipeline_class not in CONTROLLED_CLASSES:
         return {}
     return {CONTROLNET: load_controls(pipeline, read_index(pipeline), loading, as_stored=False)}
+
+
+def pictures_of(output: Any) -> npt.NDArray[np.float32]:
+    """Return what a pipeline has made with output_type="np": images [N, H, W, C], videos [N, F, H, W, C]."""
+    return np.asarray(output.frames if hasattr(output, "frames") else output.images, np.float32)
 
 
 def _of_parts(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from accuquant.calibration.activations import ActivationSampler
 from accuquant.calibration.placement import place
 from accuquant.e4m3 import LARGEST, Format
 from accuquant.groups import StepGroups
-from accuquant.networks.network import call, layer_kind, model_hash, quantizable_layers, weight_of
+from accuquant.networks.network import call, float_weight, layer_kind, model_hash, quantizable_layers
 from accuquant.networks.signature import Signature
 from accuquant.pipelines.source import Source
 from accuquant.qparams import WEIGHT_AXIS, LayerQParams, fingerprint
@@ -70,10 +70,17 @@ def write_pipeline(
     """
     from large_pipelines import CLASSES, COMPONENT, write_parts
 
-    component = COMPONENT[name]
+    write_network(CLASSES[name], CONFIGURATIONS[name] | changes, folder / COMPONENT[name], dtype)
+    write_parts(name, folder, full=full_parts)
+    return folder
+
+
+def write_network(
+    network_class: type[Any], configuration: Mapping[str, Any], part: Path, dtype: torch.dtype
+) -> None:
+    """Write a network with random weights in `dtype` into the folder `part`, a shard at a time."""
     with torch.device("meta"):
-        network = CLASSES[name](**(CONFIGURATIONS[name] | changes))
-    part = folder / component
+        network = network_class(**configuration)
     network.save_config(part)
     rng = torch.Generator().manual_seed(0)
     shards: list[dict[str, Tensor]] = [{}]
@@ -93,8 +100,6 @@ def write_pipeline(
     weight_map = {key: _shard_name(int(shard), len(shards)) for key, shard in weight_map.items()}
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (part / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
-    write_parts(name, folder, full=full_parts)
-    return folder
 
 
 def _shard_name(number: int, count: int = 0) -> str:
@@ -151,6 +156,20 @@ def small_recipe(
     )
 
 
+def made_up_recipe(source: Source, *, num_groups: int) -> Recipe:
+    """Return a recipe of the default layers in int8 whose activation scales nobody measured.
+
+    Weights are read one at a time, in float32.
+    """
+    layers = quantizable_layers(source.network)
+    scales = [0.02 * (1 + group) for group in range(num_groups)]
+    qparams = {
+        name: _qparams(name, layers[name], scales, 8, "int8") for name in _default_layers(source.network)
+    }
+    edges = tuple(map(float, np.linspace(1000, 0, num_groups + 1)))
+    return Recipe(StepGroups(edges), qparams, source.signature, {}, model_hash=model_hash(source.network))
+
+
 def _default_layers(network: nn.Module) -> tuple[str, ...]:
     """Return the default placement without counting operations, which takes a full-size forward."""
     return place(network, dict.fromkeys(quantizable_layers(network), 1)).quantized
@@ -161,7 +180,7 @@ def _qparams(
 ) -> LayerQParams:
     kind = layer_kind(layer)
     assert kind is not None
-    weight = weight_of(layer).numpy()
+    weight = float_weight(layer)
     axis = WEIGHT_AXIS[kind]
     rest = tuple(i for i in range(weight.ndim) if i != axis)
     limit = np.maximum(weight.max(axis=rest), -weight.min(axis=rest))

@@ -139,8 +139,11 @@ class EngineUNet(FixedNetwork, ModelMixin):
         return call_engine(self.engine_model, sample, timestep, conditioning, (name,))[name]
 
     @contextmanager
-    def cache_context(self, name: str) -> Iterator[None]:
-        """Do nothing: transformer pipelines name their calls, for caches that an engine does not have."""
+    def cache_context(self, name: str, **facts: Any) -> Iterator[None]:
+        """Do nothing: transformer pipelines name their calls, for caches that an engine does not have.
+
+        `facts` are what the caches of some pipelines (Wan) are told of the step.
+        """
         yield
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:

@@ -29,9 +29,9 @@ def save_images(images: npt.NDArray[Any], output_dir: str | os.PathLike[str]) ->
     folder = Path(output_dir)
     names = [f"{index:05d}.png" for index in range(len(levels))]
     paths = []
-    for name, picture in zip([*names, GRID_NAME], [*levels, image_grid(levels)], strict=True):
+    for name, pixels in zip([*names, GRID_NAME], [*levels, image_grid(levels)], strict=True):
         with atomic_write(folder / name) as temporary:
-            _picture(picture).save(temporary, format="PNG")
+            picture(pixels).save(temporary, format="PNG")
         paths.append(folder / name)
     return paths
 
@@ -75,7 +75,8 @@ def image_grid(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return grid
 
 
-def _picture(pixels: npt.NDArray[np.uint8]) -> Image:
+def picture(pixels: npt.NDArray[np.uint8]) -> Image:
+    """Return levels [H, W, C], C is 1 or 3, as an image of Pillow."""
     try:
         from PIL import Image
     except ImportError as fault:

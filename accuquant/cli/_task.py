@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _NAMES = (
     "prompts", "negative_prompt", "images", "masks", "guidance_scale", "true_cfg_scale",
     "image_guidance_scale", "guidance_rescale", "strength", "image_size", "control_images", "control_scale",
-    "ip_adapter_images",
+    "ip_adapter_images", "num_frames",
 )  # fmt: skip
 
 
@@ -94,6 +94,7 @@ _OPTIONS: tuple[Callable[[Function], Function], ...] = (
     click.option(
         "--image-size", type=_ImageSize(), metavar="SIDE|WIDTHxHEIGHT", help="Size of the images in pixels."
     ),
+    click.option("--num-frames", type=click.IntRange(min=1), help="Frames of a video."),
 )
 
 

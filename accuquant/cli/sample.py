@@ -73,7 +73,7 @@ _OF_NETWORK = ("network", "controlnets", "ip_adapters")
 @click.option("--profile", is_flag=True, help="Say where the seconds went, part by part.")
 @json_option("where the seconds went")
 def command(folder: Path, output_dir: Path, profile: bool, json_file: Path | None, **options: Any) -> None:
-    """Sample images from the exported folder OUT: one PNG each, and a grid of all.
+    """Sample images from the exported folder OUT: one PNG each, and a grid of all; videos as animated WebP.
 
     Pixel-space pipelines with DDIM or DDPM need no torch. Others run in diffusers with the engine as their
     network: give them a prompt; guidance and strength are the calibrated ones unless you change them.
@@ -107,6 +107,7 @@ def run(
     from accuquant.cli._progress import Bars
     from accuquant.runtime.open_runner import precision_options
     from accuquant.runtime.save_images import save_images
+    from accuquant.runtime.save_videos import save_videos
     from accuquant.sample_folder import sample
 
     task, loading = take_task(options), take_loading(options)
@@ -118,7 +119,7 @@ def run(
         images = sample(folder, task, progress=progress.reached, profile=profile, **options)
     if profile is not None:
         profile.end()
-    return save_images(images, output_dir)[-1]
+    return (save_videos if images.ndim == 5 else save_images)(images, output_dir)[-1]
 
 
 def _check_channels(folder: Path) -> None:

@@ -40,7 +40,7 @@ from .real_images import RealImages, check_width
 from .result import Evaluation
 from .shard import Meters, RealShards, Shards
 from .store import EvaluationStore
-from .subject_checks import check_features, check_other, check_real, check_task, load_subject
+from .subject_checks import check_features, check_other, check_real, check_task, check_videos, load_subject
 
 
 @torch.no_grad()
@@ -129,6 +129,7 @@ class _Run:
         tools = PerWorker(lambda: Tools.of(shop))
         with closing(tools.get()) as opened:
             shape = self._image_shape(opened)
+            check_videos(shape, self._settings)
             meters = PerWorker(lambda: Meters(shop, shape))
             store = EvaluationStore(
                 place, self._identity(self._check_networks(meters.get(), shape)), units, engine

@@ -11,6 +11,7 @@ from accuquant.pipelines.starts import from_noise_alone
 from accuquant.pipelines.task import Task
 from accuquant.verification.measure.feature_networks import FeatureNetwork
 from accuquant.verification.measure.subject import Subject
+from accuquant.verification.measure.video import is_video
 from accuquant.verification.verification_settings import VerificationSettings
 
 from .evaluation_settings import EvaluationSettings
@@ -18,6 +19,8 @@ from .metrics import METRICS, needed_outputs
 from .real_images import RealImages
 
 _CLASSES = "class_labels"
+#: Metrics that compare two videos as they compare two images.
+_OF_VIDEOS = ("psnr", "ssim")
 
 
 def load_subject(folder: Path, reference: Source, settings: EvaluationSettings, steps: int) -> Subject:
@@ -76,6 +79,22 @@ def check_task(reference: Source, task: Task, settings: EvaluationSettings) -> N
             expected=f"labels from 0 to {int(classes or 2**31) - 1}",
             remedy="Give labels that the network was trained with",
         )
+
+
+def check_videos(shape: tuple[int, ...], settings: EvaluationSettings) -> None:
+    """Raise UsageError for metrics of images and for kept PNG files where samples are videos [F, C, H, W]."""
+    if not is_video(shape):
+        return
+    others = [name for name in settings.metrics if name not in _OF_VIDEOS]
+    if not others and settings.keep_images is None:
+        return
+    raise UsageError(
+        f"--metrics {','.join(others)}" if others else "--keep-images",
+        got=f"videos of {shape[0]} frames",
+        expected=f"images; of videos, --metrics {','.join(_OF_VIDEOS)} without --keep-images",
+        remedy="Leave it out; `accuquant verify` measures FID2FP32 over frames, and `accuquant sample` saves "
+        "videos",
+    )
 
 
 def check_features(extractor: FeatureNetwork | None, settings: EvaluationSettings) -> None:

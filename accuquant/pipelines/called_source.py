@@ -12,15 +12,17 @@ import torch
 
 from accuquant.denoising.process import seeded_generators
 from accuquant.errors import CalibrationError, SourceError
-from accuquant.networks.call_form import value_at
-from accuquant.networks.call_tensors import bound_arguments, undressed
+from accuquant.networks.call_form import is_tensor, value_at
+from accuquant.networks.call_tensors import bound_arguments, tensors_of_call, undressed
 from accuquant.networks.device import device_of
 from accuquant.networks.equivalents import EQUIVALENTS, fixed_shapes
+from accuquant.networks.network import TIMESTEP
 from accuquant.networks.padding import MULTIPLE, filled
 from accuquant.networks.signature import Signature, Uncaptured
 from accuquant.pipelines.diffusers_internals import replaced
 from accuquant.pipelines.families import (
     call_arguments,
+    frames_of,
     no_step_left,
     pixels,
     refusals_of,
@@ -36,6 +38,8 @@ _STEPS = 3
 _SIDES, _TIMES = (3, 2), 3
 #: An image's sides where the pipeline does not tell its own: multiples of what any autoencoder asks for.
 _SOME = (128, 128)
+#: So many frames behind twice as many: another number in every autoencoder, which makes one of 4 to 16.
+_MORE_FRAMES = 15
 
 
 class _EnoughSeen(BaseException):
@@ -76,6 +80,7 @@ def captured_signature(source: Source, task: Task, steps: int) -> Signature:
     signature = read_signature_off(type(source.network).__name__, seen, variants)
     if known:
         _check_equivalent(network, signature, seen[0])
+    _check_one_timestep(network, signature, seen[0])
     return signature
 
 
@@ -94,6 +99,31 @@ def _check_equivalent(network: Any, signature: Signature, step: SeenStep) -> Non
             "forward is computed with fixed shapes",
             expected="the same prediction: diffusers has changed this network",
             remedy="Use a release of diffusers in the range that pyproject.toml names",
+        )
+
+
+@torch.no_grad()
+def _check_one_timestep(network: Any, signature: Signature, seen: SeenStep) -> None:
+    """Raise SourceError unless a network that is told a timestep a token (Wan 2.2) does with one a row.
+
+    It is given one a row from then on, so it has to predict the same.
+    """
+    form = signature.call
+    assert form is not None
+    tensors = tensors_of_call(form, seen.arguments)
+    if not is_tensor(tensors[TIMESTEP]) or tensors[TIMESTEP].ndim < 2:
+        return
+    tensors[TIMESTEP] = tensors[TIMESTEP][:, 0]
+    ours, theirs = (
+        undressed(value_at(output, form.output.path), form.output)
+        for output in (network(**form.assemble(tensors)), seen.output)
+    )
+    if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-5):
+        raise SourceError(
+            f"network {signature.architecture}",
+            got="a timestep for every token, and another prediction where all of a row are one number",
+            expected="a network that is told one timestep for each row, or that does with one",
+            remedy="To add it to AccuQuant, see docs/networks.md",
         )
 
 
@@ -155,12 +185,19 @@ def _kept(arguments: Arguments) -> dict[str, Any]:
 
 
 def _other_sizes(pipe: Any, network: Any, task: Task, steps: int) -> Iterator[dict[str, Any]]:
-    """Yield the arguments of a run for an image of other sides, where the pipeline lets them be chosen."""
+    """Yield the arguments of runs for an image of other sides and for a longer video, where they are chosen.
+
+    Two runs: what changes with the sides alone is no number of frames.
+    """
     known = EQUIVALENTS.get(type(network).__name__)
     if sides_can_be_chosen(pipe) and not (known and known.one_size):
         width, height = pixels(pipe, task) or _SOME
         larger = (width * _SIDES[0], height * _SIDES[1])
         yield call_arguments(pipe, replace(task, image_size=larger), range(1), steps)
+    frames = frames_of(pipe, task)
+    if frames is not None:
+        longer = replace(task, num_frames=2 * frames + _MORE_FRAMES)
+        yield call_arguments(pipe, longer, range(1), steps)
 
 
 def _other_tokens(pipe: Any, network: Any, task: Task, steps: int) -> list[Arguments]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from accuquant.errors import UsageError
+from accuquant.errors import CalibrationError, UsageError
 from accuquant.pipelines.control_images import control_argument, control_images, control_scales
 from accuquant.pipelines.image_adapters import image_adapters, image_embeds
 from accuquant.pipelines.picture import open_picture
@@ -102,10 +102,12 @@ def call_arguments(pipe: Any, task: Task, indices: Sequence[int], num_steps: int
     """
     accepted = inspect.signature(pipe.__call__).parameters
     name = type(pipe).__name__
+    _check_made_of(name, accepted)
     _check_choices(pipe, task, accepted)
     arguments: dict[str, Any] = {"num_inference_steps": num_steps}
     for choice in (
         "guidance_scale", "true_cfg_scale", "image_guidance_scale", "guidance_rescale", "strength",
+        "num_frames",
     ):  # fmt: skip
         if getattr(task, choice) is not None:
             arguments[choice] = getattr(task, choice)
@@ -180,6 +182,22 @@ def takes_images(pipe: Any) -> bool:
     return "image" in inspect.signature(pipe.__call__).parameters and control_argument(pipe) != "image"
 
 
+def _check_made_of(name: str, accepted: Any) -> None:
+    """Raise CalibrationError for a pipeline that makes videos of images or of videos.
+
+    The pipelines of diffusers for it take one image a call (Wan repeats its embedding for each row of a
+    batch), or keep given frames out of the scheduler's step (LTX).
+    """
+    given = [argument for argument in ("image", "video") if argument in accepted]
+    if "num_frames" in accepted and given:
+        raise CalibrationError(
+            f"pipeline {name}",
+            got=f"videos that are made of its {given[0]}",
+            expected="videos that are made of prompts alone",
+            remedy="Use the text-to-video pipeline of the same family, such as WanPipeline or LTXPipeline",
+        )
+
+
 def _check_choices(pipe: Any, task: Task, accepted: Any) -> None:
     name = type(pipe).__name__
     takes = set(accepted) | ({"height"} if "image" in accepted else set())
@@ -226,6 +244,14 @@ def _nth(pipeline: str, choice: str, values: Sequence[str], index: int) -> str:
 def sides_can_be_chosen(pipe: Any) -> bool:
     """Say whether a pipeline takes an image's sides, or an image that has some."""
     return bool({"height", "image"} & set(inspect.signature(pipe.__call__).parameters))
+
+
+def frames_of(pipe: Any, task: Task) -> int | None:
+    """Return the number of frames of the videos that a pipeline makes, None where it makes images."""
+    parameter = inspect.signature(pipe.__call__).parameters.get("num_frames")
+    if parameter is None or (task.num_frames is None and not isinstance(parameter.default, int)):
+        return None
+    return int(task.num_frames or parameter.default)
 
 
 def pixels(pipe: Any, task: Task) -> tuple[int, int] | None:

@@ -187,7 +187,7 @@ def _moving(architecture: str, first: dict[Path, Any], second: dict[Path, Any]) 
 
 def _is_timestep(value: Any) -> bool:
     if is_tensor(value):
-        return value.ndim < 2 and bool((value == value.reshape(-1)[0]).all())
+        return value.ndim < 3 and bool((value == value.reshape(-1)[0]).all())
     return isinstance(value, int | float)
 
 

@@ -45,6 +45,8 @@ _CONFIGS = ("config.json", "scheduler_config.json")
 ADAPTED_CLASSES = ("StableDiffusionAdapterPipeline", "StableDiffusionXLAdapterPipeline")
 #: Pipeline attributes that hold the denoising network.
 COMPONENTS = ("unet", "transformer")
+#: Those of a network that takes over from the first in mid-trajectory.
+_SECOND = ("transformer_2", "unet_2")
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,7 @@ def load_source(
             expected=f"a denoising network named {' or '.join(COMPONENTS)}",
             remedy="Use a diffusion pipeline",
         )
+    _check_one_network(str(source), index)
     pipeline_class = str(index.get("_class_name", "DiffusionPipeline"))
     keep = as_stored and not loras
     found = (
@@ -238,6 +241,19 @@ def _name_of(source: str | Path) -> str:
 def pipeline_class_of(source: str | Path, loading: Loading = Loading()) -> str:  # noqa: B008, it is frozen
     """Return the name of a pipeline's class, before its weights are loaded. Raises SourceError."""
     return str(read_index(folder_of_pipeline(str(source), loading)).get("_class_name", "DiffusionPipeline"))
+
+
+def _check_one_network(name: str, index: Mapping[str, Any]) -> None:
+    """Raise SourceError for a trajectory that two networks share: Wan 2.2 14B, below and above a timestep."""
+    second = next((part for part in _SECOND if (index.get(part) or [None])[0] is not None), None)
+    if second is not None:
+        raise SourceError(
+            f"pipeline '{name}'",
+            got=f"two denoising networks: {second} takes the steps below boundary_ratio "
+            f"({index.get('boundary_ratio')})",
+            expected="one network for all steps: a recipe is that of one",
+            remedy="Use a pipeline with one, such as Wan 2.1, or Wan 2.2's TI2V 5B",
+        )
 
 
 def _check_own_size(signature: Signature, network: Any) -> None:

@@ -24,6 +24,7 @@ _RANGES = {
     "strength": (0.01, 1.0),
     "image_size": (8, 65536),
     "control_scale": (0.0, 1000.0),
+    "num_frames": (1, 65536),
 }
 
 
@@ -32,9 +33,10 @@ class Task:
     """What a pipeline is asked for; None leaves the choice to the pipeline's own default.
 
     Image k takes prompt k, image k and mask k, counted from the start again where there are fewer.
-    `image_size` is the side of a square image in pixels, or width and height. `control_images` has a tuple of
-    images for each control network, and `control_scale` what its residuals are multiplied by: one number for
-    all, or one for each. `ip_adapter_images` has a tuple of images for each IP-Adapter.
+    `image_size` is the side of a square image in pixels, or width and height; `num_frames` are those of a
+    video. `control_images` has a tuple of images for each control network, and `control_scale` what its
+    residuals are multiplied by: one number for all, or one for each. `ip_adapter_images` has a tuple of
+    images for each IP-Adapter.
     """
 
     prompts: tuple[str, ...] = ()
@@ -50,6 +52,7 @@ class Task:
     control_images: tuple[tuple[str, ...], ...] = ()
     control_scale: tuple[float, ...] | None = None
     ip_adapter_images: tuple[tuple[str, ...], ...] = ()
+    num_frames: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("prompts", "images", "masks"):

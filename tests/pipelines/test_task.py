@@ -61,7 +61,8 @@ def test_a_folder_without_an_image_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("strength", 0.0), ("strength", 1.1), ("guidance_rescale", 2.0), ("image_size", 4)]
+    ("name", "value"),
+    [("strength", 0.0), ("strength", 1.1), ("guidance_rescale", 2.0), ("image_size", 4), ("num_frames", 0)],
 )
 def test_a_number_out_of_range_is_refused(name: str, value: Any) -> None:
     with pytest.raises(UsageError, match=rf"--{name.replace('_', '-')}: got {value:g}"):

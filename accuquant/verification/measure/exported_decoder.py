@@ -34,7 +34,7 @@ def exported_decoders(subject: Subject) -> dict[str, Decode]:
     def decode(latents: Tensor) -> Tensor:
         return call(simulated, latents.to(device), 0.0)
 
-    prepare = preparation(subject.reference, found.autoencoder.config)
+    prepare = preparation(subject.reference, found.autoencoder)
     return {"simulated": decode_with(decode, prepare), "engine": engine}
 
 
@@ -56,9 +56,7 @@ def engine_decode(folder: Path, reference: Source, engine: str) -> Decode | None
             remedy="Pass that pipeline as --reference, or calibrate and export its decoder again",
         )
     own = engine_decoder(folder, engine)
-    return decode_with(
-        lambda latents: own.decode(latents).sample, preparation(reference, found.autoencoder.config)
-    )
+    return decode_with(lambda latents: own.decode(latents).sample, preparation(reference, found.autoencoder))
 
 
 def decoder_notes(subject: Subject, exported: Mapping[str, Decode]) -> tuple[str, ...]:

@@ -25,19 +25,32 @@ def to_images(latents: Tensor) -> Tensor:
 
 
 def psnr(images: Tensor, reference: Tensor) -> Tensor:
-    """Return the peak signal-to-noise ratio in dB: images [N, C, H, W] in [0, 1] -> [N], at most 100."""
+    """Return the peak signal-to-noise ratio in dB: images [N, C, H, W] in [0, 1] -> [N], at most 100.
+
+    Of a video [N, F, C, H, W] it is that of the squared error over all of its frames.
+    """
     _check_shapes(images, reference)
-    error = (images.double() - reference.double()).square().mean((1, 2, 3))
+    error = (images.double() - reference.double()).square().flatten(1).mean(1)
     return -10 * error.clamp_min(10 ** (-MAX_PSNR / 10)).log10()
+
+
+def worst_frame_psnr(videos: Tensor, reference: Tensor) -> Tensor:
+    """Return the signal-to-noise ratio in dB of each video's worst frame: [N, F, C, H, W] -> [N]."""
+    frames = psnr(videos.flatten(0, 1), reference.flatten(0, 1))
+    return frames.reshape(videos.shape[:2]).amin(1)
 
 
 def ssim(images: Tensor, reference: Tensor) -> Tensor:
     """Return the structural similarity: images [N, C, H, W] in [0, 1] -> [N], 1 where they are equal.
 
     Wang et al. 2004, eq. 13, with a Gaussian window of 11 pixels (sigma 1.5) over reflected borders, as
-    torchmetrics computes it. Raises VerificationError for images that are smaller than half a window.
+    torchmetrics computes it. Of a video [N, F, C, H, W] it is the mean over its frames. Raises
+    VerificationError for images that are smaller than half a window.
     """
     _check_shapes(images, reference)
+    if images.ndim == 5:
+        frames = ssim(images.flatten(0, 1), reference.flatten(0, 1))
+        return frames.reshape(images.shape[:2]).mean(1)
     if min(images.shape[-2:]) <= _SSIM_RADIUS:
         raise VerificationError(
             "structural similarity",

@@ -200,8 +200,10 @@ def _loss_rows(report: Report) -> list[dict[str, Any]]:
         "ssim": ("SSIM", "minimum"),
         "cosine": ("Cosine", "minimum"),
         "latent_mse": ("Latent MSE", "maximum"),
+        "worst_frame_psnr": ("PSNR of the worst frame, dB", "minimum"),
     }
-    digits = {"psnr": "{:.1f}", "ssim": "{:.3f}", "cosine": "{:.4f}"}
+    names = {key: name for key, name in names.items() if key in report.fidelity.summary}
+    digits = {"psnr": "{:.1f}", "ssim": "{:.3f}", "cosine": "{:.4f}", "worst_frame_psnr": "{:.1f}"}
 
     def show(metric: str, value: float) -> str:
         return digits[metric].format(value) if metric in digits else significant(value)

@@ -17,6 +17,8 @@ from accuquant.units.tensor_tree import Tree
 
 #: Larger images are scaled down to this edge, so that the page stays small.
 MAX_EDGE = 256
+#: From so many times its height on a picture is a strip, which may be as many times as wide.
+_STRIP = 3
 AMPLIFICATIONS = (1, 2, 4, 8, 16, 32, 64)
 #: Colours of pixels that int8 made darker and brighter.
 _DARKER, _BRIGHTER = (70, 135, 205), (222, 112, 44)
@@ -36,12 +38,16 @@ class Picture:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures of the first seeds and of the worst ones; differences are amplified `amplification` times."""
+    """Pictures of the first seeds and of the worst ones; differences are amplified `amplification` times.
+
+    `ratio` is a picture's width by its height.
+    """
 
     first: tuple[Picture, ...]
     worst: tuple[Picture, ...]
     amplification: int
     pixelated: bool
+    ratio: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,7 @@ class Selection:
         """Return the pictures. Image k was made from prompt k, counted from the start again where fewer."""
         shown = [*self._first, *self._worst]
         factor = _amplification(torch.stack([pair.quantized - pair.reference for pair in shown]))
+        height, width = shown[0].reference.shape[-2:]
 
         def picture(pair: _Pair) -> Picture:
             shrunk = [_shrink(image) for image in (pair.reference, pair.quantized)]
@@ -113,7 +120,8 @@ class Selection:
             first=tuple(map(picture, self._first)),
             worst=tuple(map(picture, self._worst)),
             amplification=factor,
-            pixelated=max(shown[0].reference.shape[-2:]) <= MAX_EDGE // 2,
+            pixelated=max(height, width) <= MAX_EDGE // 2,
+            ratio=round(width / height, 3),
         )
 
     def _is_among_worst(self, psnr: float) -> bool:
@@ -145,9 +153,11 @@ def _to_bytes(image: FloatArray) -> npt.NDArray[np.uint8]:
 
 def _shrink(image: Tensor) -> Tensor:
     height, width = image.shape[-2:]
-    if max(height, width) <= MAX_EDGE:
+    # the frames of a video stand side by side
+    edge = MAX_EDGE if width < _STRIP * height else _STRIP * MAX_EDGE
+    if max(height, width) <= edge:
         return image
-    ratio = MAX_EDGE / max(height, width)
+    ratio = edge / max(height, width)
     size = (max(1, round(height * ratio)), max(1, round(width * ratio)))
     return torch.nn.functional.interpolate(image[None], size, mode="area")[0]
 

@@ -23,9 +23,10 @@ The JSON object has these keys; a key is added, never renamed or removed, while 
     latencies         [{name, median_ms, fastest_ms, batch_size, rounds}], one network call
     notes             [text], what a reader should know
 
-A comparison holds `summary` (psnr, ssim, cosine, latent_mse: {median, mean, minimum, maximum}), `images`
-(the same four, one value an image, in seed order), `latent_mse_by_step` ({median, mean, p10, p90}, each [T]:
-the accumulated error) and `step_mse_by_step` (the same, or null: the error that each step alone adds).
+A comparison holds `summary` (psnr, ssim, cosine, latent_mse, and of videos worst_frame_psnr: {median, mean,
+minimum, maximum}), `images` (the same, one value an image or video, in seed order), `latent_mse_by_step`
+({median, mean, p10, p90}, each [T]: the accumulated error) and `step_mse_by_step` (the same, or null: the
+error that each step alone adds).
 
 `layers` is measured with equal levels in the layers before, and with the graph in ONNX Runtime whatever the
 engine: it judges the lowering of each layer, not how roundings add up through the network.
@@ -52,7 +53,10 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class Comparison:
-    """How far one branch is from another: a value an image, and the latent error over the steps."""
+    """How far one branch is from another: a value an image, and the latent error over the steps.
+
+    Of videos, `worst_frame` has the PSNR of each video's worst frame; `psnr` is over all of its frames.
+    """
 
     psnr: tuple[float, ...]
     ssim: tuple[float, ...]
@@ -60,15 +64,17 @@ class Comparison:
     latent_mse: tuple[float, ...]
     by_step: Curve
     step_error: Curve | None = None
+    worst_frame: tuple[float, ...] = ()
 
     @property
     def metrics(self) -> dict[str, tuple[float, ...]]:
-        """The four metrics by name, one value an image."""
-        return {"psnr": self.psnr, "ssim": self.ssim, "cosine": self.cosine, "latent_mse": self.latent_mse}
+        """The metrics by name, one value an image: four, and of videos the fifth."""
+        four = {"psnr": self.psnr, "ssim": self.ssim, "cosine": self.cosine, "latent_mse": self.latent_mse}
+        return four | ({"worst_frame_psnr": self.worst_frame} if self.worst_frame else {})
 
     @property
     def summary(self) -> dict[str, Summary]:
-        """Statistics of the four metrics over the images."""
+        """Statistics of the metrics over the images."""
         return {name: Summary.of(values) for name, values in self.metrics.items()}
 
     def to_dict(self) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from accuquant.units.tensor_tree import Tree
 from accuquant.verification.measure.feature_networks import FeatureExtractor
 from accuquant.verification.measure.features import extract
 from accuquant.verification.measure.frechet import Moments, frechet_distance
-from accuquant.verification.measure.metrics import Curve, cosine, psnr, ssim
+from accuquant.verification.measure.metrics import Curve, cosine, psnr, ssim, worst_frame_psnr
 from accuquant.verification.measure.rollout import Rollout
+from accuquant.verification.measure.video import every_frame, strip
 from accuquant.verification.report.pictures import Selection
 from accuquant.verification.report.report import Comparison, FidFigure
 
@@ -35,6 +36,7 @@ class _PairTally:
     cosine: list[float] = field(default_factory=list)
     errors: list[Tensor] = field(default_factory=list)
     step_errors: list[Tensor] = field(default_factory=list)
+    worst_frame: list[float] = field(default_factory=list)
 
     def comparison(self) -> Comparison:
         """Return the figures of all images."""
@@ -47,6 +49,7 @@ class _PairTally:
             latent_mse=tuple(errors[-1].tolist()),
             by_step=Curve.of(errors.numpy()),
             step_error=alone,
+            worst_frame=tuple(self.worst_frame),
         )
 
 
@@ -56,7 +59,8 @@ def measured(
     """Return what a report needs of a rollout, whose final latents became `images` [B, C, H, W] in [0, 1].
 
     `images` are by branch; the first of them is image `begin` of the run. All of it may travel: numbers, and
-    the few pictures that may be shown.
+    the few pictures that may be shown. Videos [B, F, C, H, W] are shown as strips, and features are those
+    of every frame.
     """
     pictures, pairs = Selection(begin=begin), {}
     for pair, (errors, name, other) in _COMPARED.items():
@@ -68,9 +72,13 @@ def measured(
         }
         if errors in rollout.step_errors:
             pairs[pair]["step_errors"] = rollout.step_errors[errors]
-    pictures.add(images["reference"], images["engine"], pairs["fidelity"]["psnr"])
+        if images[name].ndim == 5:
+            pairs[pair]["worst_frame"] = worst_frame_psnr(images[name], images[other])
+    pictures.add(strip(images["reference"]), strip(images["engine"]), pairs["fidelity"]["psnr"])
     features = (
-        {name: torch.from_numpy(extract(extractor, images[name])) for name in _BRANCHES} if extractor else {}
+        {name: torch.from_numpy(extract(extractor, every_frame(images[name]))) for name in _BRANCHES}
+        if extractor
+        else {}
     )
     return {"pairs": pairs, "pictures": pictures.to_tree(), "features": features}
 
@@ -98,6 +106,8 @@ class Tally:
             tally.errors.append(figures["errors"])
             if "step_errors" in figures:
                 tally.step_errors.append(figures["step_errors"])
+            if "worst_frame" in figures:
+                tally.worst_frame += figures["worst_frame"].tolist()
         self.pictures.take(batch["pictures"])
         for name, features in batch["features"].items():
             self._moments[name].add(features.numpy())

@@ -134,3 +134,24 @@ def test_the_size_of_the_batches_does_not_matter(latents: dict[str, Tensor], bat
 
 def test_without_features_no_distance_is_measured(latents: dict[str, Tensor]) -> None:
     assert Tally(None).fid() is None
+
+
+def test_features_of_videos_are_those_of_their_frames_and_pages_show_strips(
+    latents: dict[str, Tensor],
+) -> None:
+    final = {name: pictures(values[-1]) for name, values in latents.items()}
+    videos = {name: values.reshape(IMAGES // 3, 3, 1, 12, 12) for name, values in final.items()}
+    rollout = Rollout(Start(videos["reference"], (), Conditioning()), videos, dict.fromkeys(
+        ERRORS.values(), torch.zeros(STEPS, IMAGES // 3)
+    ), {})  # fmt: skip
+    tally = Tally(Projection())
+    tally.add(measured(rollout, videos, Projection(), 0))
+    by_image, by_video = tallied(latents, IMAGES).fid(), tally.fid()
+    assert by_image is not None
+    assert by_video == by_image
+    fidelity = tally.comparisons()["fidelity"]
+    assert len(fidelity.psnr) == len(fidelity.worst_frame) == 7
+    frames = tallied(latents, IMAGES).comparisons()["fidelity"].psnr
+    assert fidelity.worst_frame[2] == pytest.approx(min(frames[6:9]))
+    assert fidelity.metrics["worst_frame_psnr"] == fidelity.worst_frame
+    assert tally.pictures.gallery(seed=0).ratio == 3.0
