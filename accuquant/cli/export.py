@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from accuquant.cli._comfyui import COMFYUI
+from accuquant.cli._comfyui import check as check_comfyui
+from accuquant.cli._comfyui import write as write_comfyui
 from accuquant.cli._command import Command
 from accuquant.cli._first_recipe import is_graph, recipe_of, take_device
 from accuquant.cli._options import Source, device_option, existing_file, lora_option, new_path
@@ -47,14 +50,18 @@ if TYPE_CHECKING:
     help="Which inputs of an .onnx are the sample and the timestep.",
 )
 @click.option(
-    "-o", "--output", type=new_path, required=True, help="A folder, or an .onnx file where SOURCE is one."
+    "-o",
+    "--output",
+    type=new_path,
+    required=True,
+    help="A folder, an .onnx file where SOURCE is one, or a .safetensors file for ComfyUI.",
 )
 @click.option(
     "--target",
-    metavar="cpu|gpu|SM",
+    metavar="cpu|gpu|SM|comfyui",
     show_default="the GPU of this machine if it is usable, else cpu",
     help="Where it will run, for what is `auto` below; a GPU that is not here by its compute capability: "
-    "sm75, sm80, sm86, sm89, sm120, sm121.",
+    "sm75, sm80, sm86, sm89, sm120, sm121. comfyui writes no graph, but one .safetensors that ComfyUI loads.",
 )
 @click.option(
     "--lowering",
@@ -68,7 +75,7 @@ if TYPE_CHECKING:
     "--precision",
     type=click.Choice(("auto", "fp32", "fp16", "bf16")),
     default="auto",
-    help="What is not int8; auto is fp16 on a GPU, fp32 on a CPU.",
+    help="What is not int8; auto is fp16 on a GPU and for ComfyUI, fp32 on a CPU.",
 )
 @click.option(
     "--affine",
@@ -167,9 +174,17 @@ def run(
     from accuquant.export.export_options import ExportOptions
 
     task = take_options(options)
+    if options["target"] == COMFYUI:
+        check_comfyui(source, output, options, triton)
     inputs, loras = options.pop("inputs", None), options.pop("loras", ())
     loading = {name: value for name in LOADING if (value := options.pop(name, None))}
     computed = take_device(options, recipe)
+    if options["target"] == COMFYUI:
+        if recipe is not None:
+            _refuse_task(task)
+        given = {"loras": loras, **loading}
+        write_comfyui(source, recipe, output, options["precision"], {**task, **computed}, given)
+        return
     graph = is_graph(source)
     graph_options = _graph_options(inputs, options.pop("input_names", None), graph)
     export = _targeted(ExportOptions(**options))
