@@ -21,8 +21,8 @@ _RESNET = {
 def rules(config: Any) -> list[Rule]:
     """Return the rules of a UNet2DConditionModel with `config`.
 
-    Latent diffusion counts its blocks through: each level of the encoder has `layers_per_block` of them and one
-    that halves the image, each level of the decoder `layers_per_block` + 1, the last of which doubles it
+    Latent diffusion counts its blocks through: each level of the encoder has `layers_per_block` of them and
+    one that halves the image, each level of the decoder `layers_per_block` + 1, the last of which doubles it
     (CompVis/latent-diffusion, UNetModel). Raises ExportError where levels have different numbers of layers.
     """
     layers = config["layers_per_block"]

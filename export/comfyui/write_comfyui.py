@@ -133,7 +133,7 @@ def check_recipe(recipe: Recipe) -> None:
 
 
 def pack_network(network: torch.nn.Module, recipe: Recipe, floats: torch.dtype) -> _Checkpoint:
-    """Return the tensors of `network`, already folded, quantized by `recipe`, under the checkpoint's names."""
+    """Return the tensors of `network`, already folded, quantized by `recipe`, by their names in the file."""
     tensors: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for key, tensor in named_weights(network).items():
         module, _, leaf = key.rpartition(".")
