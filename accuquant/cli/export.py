@@ -38,6 +38,13 @@ if TYPE_CHECKING:
     help="What `accuquant calibrate` wrote; without it, a pipeline is calibrated first.",
 )
 @click.option(
+    "--or-recipe",
+    type=existing_file,
+    metavar="FILE",
+    help="A recipe of the same pipeline in the other format, int8 or fp8: the one that suits --target better "
+    "is exported, by measurement where that GPU is here, else by the audit.",
+)
+@click.option(
     "--inputs",
     type=existing_file,
     help="An .npz of inputs to observe an .onnx with where there is no recipe, and to compare it on; random "
@@ -177,6 +184,7 @@ def run(
     if options["target"] == COMFYUI:
         check_comfyui(source, output, options, triton)
     inputs, loras = options.pop("inputs", None), options.pop("loras", ())
+    other = _other_recipe(options.pop("or_recipe", None), recipe, source, options["target"])
     loading = {name: value for name in LOADING if (value := options.pop(name, None))}
     computed = take_device(options, recipe)
     if options["target"] == COMFYUI:
@@ -197,7 +205,8 @@ def run(
         if graph:
             choice = _write_graph(source, loaded, output, export, progress, graph_options)
         else:
-            choice = _write_pipeline(source, loaded, output, export, progress, {"loras": loras, **loading})
+            given = {"loras": loras, **loading}
+            choice = _write_pipeline(source, loaded, output, export, progress, given, other)
     if choice is not None:
         click.echo(str(choice))
 
@@ -278,6 +287,7 @@ def _write_pipeline(
     options: ExportOptions,
     progress: Bars,
     given: dict[str, Any],
+    other: Recipe | None = None,
 ) -> ExportChoice | None:
     from accuquant.export.for_target import export_pipeline
     from accuquant.pipelines.lora import find_loras, loras_of_recipe
@@ -286,7 +296,33 @@ def _write_pipeline(
     fused = loras_of_recipe(recipe.facts.loras, find_loras(given.pop("loras", ())))
     loading = take_loading(given, recipe.facts.loading)
     loaded = load_source(source, fused, **vars(loading))
+    if other is not None:
+        from accuquant.export.for_target.choose_format import export_best_format
+
+        recipes = (recipe, other)
+        return export_best_format(
+            loaded, recipes, output, options, share=progress.share, progress=progress
+        ).choice
     return export_pipeline(loaded, recipe, output, options, share=progress.share, progress=progress).choice
+
+
+def _other_recipe(path: Path | None, recipe: Path | None, source: str, target: str | None) -> Recipe | None:
+    """Load what --or-recipe names. Raises UsageError where there is nothing to choose between."""
+    if path is None:
+        return None
+    if recipe is None or is_graph(source) or target == COMFYUI:
+        raise UsageError(
+            "--or-recipe",
+            got="no --recipe" if recipe is None else "an .onnx file as SOURCE, or --target comfyui",
+            expected="a pipeline, and a recipe in either format",
+            remedy="Leave it out, or give --recipe int8.safetensors --or-recipe fp8.safetensors",
+        )
+    from accuquant.export.for_target.choose_format import check_formats
+    from accuquant.recipe import Recipe
+
+    other = Recipe.load(path)
+    check_formats((Recipe.load(recipe), other))
+    return other
 
 
 def _refuse_task(task: dict[str, Any]) -> None:
