@@ -181,13 +181,13 @@ def run(
     from accuquant.export.export_options import ExportOptions
 
     task = take_options(options)
-    if options["target"] == COMFYUI:
+    if options.get("target") == COMFYUI:
         check_comfyui(source, output, options, triton)
     inputs, loras = options.pop("inputs", None), options.pop("loras", ())
-    other = _other_recipe(options.pop("or_recipe", None), recipe, source, options["target"])
+    other = _other_recipe(options.pop("or_recipe", None), recipe, source, options.get("target"))
     loading = {name: value for name in LOADING if (value := options.pop(name, None))}
     computed = take_device(options, recipe)
-    if options["target"] == COMFYUI:
+    if options.get("target") == COMFYUI:
         if recipe is not None:
             _refuse_task(task)
         given = {"loras": loras, **loading}

@@ -70,7 +70,7 @@ def export_best_format(
         )
         return _noted(manifest, target, rule, output)
     with scratch_beside(output) as scratch:
-        folders = {name: scratch / name for name in by_format}
+        folders: dict[str, Path] = {name: scratch / name for name in by_format}
         made = {
             name: export_pipeline(source, recipe, folders[name], options, progress=progress)
             for name, recipe in by_format.items()
@@ -166,12 +166,12 @@ def _measure(
     folders: Mapping[str, Path], target: ExportTarget, scratch: Path, progress: Progress
 ) -> dict[str, float]:
     assert target.gpu is not None
-    engines = {}
-    for name, model in {**{name: _graph(folder) for name, folder in folders.items()}, FLOAT: None}.items():
-        path = model or _twin(folders, scratch)
-        build = BuildOptions(target.gpu, profile=static_profile(path))
-        engines[name] = scratch / f"{name}.engine"
-        build_engine(path, engines[name], build, rebuild="accuquant build", progress=progress)
+    models = {name: _graph(folder) for name, folder in folders.items()}
+    models[FLOAT] = _twin(folders, scratch)
+    engines = {name: scratch / f"{name}.engine" for name in models}
+    for name, model in models.items():
+        build = BuildOptions(target.gpu, profile=static_profile(model))
+        build_engine(model, engines[name], build, rebuild="accuquant build", progress=progress)
     return time_engines(engines, progress)
 
 
