@@ -91,6 +91,7 @@ def test_without_the_gpu_kernels_and_traffic_decide(
     assert reason in decision.reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("target", "reason"), [("cpu", "emulate FP8"), ("sm86", "sm86 takes no FP8")])
 def test_what_has_no_fp8_gets_int8_by_a_rule(
     source: Source, both: tuple[Recipe, Recipe], tmp_path: Path, target: str, reason: str
@@ -104,6 +105,7 @@ def test_what_has_no_fp8_gets_int8_by_a_rule(
     assert Recipe.load(tmp_path / "out" / "recipe.safetensors").format == "int8"
 
 
+@pytest.mark.slow
 def test_times_on_the_gpu_of_this_machine_decide_and_a_fault_leaves_it_to_the_rest(
     source: Source, both: tuple[Recipe, Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,6 +146,7 @@ def test_recipes_of_one_format_are_refused(
         export_best_format(source, (both[0], both[0]), tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_the_command_takes_a_second_recipe(
     pipeline: Path, both: tuple[Recipe, Recipe], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
