@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from accuquant._util.progress import Progress, Share, Silent
 from accuquant._util.real_model import real_model
@@ -18,7 +18,7 @@ from accuquant.engines import BuildOptions
 from accuquant.engines.build import build_engine
 from accuquant.engines.profile import static_profile
 from accuquant.errors import AccuQuantError, UsageError
-from accuquant.export.export_options import ExportOptions, check_format
+from accuquant.export.export_options import ExportOptions, Lowering, Precision, check_format
 from accuquant.export.for_target.compiled import time_engines
 from accuquant.export.for_target.export_target import ExportTarget, resolve_target
 from accuquant.export.for_target.for_pipeline import export_pipeline
@@ -77,7 +77,11 @@ def export_best_format(
         }
         decision = _compare(folders, target, scratch, shown)
     best = made[decision.format]
-    settled = replace(options, lowering=best.lowering, precision=best.precision)
+    lowering, precision = (
+        cast(Lowering, best.lowering),
+        cast(Precision, best.precision),
+    )  # as it was asked for
+    settled = replace(options, lowering=lowering, precision=precision)
     manifest = export_pipeline(
         source, by_format[decision.format], output, settled, share=share, progress=progress
     )

@@ -153,7 +153,17 @@ def test_every_part_of_the_bundled_text_pipeline_compiles(
         tmp_path / "out",
     )
     tiny = ["--steps", "2", "--group-size", "2", "--num-trajectories", "1", "--batch-size", "1"]
-    fast = ["--iterations", "0", "--shared-iterations", "0", "--no-probe", "--rounding", "nearest"]
+    fast = [
+        "--iterations",
+        "0",
+        "--shared-iterations",
+        "0",
+        "--no-probe",
+        "--rounding",
+        "nearest",
+        "--prompt",
+        "a red shirt",
+    ]
     assert main(["calibrate", source, "-o", recipe, *tiny, *fast]) == 0
     export = ["export", source, "--recipe", recipe, "--target", "cpu", "-o", str(out)]
     assert main([*export, "--whole-pipeline", "--text-weights", weights]) == 0
