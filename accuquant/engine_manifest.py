@@ -108,6 +108,11 @@ def engine_path(root: Path, graph: str, target: str, library: str) -> Path:
     return root / "engines" / target / library / f"{Path(graph).stem}{ENGINE_SUFFIX}"
 
 
+def part_engine_path(root: Path, part: str, target: str, library: str) -> Path:
+    """Return the engine of a part around the network, such as text_encoder; beside the network's."""
+    return engine_path(root, f"{part}.onnx", target, library)
+
+
 def built_root(folder: Path) -> Path:
     """Return where engines of `folder` are built and looked for: the folder itself, unless it was downloaded.
 

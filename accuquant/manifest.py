@@ -113,6 +113,12 @@ class Manifest:
         """Return the path of each graph in `folder`. Raises EngineError where one leads out of it."""
         return tuple(self._named(folder, graph) for graph in self.graphs)
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The folders of graphs around the network: text encoders, autoencoder; none of most exports."""
+        graphs = (name.split("/") for name in sorted(self.files))
+        return tuple(path[0] for path in graphs if path[1:] == ["model.onnx"] and path[0] != self.component)
+
     def config_path(self, folder: Path) -> Path:
         """Return the path of the network's config.json. Raises EngineError where it leads out of `folder`.
 

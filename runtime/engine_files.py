@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 from accuquant._util.gpu import find_gpu
-from accuquant.engine_manifest import EngineManifest, built_root, engine_path
+from accuquant.engine_manifest import EngineManifest, built_root, engine_path, part_engine_path
 from accuquant.errors import EngineError
 from accuquant.manifest import Manifest
 
@@ -21,6 +22,26 @@ def find_engines(root: Path, manifest: Manifest, *, trust: bool = False) -> tupl
     looked at with `trust` only. Raises EngineError where there is no GPU, no engine for it, or one that was
     compiled from other graphs than the folder holds.
     """
+    return _find(root, manifest, manifest.graphs, engine_path, trust)
+
+
+def find_part_engine(root: Path, manifest: Manifest, part: str, *, trust: bool = False) -> Path:
+    """Return the engine of a part around the network, such as text_encoder, as find_engines does."""
+
+    def place(root: Path, _graph: str, target: str, library: str) -> Path:
+        return part_engine_path(root, part, target, library)
+
+    (engine,) = _find(root, manifest, (f"{part}/model.onnx",), place, trust)
+    return engine
+
+
+def _find(
+    root: Path,
+    manifest: Manifest,
+    graphs: tuple[str, ...],
+    engine_of: Callable[[Path, str, str, str], Path],
+    trust: bool,
+) -> tuple[Path, ...]:
     gpu = find_gpu()
     built = built_root(root)
     places = (built, root) if trust and built != root else (built,)
@@ -28,15 +49,15 @@ def find_engines(root: Path, manifest: Manifest, *, trust: bool = False) -> tupl
         if importlib.util.find_spec(library) is None:
             continue
         for place in places:
-            engines = tuple(engine_path(place, graph, gpu.target, library) for graph in manifest.graphs)
+            engines = tuple(engine_of(place, graph, gpu.target, library) for graph in graphs)
             if all(engine.is_file() for engine in engines):
-                for engine, graph in zip(engines, manifest.graphs, strict=True):
+                for engine, graph in zip(engines, graphs, strict=True):
                     check_origin(engine, graph, manifest)
                 return engines
     raise EngineError(
         f"folder '{root}'",
         got=_what_is_there(root, places),
-        expected=f"engines for {gpu.target} ({gpu.name}) of a library that is installed",
+        expected=f"engines of {', '.join(graphs)} for {gpu.target} ({gpu.name}), of an installed library",
         remedy=f"Build them: accuquant build {shlex.quote(str(root))} --target {gpu.target}",
     )
 

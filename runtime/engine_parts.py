@@ -12,8 +12,10 @@ from accuquant._util.real_model import real_model
 from accuquant.errors import EngineError, last_line
 from accuquant.hub.fetch import local_folder
 from accuquant.manifest import Manifest
+from accuquant.runtime.engine_files import find_part_engine
 from accuquant.runtime.open_runner import make_runner
 from accuquant.runtime.runner import Runner
+from accuquant.runtime.tensorrt_runner import TensorRtRunner
 
 if TYPE_CHECKING:
     from accuquant.runtime.engine_autoencoder import EngineAutoencoder
@@ -24,7 +26,12 @@ _TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
 
 def engine_parts(
-    folder: str | os.PathLike[str], engine: str = "openvino", *, check_hashes: bool = True, **options: Any
+    folder: str | os.PathLike[str],
+    engine: str = "openvino",
+    *,
+    check_hashes: bool = True,
+    trust_engines: bool = False,
+    **options: Any,
 ) -> dict[str, Any]:
     """Open the text encoders and the autoencoder of a folder -> its parts by the pipeline's names.
 
@@ -32,8 +39,9 @@ def engine_parts(
         pipe = DiffusionPipeline.from_pretrained("out", unet=unet, **accuquant.engine_parts("out"))
 
     `accuquant export --whole-pipeline` writes such folders; nothing else of the pipeline is needed then. The
-    parts are float, but for a decoder that was calibrated. `options` go to the engine, e.g. `num_threads=4`.
-    Raises EngineError where the folder does not hold them or they are damaged.
+    parts are float, but for a decoder that was calibrated. With "tensorrt" they run in the engines that `accuquant build` made of them; those of a
+    download with `trust_engines` only. `options` go to the engine, e.g. `num_threads=4`. Raises EngineError
+    where the folder does not hold them or they are damaged.
     """
     from accuquant.runtime.engine_autoencoder import EngineAutoencoder
     from accuquant.runtime.engine_text_encoder import EngineTextEncoder
@@ -51,6 +59,9 @@ def engine_parts(
         manifest.check_files(root)
 
     def runner(part: str) -> Runner:
+        if engine == TensorRtRunner.engine:
+            built = find_part_engine(root, manifest, part, trust=trust_engines)
+            return make_runner(built, engine, name=part, **options)
         path = root / part / _GRAPH
         check_external_files(path)
         return make_runner(real_model(path), engine, **options)

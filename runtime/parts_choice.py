@@ -9,8 +9,10 @@ from accuquant.errors import UsageError, unknown_name
 #: "auto" takes the engine where nothing speaks against it.
 Parts = Literal["auto", "engine", "torch"]
 CHOICES = ("auto", "engine", "torch")
-#: The engines that read the graphs of float parts.
-ENGINES = ("openvino", "onnxruntime")
+#: The engines that read the graphs of float parts, or what `accuquant build` made of them.
+ENGINES = ("openvino", "onnxruntime", "tensorrt")
+#: Where engines have to be built first, and the parts run fast in torch too.
+_ASKED_FOR = ("tensorrt",)
 
 
 def runs_on_engine(parts: Parts, *, held: bool, engine: str, named: bool, device: str) -> bool:
@@ -23,7 +25,8 @@ def runs_on_engine(parts: Parts, *, held: bool, engine: str, named: bool, device
     if parts not in CHOICES:
         raise unknown_name("parts", str(parts), CHOICES)
     if parts == "auto":
-        return held and not named and device == "cpu" and engine in ENGINES
+        asked = engine in _ASKED_FOR
+        return held and not named and device == "cpu" and engine in ENGINES and not asked
     if parts == "torch":
         return False
     for wrong, got, expected, remedy in (

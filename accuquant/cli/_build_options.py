@@ -42,6 +42,14 @@ def _own() -> list[Any]:
             show_default="the model's, else 1",
             help="Images at a time, for a static engine.",
         ),
+        click.option(
+            "--parts",
+            default="all",
+            show_default=True,
+            metavar="all|network|NAME,...",
+            help="Of a folder with its whole pipeline: every part, the network alone, or the parts named, "
+            "such as text_encoder,vae_decoder, beside the network. Parts compute in float32.",
+        ),
         click.option("--allow-float", is_flag=True, help="Compile a model without Q/DQ pairs as well."),
         click.option("--force", is_flag=True, help="Compile even where the engine is there already."),
     ]

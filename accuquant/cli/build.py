@@ -41,8 +41,9 @@ def command(source: Path | None, onnx_file: Path | None, json_file: Path | None,
     """Compile the exported folder OUT, or one ONNX model, into TensorRT engines.
 
     The engines of OUT go to OUT/engines/<target>/<library>/, those of a download to a cache of our own, with
-    a manifest beside each. What is there
-    already, from the same graph with the same options, is kept. The flags are spelled as trtexec's.
+    a manifest beside each. What is there already, from the same graph with the same options, is kept. Where
+    OUT holds its whole pipeline, text encoders and autoencoder get engines too. The flags are spelled as
+    trtexec's.
     """
     chosen = [path for path in (source, onnx_file) if path is not None]
     if len(chosen) != 1:
@@ -80,8 +81,8 @@ def run(source: Path, options: dict[str, Any]) -> list[BuiltEngine]:
             advice = export_advice(source, Manifest.load(source), jobs[0].options.target.name)
             if advice:
                 progress.message(advice)
-        for model in dict.fromkeys(job.model for job in jobs):
-            _check(model, allow_float=allow_float, say=progress.message)
+        for job in {job.model: job for job in jobs}.values():  # parts are float
+            _check(job.model, allow_float=allow_float or bool(job.part), say=progress.message)
         built = _build(jobs, source, cluster, force=force or layer_info is not None, progress=progress)
         if verbose:
             for engine in built:

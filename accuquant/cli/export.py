@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from accuquant.cli._comfyui import COMFYUI
+from accuquant.cli._comfyui import check as check_comfyui
+from accuquant.cli._comfyui import write as write_comfyui
 from accuquant.cli._command import Command
 from accuquant.cli._first_recipe import is_graph, recipe_of, take_device
 from accuquant.cli._options import Source, device_option, existing_file, lora_option, new_path
@@ -35,6 +38,13 @@ if TYPE_CHECKING:
     help="What `accuquant calibrate` wrote; without it, a pipeline is calibrated first.",
 )
 @click.option(
+    "--or-recipe",
+    type=existing_file,
+    metavar="FILE",
+    help="A recipe of the same pipeline in the other format, int8 or fp8: the one that suits --target better "
+    "is exported, by measurement where that GPU is here, else by the audit.",
+)
+@click.option(
     "--inputs",
     type=existing_file,
     help="An .npz of inputs to observe an .onnx with where there is no recipe, and to compare it on; random "
@@ -47,14 +57,18 @@ if TYPE_CHECKING:
     help="Which inputs of an .onnx are the sample and the timestep.",
 )
 @click.option(
-    "-o", "--output", type=new_path, required=True, help="A folder, or an .onnx file where SOURCE is one."
+    "-o",
+    "--output",
+    type=new_path,
+    required=True,
+    help="A folder, an .onnx file where SOURCE is one, or a .safetensors file for ComfyUI.",
 )
 @click.option(
     "--target",
-    metavar="cpu|gpu|SM",
+    metavar="cpu|gpu|SM|comfyui",
     show_default="the GPU of this machine if it is usable, else cpu",
     help="Where it will run, for what is `auto` below; a GPU that is not here by its compute capability: "
-    "sm75, sm80, sm86, sm89, sm120, sm121.",
+    "sm75, sm80, sm86, sm89, sm120, sm121. comfyui writes no graph, but one .safetensors that ComfyUI loads.",
 )
 @click.option(
     "--lowering",
@@ -68,7 +82,7 @@ if TYPE_CHECKING:
     "--precision",
     type=click.Choice(("auto", "fp32", "fp16", "bf16")),
     default="auto",
-    help="What is not int8; auto is fp16 on a GPU, fp32 on a CPU.",
+    help="What is not int8; auto is fp16 on a GPU and for ComfyUI, fp32 on a CPU.",
 )
 @click.option(
     "--affine",
@@ -173,10 +187,19 @@ def run(
     from accuquant.export.export_options import ExportOptions
 
     task = take_options(options)
+    if options.get("target") == COMFYUI:
+        check_comfyui(source, output, options, triton)
     inputs, loras = options.pop("inputs", None), options.pop("loras", ())
     decoder_recipe = options.pop("decoder_recipe", None)
+    other = _other_recipe(options.pop("or_recipe", None), recipe, source, options.get("target"))
     loading = {name: value for name in LOADING if (value := options.pop(name, None))}
     computed = take_device(options, recipe)
+    if options.get("target") == COMFYUI:
+        if recipe is not None:
+            _refuse_task(task)
+        given = {"loras": loras, **loading}
+        write_comfyui(source, recipe, output, options["precision"], {**task, **computed}, given)
+        return
     graph = is_graph(source)
     graph_options = _graph_options(inputs, options.pop("input_names", None), graph)
     export = _targeted(ExportOptions(**options))
@@ -190,7 +213,7 @@ def run(
             choice = _write_graph(source, loaded, output, export, progress, graph_options)
         else:
             given = {"loras": loras, **loading, "decoder_recipe": decoder_recipe}
-            choice = _write_pipeline(source, loaded, output, export, progress, given)
+            choice = _write_pipeline(source, loaded, output, export, progress, given, other)
     if choice is not None:
         click.echo(str(choice))
 
@@ -271,6 +294,7 @@ def _write_pipeline(
     options: ExportOptions,
     progress: Bars,
     given: dict[str, Any],
+    other: Recipe | None = None,
 ) -> ExportChoice | None:
     from accuquant.export.for_target import export_pipeline
     from accuquant.pipelines.lora import find_loras, loras_of_recipe
@@ -282,9 +306,35 @@ def _write_pipeline(
     fused = loras_of_recipe(recipe.facts.loras, find_loras(given.pop("loras", ())))
     loading = take_loading(given, recipe.facts.loading)
     loaded = load_source(source, fused, **vars(loading))
+    if other is not None:
+        from accuquant.export.for_target.choose_format import export_best_format
+
+        recipes = (recipe, other)
+        return export_best_format(
+            loaded, recipes, output, options, decoder=decoder, share=progress.share, progress=progress
+        ).choice
     return export_pipeline(
         loaded, recipe, output, options, decoder=decoder, share=progress.share, progress=progress
     ).choice
+
+
+def _other_recipe(path: Path | None, recipe: Path | None, source: str, target: str | None) -> Recipe | None:
+    """Load what --or-recipe names. Raises UsageError where there is nothing to choose between."""
+    if path is None:
+        return None
+    if recipe is None or is_graph(source) or target == COMFYUI:
+        raise UsageError(
+            "--or-recipe",
+            got="no --recipe" if recipe is None else "an .onnx file as SOURCE, or --target comfyui",
+            expected="a pipeline, and a recipe in either format",
+            remedy="Leave it out, or give --recipe int8.safetensors --or-recipe fp8.safetensors",
+        )
+    from accuquant.export.for_target.choose_format import check_formats
+    from accuquant.recipe import Recipe
+
+    other = Recipe.load(path)
+    check_formats((Recipe.load(recipe), other))
+    return other
 
 
 def _refuse_task(task: dict[str, Any]) -> None:

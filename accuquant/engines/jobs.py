@@ -10,10 +10,11 @@ from typing import Any
 
 from accuquant._util.gpu import find_gpu
 from accuquant._util.real_model import real_model
-from accuquant.engine_manifest import built_root, engine_path
+from accuquant.engine_manifest import built_root, engine_path, part_engine_path
 from accuquant.engines.backend import resolve_backend
 from accuquant.engines.flags import make_profile, parse_memory_pools, parse_shapes
 from accuquant.engines.options import BuildOptions, ShapeRange
+from accuquant.engines.part_jobs import ALL, NETWORK, chosen_parts, part_profile
 from accuquant.engines.profile import read_inputs, static_profile
 from accuquant.engines.target import TARGETS, Target, parse_targets
 from accuquant.errors import EngineError, UsageError
@@ -39,12 +40,16 @@ _FLAGS = {
 
 @dataclass(frozen=True)
 class BuildJob:
-    """One engine to build. `rebuild` is the command that builds it."""
+    """One engine to build. `rebuild` is the command that builds it.
+
+    `part` is the part around the network that it is for, in float; "" for the network.
+    """
 
     model: Path
     engine: Path
     options: BuildOptions
     rebuild: str
+    part: str = ""
 
 
 def list_jobs(
@@ -55,9 +60,13 @@ def list_jobs(
     batch_size: int | None = None,
     save_engine: Path | None = None,
     timing_cache: Path | None = None,
+    parts: str = NETWORK,
     **flags: Any,
 ) -> list[BuildJob]:
     """Return a job for each graph of `source` and each target.
+
+    `parts` are those around the network that get engines too: "network" for none, "all", or a list of their
+    names. The shapes in `flags` are those of the network.
 
     `source` is an exported folder, whose files must be those that were exported, or an .onnx file.
     `targets` is a list like "sm86,sm89"; None is the GPU of this machine. `flags` are the other options
@@ -87,6 +96,27 @@ def list_jobs(
             cache = timing_cache or engine.parent / "timing.cache"
             options = _options(target, library.name, profile, cache, flags)
             jobs.append(BuildJob(model, engine, options, f"{command} --target {target}"))
+    if source.is_dir() and save_engine is None:
+        names = chosen_parts(Manifest.load(source), parts)
+    elif parts in (NETWORK, ALL):
+        names = ()
+    else:
+        raise UsageError(
+            f"--parts {parts}",
+            got="one graph",
+            expected="a folder that `accuquant export --whole-pipeline` wrote, and no --saveEngine",
+            remedy="Leave --parts out",
+        )
+    for part in names:
+        model = real_model(root / part / "model.onnx")
+        profile = part_profile(root, part, sizes=sizes, batch_size=batch_size)
+        again = f"{_rebuild_command(source, library.name, batch_size, None, flags)} --parts {part}"
+        for target in chosen:
+            engine = part_engine_path(built_root(root), part, target.name, library.name)
+            options = _options(
+                target, library.name, profile, timing_cache or engine.parent / "timing.cache", flags
+            )
+            jobs.append(BuildJob(model, engine, options, f"{again} --target {target}", part))
     return jobs
 
 

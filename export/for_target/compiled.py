@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -128,30 +128,39 @@ def timed(compiled: Sequence[CompiledCandidate], progress: Progress) -> list[Eng
 
     Raises EngineError where an engine cannot be run here.
     """
+    times = time_engines({one.candidate.lowering: one.built.path for one in compiled}, progress)
+    return [
+        EngineFigures(
+            one.candidate.lowering,
+            one.candidate.engines,
+            one.built.manifest.engine_bytes,
+            milliseconds=times[one.candidate.lowering],
+            noise_db=one.candidate.noise_db,
+        )
+        for one in compiled
+    ]
+
+
+def time_engines(engines: Mapping[str, Path], progress: Progress) -> dict[str, float]:
+    """Run the engine of each name on the GPU of this machine, in turn -> the median of its milliseconds.
+
+    Raises EngineError where an engine cannot be run here.
+    """
     with ExitStack() as stack:
-        runners = {one.candidate.lowering: _activated(one.built.path, stack) for one in compiled}
+        runners = {name: _activated(engine, stack) for name, engine in engines.items()}
         rng = np.random.default_rng(0)
         feeds = {
             name: {spec.name: noise(spec, {}, rng) for spec in runner.input_specs}
             for name, runner in runners.items()
         }
-        progress.stage("timing the lowerings", _ROUNDS + _WARM_UP)
+        progress.stage(f"timing {', '.join(engines)}", _ROUNDS + _WARM_UP)
         times = time_interleaved(
             {name: lambda n=name: runners[n].infer(feeds[n]) for name in runners},  # type: ignore[misc]
             rounds=_ROUNDS,
             warm_up=_WARM_UP,
             after_round=progress.advance,
         )
-    return [
-        EngineFigures(
-            one.candidate.lowering,
-            one.candidate.engines,
-            one.built.manifest.engine_bytes,
-            milliseconds=times[one.candidate.lowering].median,
-            noise_db=one.candidate.noise_db,
-        )
-        for one in compiled
-    ]
+    return {name: found.median for name, found in times.items()}
 
 
 def _activated(engine: Path, stack: ExitStack) -> Runner:

@@ -28,7 +28,7 @@ def test_auto_takes_the_engine_where_nothing_speaks_against_it(
     assert runs_on_engine("torch", **ALL | change) is False
 
 
-@pytest.mark.parametrize("change", [{}, {"held": False}, {"device": "cuda"}])
+@pytest.mark.parametrize("change", [{}, {"held": False}, {"device": "cuda"}, {"engine": "tensorrt"}])
 def test_the_engine_is_taken_where_it_is_asked_for(change: dict[str, Any]) -> None:
     assert runs_on_engine("engine", **ALL | change) is True
 
@@ -36,7 +36,10 @@ def test_the_engine_is_taken_where_it_is_asked_for(change: dict[str, Any]) -> No
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"engine": "tensorrt"}, "--parts engine: got --engine tensorrt, expected openvino or onnxruntime"),
+        (
+            {"engine": "onnxruntime-cuda"},
+            "--parts engine: got --engine onnxruntime-cuda, expected openvino or",
+        ),
         ({"named": True}, "--parts engine: got --pipeline or --variant as well"),
     ],
 )
