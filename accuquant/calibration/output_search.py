@@ -26,6 +26,10 @@ from .trajectory import TrajectoryBatch
 #: Candidates, as factors on the scale that the observer found. None far below 1: the few batches that are
 #: looked at do not hold the rare values that a smaller range would clip (docs/study.md).
 FACTORS = np.linspace(0.90, 1.15, 11)
+#: A linear layer's scale shrinks no further than this (docs/study.md). A convolution gains by more, where a
+#: flat region holds one value over and over, whose rounding error adds up in a window's sum. A linear layer
+#: has no window: its rounding errors average out, and what it clips does not.
+LEAST_OF_LINEAR = 0.95
 #: What is looked at in each step group: this many batches, at this many of the group's steps.
 _BATCHES, _STEPS = 2, 2
 
@@ -40,13 +44,13 @@ def refine_scales(
     progress: Progress | None = None,
     units: Units | None = None,
 ) -> dict[str, LayerQParams]:
-    """Return `qparams` with the scale of every step group moved to the best of 13 factors from 0.97 to 1.15.
+    """Return `qparams` with the scale of every step group moved to the best of FACTORS.
 
     The best factor has the least squared error of the layer's output, float weights, on the float
     network's own inputs. An observer sees values one by one, and takes their rounding errors for independent
     noise. They are not: a flat region holds the same value over and over, its rounding error has one sign
-    there, and adds up in the next sum. Layers that share one scale get one factor. A unit of work is one
-    batch in one step group.
+    there, and adds up in the next sum. A linear layer, which has no regions, tries those from LEAST_OF_LINEAR
+    on alone. Layers that share one scale get one factor. A unit of work is one batch in one step group.
     """
     shown, members = progress or Silent(), groups.steps_of(process.timesteps)
     pairs = {
@@ -66,10 +70,19 @@ def refine_scales(
     chosen = {name: layer.activation_scale.copy() for name, layer in qparams.items()}
     for group in range(len(members)):
         for names in _tied(qparams):
-            best = FACTORS[int(np.argmin(sum(errors[group, rows[name]] for name in names)))]
+            tried = np.logical_and.reduce([tries(qparams[name]) for name in names])
+            total = np.sum([errors[group, rows[name]] for name in names], axis=0)
+            best = FACTORS[int(np.argmin(np.where(tried, total, np.inf)))]
             for name in names:
                 chosen[name][group] = np.float32(chosen[name][group] * best)
     return {name: layer.with_activation_scale(chosen[name]) for name, layer in qparams.items()}
+
+
+def tries(layer: LayerQParams) -> npt.NDArray[np.bool_]:
+    """Return which of FACTORS [F] a layer's scale may take."""
+    least = LEAST_OF_LINEAR if layer.kind == "linear" else FACTORS[0]
+    found: npt.NDArray[np.bool_] = least - 1e-9 <= FACTORS
+    return found
 
 
 @torch.no_grad()
@@ -126,7 +139,7 @@ def _measured(
         # the next layers see the float output: every layer is judged by itself
         power = float(output.square().mean()) or 1.0
         product, weight, bias = FrozenProduct.of(layer), weight_of(layer).to(output.device), bias_of(layer)
-        for index, quantized in enumerate(_candidates(args[0], qparams[name], group)):
+        for index, quantized in _candidates(args[0], qparams[name], group):
             # the product itself: a call of the layer would come back to this hook
             difference = product(quantized, lambda weight=weight: weight, bias) - output  # type: ignore[misc]
             errors[name][index] += float(difference.square().mean()) / power
@@ -142,7 +155,7 @@ def _measured(
             handle.remove()
 
 
-def _candidates(x: Tensor, layer: LayerQParams, group: int) -> Iterator[Tensor]:
-    for factor in FACTORS:
-        scale = torch.tensor(np.float32(layer.activation_scale[group] * factor)).to(x.device)
-        yield quantize_input(x, scale, layer)
+def _candidates(x: Tensor, layer: LayerQParams, group: int) -> Iterator[tuple[int, Tensor]]:
+    for index in np.flatnonzero(tries(layer)):
+        scale = torch.tensor(np.float32(layer.activation_scale[group] * FACTORS[index])).to(x.device)
+        yield int(index), quantize_input(x, scale, layer)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from accuquant.calibration.output_search import FACTORS, count_calls, refine_scales
+from accuquant.calibration.output_search import FACTORS, LEAST_OF_LINEAR, count_calls, refine_scales
 from accuquant.calibration.trajectory import TrajectoryBatch, record_trajectories
 from accuquant.denoising.process import DenoisingProcess
 from accuquant.groups import StepGroups
@@ -19,7 +19,9 @@ from accuquant.qparams import LayerQParams, fingerprint
 Recorded = tuple[nn.Module, list[TrajectoryBatch]]
 
 
-def qparams_of(network: nn.Module, name: str, scales: list[float], zero_point: int = 0) -> LayerQParams:
+def qparams_of(
+    network: nn.Module, name: str, scales: list[float], zero_point: int = 0, bits: int = 4
+) -> LayerQParams:
     weight = weight_of(quantizable_layers(network)[name]).numpy()
     return LayerQParams(
         name=name,
@@ -28,7 +30,7 @@ def qparams_of(network: nn.Module, name: str, scales: list[float], zero_point: i
         fingerprint=fingerprint(weight),
         weight_scale=np.ones(len(weight), np.float32),
         activation_scale=np.asarray(scales, np.float32),
-        activation_bits=4,
+        activation_bits=bits,
         zero_point=zero_point,
     )
 
@@ -65,8 +67,41 @@ def test_the_factor_has_the_least_output_error_of_all(
         quantized = np.clip(np.rint(x / np.float32(scale)), -8, 7) * np.float32(scale)
         return float(np.square((quantized - x) @ weight.T).sum())
 
-    best = FACTORS[int(np.argmin([output_error(start * factor) for factor in FACTORS]))]
+    tried = FACTORS[FACTORS >= LEAST_OF_LINEAR]
+    best = tried[int(np.argmin([output_error(start * factor) for factor in tried]))]
     refined = refine_scales(network, process, groups, {name: layer}, batches)[name]
+    assert refined.activation_scale[0] == pytest.approx(np.float32(start * best), rel=1e-6)
+
+
+def errors_of_factors(weight: np.ndarray, x: np.ndarray, start: float) -> list[float]:
+    """Return a layer's squared output error with each factor on a scale that clips nothing."""
+    found, exact = [], torch.from_numpy(weight).double()
+    for factor in FACTORS:
+        scale = np.float32(start * factor)
+        difference = torch.from_numpy(np.rint(x / scale) * scale - x)
+        if weight.ndim == 2:
+            output = difference @ exact.T
+        else:
+            output = nn.functional.conv2d(difference, exact, padding=1)
+        found.append(float(output.square().sum()))
+    return found
+
+
+@pytest.mark.parametrize("suffix", ["to_q", "resnets.0.conv1"])
+def test_a_linear_scale_stops_at_0_95_and_a_convolutions_at_0_90(
+    suffix: str, recorded: Recorded, process: DenoisingProcess, groups: StepGroups
+) -> None:
+    network, batches = recorded
+    name = next(n for n in quantizable_layers(network) if n.endswith(suffix))
+    x = inputs_of(network, name, batches[0], process)
+    start = 2 * float(np.abs(x).max()) / 127
+    errors = errors_of_factors(weight_of(quantizable_layers(network)[name]).numpy(), x, start)
+    layer = qparams_of(network, name, [start] * len(groups), bits=8)
+    first = 2 if layer.kind == "linear" else 0
+    assert FACTORS[[0, 2]] == pytest.approx([0.90, 0.95])
+    assert int(np.argmin(errors)) < 2, "the test needs a layer whose error is least below 0.95"
+    refined = refine_scales(network, process, groups, {name: layer}, batches)[name]
+    best = FACTORS[first + int(np.argmin(errors[first:]))]
     assert refined.activation_scale[0] == pytest.approx(np.float32(start * best), rel=1e-6)
 
 
@@ -90,7 +125,7 @@ def test_layers_that_share_a_scale_still_share_it_and_no_scale_leaves_the_search
     refined = refine_scales(network, process, groups, layers, batches, progress=Counter())
     assert len({layer.activation_key for layer in refined.values()}) == 1
     factors = refined[names[0]].activation_scale / np.asarray(scales, np.float32)
-    assert ((factors > 0.849) & (factors < 1.151)).all()
+    assert ((factors > 0.949) & (factors < 1.151)).all()
     assert len(set(factors.tolist())) > 1
     assert 0 < sum(ticks) == count_calls(groups.steps_of(process.timesteps), len(batches))
     assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())
