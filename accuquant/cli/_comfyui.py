@@ -23,6 +23,7 @@ _OF_GRAPHS: dict[str, Any] = {
     "external_data": None,
     "whole_pipeline": False,
     "text_weights": "fp32",
+    "decoder_recipe": None,
     "triton": None,
 }
 

@@ -39,8 +39,15 @@ def scalar_of(output: Any) -> float | None:
 
 
 def only_reader(node: Any) -> Any | None:
-    """Return the input that reads the first output of `node`, None where none or several do."""
-    readers = list(node.output(0).get_target_inputs())
+    """Return the input that reads the first output of `node`, None where none or several do.
+
+    Those that ask for its shape alone do not count: it is known by now.
+    """
+    readers = [
+        reader
+        for reader in node.output(0).get_target_inputs()
+        if reader.get_node().get_type_name() != "ShapeOf"
+    ]
     return readers[0] if len(readers) == 1 else None
 
 

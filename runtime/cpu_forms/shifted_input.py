@@ -95,6 +95,7 @@ def _layer(reader: Any, scale: float, divide: Any) -> ShiftedLayer | None:
     behind, step = _past_ones(only_reader(node)), scale
     if divide.get_type_name() == "Divide":
         factors = _gathered(divide.input_value(1))
+        behind = _past_zeros(behind)
         restored = behind is not None and _undoes(behind, divide)
         if factors is None or behind is None or not restored:
             return None
@@ -111,6 +112,16 @@ def _past_ones(reader: Any | None) -> Any | None:
     while reader is not None and reader.get_node().get_type_name() == "Multiply":
         node = reader.get_node()
         if scalar_of(node.input_value(1 - reader.get_index())) != 1:
+            break
+        reader = only_reader(node)
+    return reader
+
+
+def _past_zeros(reader: Any | None) -> Any | None:
+    """Return the reader behind an addition of zero, which OpenVINO writes behind a Gemm without a bias."""
+    while reader is not None and reader.get_node().get_type_name() == "Add":
+        node = reader.get_node()
+        if scalar_of(node.input_value(1 - reader.get_index())) != 0:
             break
         reader = only_reader(node)
     return reader

@@ -25,14 +25,6 @@ REWRITTEN = [
     "matmul-biasless",
 ]
 LEFT_ALONE = ["same", "grouped", "transposed"]
-#: Written in a way that is not found: they keep their shift.
-NOT_FOUND = {
-    ("conv", "per-group"),
-    ("dilated", "per-group"),
-    ("biasless", "per-group"),
-    ("gemm", "rescale"),
-    ("gemm-in-out", "rescale"),
-}
 FORMS = ["inside", "bordered"]
 TIMESTEPS = (999, 400, 3)
 
@@ -100,7 +92,7 @@ def test_inside_there_is_neither_shift_nor_padding_before_the_pair(
     moved = rewrite(model, CpuForm("inside"))
     (quantize,) = [node for node in moved.get_ops() if node.get_type_name() == "FakeQuantize"]
     before = quantize.input_value(0).get_node().get_type_name()
-    left = name in LEFT_ALONE or (name, lowering) in NOT_FOUND
+    left = name in LEFT_ALONE
     assert (before in ("Add", "Pad")) == left
     assert len(find_shifted_inputs(model)) == (not left), "the model itself is as it was"
 
