@@ -174,7 +174,7 @@ def profile(path: Path, pair: Pair, threads: int, calls: int, **options: Any) ->
 
 def kind_of(node: ExecutedNode, layers: Mapping[str, str], softmaxes: Set[str]) -> str:
     """Return the kind of the calibrated layer that a node computes, else "attention" or "other"."""
-    if softmaxes.intersection(node.onnx_nodes):
+    if softmaxes & {*node.onnx_nodes}:
         return "attention"
     if node.kind not in WORK_KINDS:
         return "other"

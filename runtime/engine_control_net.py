@@ -102,7 +102,7 @@ class EngineControlNet(FixedNetwork, ControlNetModel):  # type: ignore[misc]  # 
         Raises UsageError for a timestep outside the calibrated range, for guess_mode, and for an argument
         that the exported graph has no input for.
         """
-        arguments = bound_arguments(self._forward_signature, (self, *args), kwargs)
+        arguments = bound_arguments(self._forward_signature, (self, *args), kwargs, type(self).__name__)
         del arguments["self"]
         return_dict, guess = arguments.pop("return_dict", True), arguments.pop("guess_mode", False)
         if guess:

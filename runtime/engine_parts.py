@@ -39,9 +39,9 @@ def engine_parts(
         pipe = DiffusionPipeline.from_pretrained("out", unet=unet, **accuquant.engine_parts("out"))
 
     `accuquant export --whole-pipeline` writes such folders; nothing else of the pipeline is needed then. The
-    parts are float, but for a decoder that was calibrated. With "tensorrt" they run in the engines that `accuquant build` made of them; those of a
-    download with `trust_engines` only. `options` go to the engine, e.g. `num_threads=4`. Raises EngineError
-    where the folder does not hold them or they are damaged.
+    parts are float, but for a decoder that was calibrated. With "tensorrt" they run in the engines that
+    `accuquant build` made of them; those of a download with `trust_engines` only. `options` go to the engine,
+    e.g. `num_threads=4`. Raises EngineError where the folder does not hold them or they are damaged.
     """
     from accuquant.runtime.engine_autoencoder import EngineAutoencoder
     from accuquant.runtime.engine_text_encoder import EngineTextEncoder

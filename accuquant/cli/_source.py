@@ -87,7 +87,7 @@ def take_loading(options: dict[str, Any], recorded: LoadingFacts | None = None) 
 
     given = {name: value for name in LOADING if (value := options.pop(name, None))}
     # a recipe that is read elsewhere should name the same place
-    places = {name: str(given[name].absolute()) for name in _PLACES if name in given}
+    places: dict[str, Any] = {name: str(given[name].absolute()) for name in _PLACES if name in given}
     for name in ("controlnets", "ip_adapters"):
         if texts := given.get(name):
             found = [

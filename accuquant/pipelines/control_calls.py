@@ -38,7 +38,7 @@ class ControlCalls:
         """Note the calls inside the block; without `real` the networks are spared and give nothing."""
 
         def noting(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            bound = bound_arguments(inspect.signature(forward), args, kwargs)
+            bound = bound_arguments(inspect.signature(forward), args, kwargs, type(self._nets[0]).__name__)
             self._calls = [*self._calls[-len(self._nets) + 1 :], bound] if len(self._nets) > 1 else [bound]
             return forward(*args, **kwargs) if real else ([], torch.zeros(()))
 

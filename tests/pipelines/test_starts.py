@@ -148,8 +148,10 @@ def opened(
         several = {k: given.pop(k) for k in ("control_images", "ip_adapter_images") if k in given}
         texts = () if kind in ("dit", "super-resolution", "variation") else PROMPTS
         prompts = Task(prompts=texts, **{k: v for k, v in given.items() if not isinstance(v, Path)})
-        pictures = Task.read(**{k: v for k, v in given.items() if isinstance(v, Path)})
-        read = Task.read(**{k: [picture_folder / "images"] * count for k, count in several.items()})
+        folders: dict[str, Any] = {k: v for k, v in given.items() if isinstance(v, Path)}
+        pictures = Task.read(**folders)
+        folders = {k: [picture_folder / "images"] * int(str(count)) for k, count in several.items()}
+        read = Task.read(**folders)
         pictured = {"images": pictures.images, "masks": pictures.masks}
         pictured |= {name: getattr(read, name) for name in several}
         return source, Task(**{**vars(prompts), **pictured})
