@@ -41,6 +41,8 @@ _FROM_IMAGES = (
     "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline", "StableDiffusionXLImg2ImgPipeline",
     "StableDiffusionXLInpaintPipeline", "StableDiffusion3Img2ImgPipeline", "StableDiffusion3InpaintPipeline",
     "FluxImg2ImgPipeline", "FluxInpaintPipeline", "LatentConsistencyModelImg2ImgPipeline",
+    "StableDiffusionControlNetImg2ImgPipeline", "StableDiffusionControlNetInpaintPipeline",
+    "StableDiffusionXLControlNetImg2ImgPipeline", "StableDiffusionXLControlNetInpaintPipeline",
 )  # fmt: skip
 _PASTING = tuple(name for name in _FROM_IMAGES if "Inpaint" in name)
 _WITH_LORAS = (

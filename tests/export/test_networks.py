@@ -34,7 +34,8 @@ TIMESTEPS = (712.5, 20.25)
 
 
 def test_every_supported_class_is_tested() -> None:
-    assert {kind for kind, _ in NETWORKS.values()} == set(SUPPORTED)
+    of_one_step = {"DecoderNetwork", "FeedForwardNetwork"}  # test_one_step.py
+    assert {kind for kind, _ in NETWORKS.values()} | of_one_step == set(SUPPORTED)
 
 
 @pytest.mark.parametrize("name", CASES)
