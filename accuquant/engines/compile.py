@@ -21,7 +21,6 @@ from accuquant.engines.backend import Backend, resolve_backend
 from accuquant.engines.options import BuildOptions
 from accuquant.errors import EngineError
 
-_WIDENED = "Weights in 4 bits are compiled as int8: TensorRT would compute with them in float"
 _REMEDY = "Run `accuquant check` on the model: it names what TensorRT cannot compile"
 
 
@@ -52,19 +51,19 @@ def compile_engine(
     """
     # loads onnx, for which `accuquant build --help` must not wait
     from accuquant.engines.half_types import check_half_types
-    from accuquant.engines.int8_storage import with_int8_weights
+    from accuquant.engines.known_storage import with_known_storage
 
     backend = resolve_backend(options.backend)
     check_half_types(Path(model), options.target)
     progress = progress or Silent()
     began = time.monotonic()
     with scratch_folder("build") as work, atomic_write(plan) as written:
-        compiled = with_int8_weights(Path(model), work)
+        compiled, changes = with_known_storage(Path(model), work)
         request = _request(Path(model), compiled, written, options, work / "log")
         (work / "request.json").write_text(json.dumps(request), encoding="utf-8")
         progress.stage(f"compiling {Path(model).name} for {options.target}", 100)
-        if compiled != Path(model):
-            progress.message(_WIDENED)
+        for change in changes:
+            progress.message(change)
         _run_child(work, Path(model), backend, progress)
         log = tuple((work / "log").read_text(encoding="utf-8").splitlines())
     return CompiledEngine(Path(plan), log, time.monotonic() - began, backend.name, backend.version)

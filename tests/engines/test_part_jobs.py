@@ -143,8 +143,9 @@ def test_tensorrt_runs_the_engine_of_each_part_and_names_one_that_is_missing(
 
 @pytest.mark.slow
 @pytest.mark.trt
+@pytest.mark.parametrize("text_weights", ["fp32", "int8"])
 def test_every_part_of_the_bundled_text_pipeline_compiles(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text_weights: str
 ) -> None:
     source, recipe, out = (
         str(FASHION_TEXT),
@@ -165,7 +166,7 @@ def test_every_part_of_the_bundled_text_pipeline_compiles(
     ]
     assert main(["calibrate", source, "-o", recipe, *tiny, *fast]) == 0
     export = ["export", source, "--recipe", recipe, "--target", "cpu", "-o", str(out)]
-    assert main([*export, "--whole-pipeline"]) == 0
+    assert main([*export, "--whole-pipeline", "--text-weights", text_weights]) == 0
     capsys.readouterr()
     assert main(["build", str(out), *RTX, "--json", "-"]) == 0
     built = json.loads(capsys.readouterr().out)
