@@ -26,9 +26,10 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", type=Path, help="an .onnx file with the inputs sample and timestep")
+    parser.add_argument("model", type=Path, help="an .onnx file with the inputs sample and timestep, and text")
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--image", type=int, nargs=2, default=(28, 28), metavar=("H", "W"))
+    parser.add_argument("--tokens", type=int, nargs=1, default=(77,), help="of a text-guided network")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write settings and measurements to FILE")
@@ -61,7 +62,9 @@ def measure(arguments: argparse.Namespace) -> list[tuple[str, float, float]]:
     def call(batch: int) -> Callable[[], Any]:
         feeds: dict[str, Any] = {}
         for spec in runner.input_specs:
-            shape = (batch, spec.shape[1], *arguments.image) if spec.name == "sample" else (1,)
+            shape = (1,) if spec.name == "timestep" else (batch, *arguments.tokens, *spec.shape[2:])
+            if spec.name == "sample":
+                shape = (batch, spec.shape[1], *arguments.image)
             feeds[spec.name] = np.zeros(shape, spec.dtype)
         return lambda: runner.infer(feeds)
 
