@@ -25,7 +25,10 @@ SETTINGS: dict[str, Any] = {
 
 
 def run_apart(workers: int, **changes: Any) -> dict[str, Any]:
-    """Calibrate the bundled image model in a fresh process -> what `measure` returns; 0 workers: the loop."""
+    """Calibrate in a fresh process -> what `measure` returns; 0 workers: the loop.
+
+    `changes` are settings, and "source" the folder of another network than the bundled image model.
+    """
     done = subprocess.run(
         [sys.executable, __file__, str(workers), json.dumps(SETTINGS | changes)],
         env=os.environ | _ENVIRONMENT, stdout=subprocess.PIPE, check=True,
@@ -109,7 +112,8 @@ def measure(workers: int, settings: dict[str, Any]) -> dict[str, Any]:
     from accuquant.pipelines.source import load_source
     from accuquant.units.cluster import Cluster
 
-    source, begun = load_source(FASHION_DDPM), time.perf_counter()
+    settings = dict(settings)
+    source, begun = load_source(settings.pop("source", None) or FASHION_DDPM), time.perf_counter()
     module: Any = importlib.import_module("accuquant.calibration.calibrate")
     with ready(source, workers) as engine, tempfile.TemporaryDirectory() as folder:
         startup = time.perf_counter() - begun

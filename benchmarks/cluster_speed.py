@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 from concurrent.futures import ThreadPoolExecutor
+from math import nan
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -46,7 +47,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--workers", nargs="+", type=int, default=[2, 8, 64], help="what the model is asked for"
     )
-    parser.add_argument("--from", dest="source", type=Path, help="measurements of an earlier run")
+    parser.add_argument("--source", help="the folder of a pipeline (default: the bundled image model)")
+    parser.add_argument("--without-two", action="store_true", help="measure the loop and one worker alone")
+    parser.add_argument("--from", dest="earlier", type=Path, help="measurements of an earlier run")
     parser.add_argument("--trajectories", type=int, default=SETTINGS["num_trajectories"])
     parser.add_argument("--batch-size", type=int, default=SETTINGS["batch_size"])
     parser.add_argument("--steps", type=int, default=SETTINGS["steps"])
@@ -58,19 +61,20 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure, or read what was measured, and print."""
     arguments = parse_arguments()
-    if arguments.source is not None:
-        runs = json.loads(arguments.source.read_text())["runs"]
+    if arguments.earlier is not None:
+        runs = json.loads(arguments.earlier.read_text())["runs"]
     else:
         runs, n = [], arguments.iterations
         chosen = {
             "num_trajectories": arguments.trajectories, "batch_size": arguments.batch_size,
-            "steps": arguments.steps, "iterations": n, "shared_iterations": n,
+            "steps": arguments.steps, "iterations": n, "shared_iterations": n, "source": arguments.source,
         }  # fmt: skip
         for _ in range(arguments.rounds):
-            for workers in (0, 1, 2):
+            for workers in (0, 1) if arguments.without_two else (0, 1, 2):
                 found = run_apart(workers, **chosen)
                 runs.append({"workers": workers, **found})
-        runs.append({"workers": "two loops", **two_loops(**chosen)})
+        if not arguments.without_two:
+            runs.append({"workers": "two loops", **two_loops(**chosen)})
     digests = {run["sha256"] for run in runs}
     print_report(
         "Seconds of a calibration, medians",
@@ -80,7 +84,9 @@ def main() -> None:
         notes=[
             f"Recipes: {'the same bytes in all runs' if len(digests) == 1 else f'{len(digests)} DIFFERENT'}",
             "Start of Ray and workers (not in the table): " + ", ".join(
-                f"{n} workers {median(run['startup'] for run in of(runs, n)):.0f} s" for n in (1, 2)
+                f"{n} workers {median(run['startup'] for run in of(runs, n)):.0f} s"
+                for n in (1, 2)
+                if of(runs, n)
             ),
             *costs(runs),
         ],
@@ -126,16 +132,20 @@ def rows(runs: list[dict[str, Any]], asked: list[int]) -> list[list[str]]:
     """Return the table's rows: every stage, and the whole."""
     table, sums = [], [0.0] * len(asked)
     for stage, names in _STAGES.items():
-        seconds = [median(stage_seconds(run, stage) for run in of(runs, n)) for n in (0, 1, 2)]
+        seconds = [seconds_of(runs, n, (stage,)) for n in (0, 1, 2)]
         # the loop has no units of an iteration: there is nobody to share them with
         measured = [Measured.of(run, stage, names) for run in of(runs, 1 if "gradient" in names else 0)]
         guesses = [median(predicted(m, n) for m in measured) for n in asked]
         sums = [total + guess for total, guess in zip(sums, guesses, strict=True)]
         table.append(row(stage, str(measured[0].count), seconds, guesses))
-    wholes = [
-        median(sum(stage_seconds(run, stage) for stage in _STAGES) for run in of(runs, n)) for n in (0, 1, 2)
-    ]
+    wholes = [seconds_of(runs, n, tuple(_STAGES)) for n in (0, 1, 2)]
     return [*table, row("all of these", "", wholes, sums)]
+
+
+def seconds_of(runs: list[dict[str, Any]], workers: int, stages: tuple[str, ...]) -> float:
+    """Return the median seconds of `stages` together, not a number where nobody measured so many workers."""
+    found = [sum(stage_seconds(run, stage) for stage in stages) for run in of(runs, workers)]
+    return median(found) if found else nan
 
 
 def stage_seconds(run: dict[str, Any], stage: str) -> float:

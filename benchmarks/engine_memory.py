@@ -26,7 +26,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", type=Path, help="an .onnx file with the inputs sample and timestep, and text")
+    parser.add_argument("model", type=Path, help="an .onnx of a denoising network, with its text or without")
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--image", type=int, nargs=2, default=(28, 28), metavar=("H", "W"))
     parser.add_argument("--tokens", type=int, nargs=1, default=(77,), help="of a text-guided network")
